@@ -1,0 +1,121 @@
+"""Words of the jobs socket: ingress submits, the adapter answers.
+
+Law 1: each submitted job gets exactly one terminal message (Answer, End, Failed or Rejected), and
+nothing after it. Times are ``time.monotonic()`` seconds, which every process of one machine
+shares. Append fields with defaults, never reorder, never reuse a tag.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from supervisor.messages import Message
+
+# --------------------------------------------------------------------- ingress → adapter
+
+
+class Submit(Message, tag=1):
+    """One validated job."""
+
+    bulky: ClassVar[bool] = True
+
+    id: int  #: unique within the sender's session, ascending
+    path: str  #: path and query on the model server, e.g. ``/v1/completions``
+    lane: str  #: FIFO that it waits in
+    lane_limit: int  #: jobs of this lane that may run at once; 0: the model server schedules
+    workload: float  #: units of work; a multiple of 1/1024, so that sums are exact
+    max_queue_time_s: float  #: refuse or drop when it would wait, or waited, longer; inf: never
+    expires_at: float  #: monotonic time after which nobody wants the answer; inf: never
+    credit: int  #: response bytes that may be sent before more is granted
+    redeliver: bool = True  #: may run again when it was sent but no response head was seen
+    method: str = "POST"
+    headers: bytes = b"content-type: application/json\r\n"  #: header lines for the model server
+    body: bytes | memoryview = b""
+    frame: int = 0
+
+
+class Cancel(Message, tag=2):
+    """Nobody wants this job any more. Ignored when it has ended already."""
+
+    id: int
+
+
+class Credit(Message, tag=3):
+    """``size`` more response bytes of this job may be sent (they left for the client)."""
+
+    id: int
+    size: int
+
+
+ToAdapter = Submit | Cancel | Credit
+
+
+# --------------------------------------------------------------------- adapter → ingress
+
+
+class Answer(Message, tag=1):
+    """A whole response at once. Terminal."""
+
+    bulky: ClassVar[bool] = True
+
+    id: int
+    status: int
+    headers: bytes  #: header lines, hop-by-hop and framing ones removed, each ending in CRLF
+    started_at: float  #: monotonic time when it was dispatched to the model server
+    body: bytes | memoryview = b""
+    frame: int = 0
+
+
+class Head(Message, tag=2):
+    """The response has begun; Chunks follow."""
+
+    id: int
+    status: int
+    headers: bytes
+    started_at: float
+    content_length: int = -1  #: -1: unknown, the client gets chunked framing
+
+
+class Chunk(Message, tag=3):
+    """Bytes of a begun response, in order, never beyond the job's credit."""
+
+    bulky: ClassVar[bool] = True
+
+    id: int
+    body: bytes | memoryview = b""
+    frame: int = 0
+
+
+class End(Message, tag=4):
+    """The begun response is complete. Terminal."""
+
+    id: int
+
+
+class Failed(Message, tag=5):
+    """The job ran, or would have, and cannot be answered. Terminal.
+
+    ``kind`` is one of the error kinds of ``ingress/errors.py``: ``model_failed`` (502),
+    ``model_timeout`` (504), ``expired`` (504).
+    """
+
+    id: int
+    kind: str
+    message: str
+    started_at: float = 0.0  #: 0: was never dispatched
+
+
+class Rejected(Message, tag=6):
+    """The job was never dispatched. Terminal.
+
+    ``kind``: ``queue_full``, ``queue_time`` (429), ``not_ready``, ``draining`` (503).
+    """
+
+    id: int
+    kind: str
+    message: str
+    retry_after_s: float = 0.0
+    position: int = 0  #: place in its lane when it was refused, 1-based; 0: not queued
+
+
+FromAdapter = Answer | Head | Chunk | End | Failed | Rejected

@@ -1,0 +1,128 @@
+"""Words of the events socket: timing events in, acknowledgements and the engine's key out.
+
+Ingress owns the accounts: it alone sees each request from its first byte to its one outcome. A
+producer keeps every record until it is acknowledged, and sends cumulative totals with each batch,
+so a lost or repeated batch can never make the load drift. Times are ``time.monotonic()`` seconds,
+which every process of one machine shares. Workloads are multiples of 1/1024: sums are exact.
+
+Append fields with defaults, never reorder, never reuse a tag.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from supervisor.messages import Message
+
+
+class Outcome(enum.StrEnum):
+    """How a request ended; the spelling is the engine's (``status`` of delete_requests)."""
+
+    SUCCESS = "Success"
+    ERROR = "Error"
+    CANCELLED = "Cancelled"
+    REJECTED = "Rejected"
+
+
+class Totals(Message):
+    """Cumulative since the producer's epoch began.
+
+    Law 5, at every instant: received = served + errored + cancelled + rejected + pending.
+    """
+
+    received: float = 0.0  #: workload
+    served: float = 0.0
+    errored: float = 0.0
+    cancelled: float = 0.0
+    rejected: float = 0.0
+    requests: int = 0  #: requests received, whatever became of them
+
+
+class Opened(Message):
+    """A request was accepted for work and has not ended yet."""
+
+    key: int  #: unique within the producer's epoch, ascending
+    request_idx: int
+    workload: float
+    at: float  #: monotonic; entered_queue_at
+
+
+class Closed(Message):
+    """A request ended. It may never have been announced as Opened (it was that quick)."""
+
+    key: int
+    request_idx: int
+    workload: float
+    outcome: str  #: an Outcome
+    entered_at: float
+    started_at: float  #: 0: never dispatched
+    ended_at: float
+    route: str = ""  #: configured route, for metrics (bounded: only configured ones)
+    status: int = 0  #: HTTP status that the client got; 499: it had gone
+    first_byte_at: float = 0.0  #: when the response began; 0: never
+    sent_bytes: int = 0
+
+
+# --------------------------------------------------------------------- producers → reporter
+
+
+class Events(Message, tag=1):
+    """One batch of a producer's accounts, sent every 0.1 s while something changed.
+
+    ``seq`` ascends by one per batch within (producer, epoch). After every (re)connect the
+    producer sends all unacknowledged batches again, oldest first, unchanged.
+    """
+
+    producer: str
+    epoch: int
+    seq: int
+    opened: list[Opened]
+    closed: list[Closed]
+    totals: Totals
+    #: refusals that never became work, since the epoch began: kind → count (bounded: error kinds)
+    refused: dict[str, int] = {}
+
+
+class KeySuspect(Message, tag=2):
+    """Signatures stopped verifying (or no key is known): fetch the engine's key again, soon."""
+
+
+class ModelReport(Message, tag=3):
+    """The adapter's view of the model server, sent when it changes and after every (re)connect."""
+
+    ready: bool
+    error: str = ""  #: "" when nothing is wrong; cleared when the cause is gone
+    load_time_s: float = 0.0  #: from the model server's start to ready; 0 until it got ready
+    generation: int = 0
+    max_perf: float = 0.0  #: workload per second; 0: unknown
+
+
+class QueueReport(Message, tag=4):
+    """The adapter's gauges, every second while they change."""
+
+    waiting: int
+    running: int
+    waiting_bytes: int
+    retried: int  #: since its epoch began
+    benchmarked: int = 0  #: benchmark requests since its epoch began
+
+
+ToReporter = Events | KeySuspect | ModelReport | QueueReport
+
+
+# --------------------------------------------------------------------- reporter → producers
+
+
+class Ack(Message, tag=1):
+    """Every batch of this producer's epoch up to ``seq`` is safe with the reporter."""
+
+    seq: int
+
+
+class PublicKey(Message, tag=2):
+    """The engine's RSA public key (PEM), after every (re)connect and when it changed."""
+
+    pem: str
+
+
+FromReporter = Ack | PublicKey

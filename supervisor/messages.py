@@ -1,0 +1,131 @@
+"""Words of the control socket: every child, and the command line, talk to the supervisor here.
+
+A socket's messages live with the process that binds it, both directions, so that the imports keep
+pointing one way. Messages are frozen, tagged by a small integer, encoded as MessagePack arrays:
+append fields with defaults, never reorder, never reuse a tag.
+
+This module is a leaf: it imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Base of everything that crosses a socket.
+
+    ``body`` and ``frame`` exist only on messages that set ``bulky``: the wire sends a body over
+    64 KiB as a frame of its own and puts it back before the receiver sees the message.
+    """
+
+
+class ChildState(enum.StrEnum):
+    """A child's life (``supervisor/lifecycle.py`` holds the transitions)."""
+
+    WAITING = "waiting"
+    STARTING = "starting"
+    READY = "ready"
+    UNHEALTHY = "unhealthy"
+    STOPPING = "stopping"
+    BACKOFF = "backoff"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+# --------------------------------------------------------------------- child → supervisor
+
+
+class Beat(Message, tag=1):
+    """One heartbeat, sent by the child's event loop every second and when readiness changes."""
+
+    pid: int
+    #: The child can do its work (ingress: port open; the others: socket bound).
+    ready: bool
+    #: What it is waiting for when not ready, for people.
+    detail: str = ""
+    #: Small numbers and texts for ``status``: queue depth, load, last report. At most 64 entries.
+    gauges: dict[str, float | int | str | bool] = {}
+
+
+class ModelVerdict(Message, tag=2):
+    """The adapter's judgement of the model server, sent when it changes.
+
+    ``healthy``: probe (or log line) says that it answers. ``ready``: and it is benchmarked.
+    ``wedged``: it neither answers its probe nor makes progress; the supervisor restarts it.
+    ``generation`` names which start of the model server is judged; a verdict on an older one is
+    void.
+    """
+
+    generation: int
+    healthy: bool
+    ready: bool
+    wedged: bool = False
+    reason: str = ""
+
+
+class CommandRequest(Message, tag=3):
+    """What the command line asks of the running supervisor."""
+
+    verb: str  #: status, restart, drain, reload, stop, logs
+    args: list[str] = []
+
+
+ToSupervisor = Beat | ModelVerdict | CommandRequest
+
+
+# --------------------------------------------------------------------- supervisor → child
+
+
+class ModelState(Message, tag=1):
+    """Where the model server stands. Sent when it changes and after every (re)connect.
+
+    ``state`` is a ChildState, or ``"external"`` when something else starts the model server.
+    """
+
+    state: str
+    generation: int = 0  #: counts starts; 0: never started by us
+    pid: int = 0
+    reason: str = ""  #: why it is not running, for people ("killed by signal 9", "exit 3")
+    started_at: float = 0.0  #: time.monotonic() of the spawn
+    restarts: int = 0
+
+
+class LogMatch(Message, tag=2):
+    """A line of the model server's log contained one of the configured patterns."""
+
+    generation: int
+    kind: str  #: "ready" or "error"
+    pattern: str
+    line: str  #: at most 512 characters, masked
+
+
+class ChildNote(Message, tag=3):
+    """One of our own children died, hung or failed; the reporter says so while it lasts."""
+
+    name: str
+    state: str
+    reason: str
+    restarts: int
+
+
+class Drain(Message, tag=4):
+    """Finish what runs, start nothing new, then exit 0. After ``deadline_s`` give up and exit."""
+
+    deadline_s: float
+
+
+class Reload(Message, tag=5):
+    """New settings lie at the path that the child was started with; certificates may be new."""
+
+
+class CommandReply(Message, tag=6):
+    """Answer to a CommandRequest; ``body`` is JSON text."""
+
+    ok: bool
+    body: str
+
+
+FromSupervisor = ModelState | LogMatch | ChildNote | Drain | Reload | CommandReply
