@@ -1,0 +1,160 @@
+"""Pure: the jobs that this ingress process has promised to answer, and the session they ride on.
+
+Law 1 seen from this side: every job that was taken leaves exactly once, through ``settle``. A
+session with the adapter may end at any moment; then
+
+- a job whose response had not begun is submitted again in the next session, unchanged, unless its
+  route forbids it or it has been sent ``MAX_DELIVERIES`` times already;
+- a job whose response had begun fails, visibly: its bytes can not be sent twice (law 7).
+
+Bounds: ``max_jobs`` jobs; while no session stands nobody waits longer than ``GRACE_S``.
+
+This module knows nothing of HTTP, sockets or clocks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backend_adapter.messages import Submit
+
+#: Seconds that a job may wait for an adapter to appear.
+GRACE_S = 30.0
+#: Seconds that even a job that must not queue waits for an adapter that is being restarted.
+RESTART_S = 5.0
+#: A job that was in flight while the adapter died this often may be what kills it.
+MAX_DELIVERIES = 3
+
+
+class Job:
+    """One promised answer."""
+
+    __slots__ = (
+        "begun",
+        "deliveries",
+        "exchange",
+        "first_byte_at",
+        "key",
+        "owed",
+        "request_idx",
+        "route",
+        "sent_bytes",
+        "started_at",
+        "status",
+        "stream",
+        "submit",
+        "taken_at",
+    )  # fmt: skip
+
+    def __init__(
+        self, submit: Submit, exchange: Any, route: str, key: int, request_idx: int, now: float
+    ) -> None:
+        self.submit = submit
+        self.exchange = exchange
+        self.route = route
+        self.key = key
+        self.request_idx = request_idx
+        self.taken_at = now
+        #: times it was handed to an adapter
+        self.deliveries = 0
+        #: the client has seen the beginning of the response
+        self.begun = False
+        #: the response is an event stream, so an error can be told inside it
+        self.stream = False
+        #: response bytes that left for the client but were not credited back yet
+        self.owed = 0
+        self.status = 0
+        self.started_at = 0.0
+        self.first_byte_at = 0.0
+        self.sent_bytes = 0
+
+
+class Lost:
+    """A job that can not be answered any more because its session ended, and why."""
+
+    __slots__ = ("job", "kind", "message")
+
+    def __init__(self, job: Job, kind: str, message: str) -> None:
+        self.job = job
+        self.kind = kind
+        self.message = message
+
+
+class Admission:
+    """Every unanswered job of this process, by id, in the order of arrival."""
+
+    def __init__(self, max_jobs: int) -> None:
+        self._max_jobs = max_jobs
+        self._next = 0
+        self.jobs: dict[int, Job] = {}
+        self._up = False
+        self._down_since = 0.0
+        #: jobs that were handed to a second adapter
+        self.redelivered = 0
+
+    @property
+    def full(self) -> bool:
+        """No further job can be taken."""
+        return len(self.jobs) >= self._max_jobs
+
+    def next_id(self) -> int:
+        """The id that the next job's Submit carries."""
+        self._next += 1
+        return self._next
+
+    def take(self, job: Job) -> bool:
+        """Promise an answer. True: submit it now; False: it is submitted when a session stands."""
+        self.jobs[job.submit.id] = job
+        if self._up:
+            job.deliveries += 1
+        return self._up
+
+    def get(self, job_id: int) -> Job | None:
+        """The job, unless it has been settled."""
+        return self.jobs.get(job_id)
+
+    def settle(self, job_id: int) -> Job | None:
+        """The job's one end. None: it had ended already."""
+        return self.jobs.pop(job_id, None)
+
+    def link_up(self) -> list[Job]:
+        """A session began: what to submit, oldest first."""
+        self._up = True
+        for job in self.jobs.values():
+            self.redelivered += job.deliveries > 0
+            job.deliveries += 1
+        return list(self.jobs.values())
+
+    def link_down(self, now: float) -> list[Lost]:
+        """The session ended: settle and return what can not ride on another one."""
+        self._up = False
+        self._down_since = now
+        lost = []
+        for job in self.jobs.values():
+            if job.begun:
+                message = "the worker's adapter was restarted while the answer was under way"
+            elif job.deliveries and not job.submit.redeliver:
+                message = "the worker's adapter was restarted; this route may not run twice"
+            elif job.deliveries >= MAX_DELIVERIES:
+                message = f"the worker's adapter was restarted {MAX_DELIVERIES} times meanwhile"
+            else:
+                continue
+            lost.append(Lost(job, "adapter_down", message))
+        for item in lost:
+            del self.jobs[item.job.submit.id]
+        return lost
+
+    def expire(self, now: float) -> list[Lost]:
+        """Settle and return what waited too long for an adapter. Nothing while a session stands."""
+        if self._up:
+            return []
+        lost = []
+        for job in self.jobs.values():
+            allowed = min(max(job.submit.max_queue_time_s, RESTART_S), GRACE_S)
+            if now - max(job.taken_at, self._down_since) > allowed:
+                lost.append(Lost(job, "adapter_down", "the worker's adapter is not running"))
+            elif now > job.submit.expires_at:
+                lost.append(Lost(job, "expired", "no answer within the route's timeout"))
+        for item in lost:
+            del self.jobs[item.job.submit.id]
+        return lost

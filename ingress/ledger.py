@@ -1,0 +1,146 @@
+"""Pure: the accounts of one ingress process, and what the reporter has not confirmed of them.
+
+Ingress sees each request from its first byte to its one outcome, so the accounts are kept here.
+Law 5 holds at every instant: received = served + errored + cancelled + rejected + pending, exactly,
+since workloads are multiples of 1/1024.
+
+Every batch is kept until the reporter acknowledges it and is sent again, unchanged, in every new
+session. While nothing is acknowledged the changes wait here: bounded by the open requests plus
+``MAX_ROWS`` closed ones; beyond, the oldest rows are dropped and counted, the totals stay exact.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from reporter.messages import Closed, Events, Opened, Outcome, Totals
+
+#: Closed requests that are kept while the reporter does not confirm.
+MAX_ROWS = 50_000
+#: Batches under way without an acknowledgement before new ones wait.
+MAX_UNACKED = 64
+
+
+class Ledger:
+    """Accounts of one process life.
+
+    Args:
+        producer: the process's name. epoch: random, drawn once per process.
+    """
+
+    def __init__(self, producer: str, epoch: int) -> None:
+        self._producer = producer
+        self._epoch = epoch
+        self._seq = 0
+        self._key = 0
+        self._open: dict[int, Opened] = {}
+        self._new: dict[int, Opened] = {}
+        self._closed: deque[Closed] = deque()
+        self._unacked: deque[Events] = deque()
+        self._unacked_rows = 0
+        self._refused: dict[str, int] = {}
+        self._changed = True  # the first batch announces the epoch
+        self.received = self.served = self.errored = self.cancelled = self.rejected = 0.0
+        self.pending = 0.0
+        self.requests = 0
+        #: closed rows that were dropped because the reporter was away for too long
+        self.dropped = 0
+
+    def open(self, request_idx: int, workload: float, now: float) -> int:
+        """A request was taken. Returns its key."""
+        self._key += 1
+        key = self._key
+        opened = Opened(key, request_idx, workload, now)
+        self._open[key] = self._new[key] = opened
+        self.received += workload
+        self.pending += workload
+        self.requests += 1
+        self._changed = True
+        return key
+
+    def close(
+        self,
+        key: int,
+        outcome: Outcome,
+        now: float,
+        *,
+        route: str,
+        status: int,
+        started_at: float = 0.0,
+        first_byte_at: float = 0.0,
+        sent_bytes: int = 0,
+    ) -> None:
+        """The request ended. Its key is unknown from now on (closing twice is a KeyError)."""
+        opened = self._open.pop(key)
+        self._new.pop(key, None)
+        workload = opened.workload
+        self.pending -= workload
+        if outcome is Outcome.SUCCESS:
+            self.served += workload
+        elif outcome is Outcome.ERROR:
+            self.errored += workload
+        elif outcome is Outcome.CANCELLED:
+            self.cancelled += workload
+        else:
+            self.rejected += workload
+        self._closed.append(
+            Closed(
+                key,
+                opened.request_idx,
+                workload,
+                outcome,
+                opened.at,
+                started_at,
+                now,
+                route,
+                status,
+                first_byte_at,
+                sent_bytes,
+            )
+        )
+        if len(self._closed) + self._unacked_rows > MAX_ROWS:
+            self._closed.popleft()
+            self.dropped += 1
+        self._changed = True
+
+    def refuse(self, kind: str) -> None:
+        """A request was refused before it became work (bad signature, no such route …)."""
+        self._refused[kind] = self._refused.get(kind, 0) + 1
+        self._changed = True
+
+    @property
+    def totals(self) -> Totals:
+        """Cumulative sums of this epoch."""
+        return Totals(
+            self.received, self.served, self.errored, self.cancelled, self.rejected, self.requests
+        )
+
+    def batch(self) -> Events | None:
+        """The next batch to send, or None: nothing changed, or too much is under way."""
+        if not self._changed or len(self._unacked) >= MAX_UNACKED:
+            return None
+        self._changed = False
+        self._seq += 1
+        events = Events(
+            self._producer,
+            self._epoch,
+            self._seq,
+            list(self._new.values()),
+            list(self._closed),
+            self.totals,
+            dict(self._refused),
+        )
+        self._new.clear()
+        self._closed.clear()
+        self._unacked.append(events)
+        self._unacked_rows += len(events.closed)
+        return events
+
+    def acked(self, seq: int) -> None:
+        """The reporter has everything up to ``seq``."""
+        while self._unacked and self._unacked[0].seq <= seq:
+            self._unacked_rows -= len(self._unacked.popleft().closed)
+
+    def unacked(self) -> list[Events]:
+        """What to send again in a new session, oldest first."""
+        return list(self._unacked)

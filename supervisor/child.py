@@ -1,0 +1,204 @@
+"""What every process of ours runs in: uvloop, heartbeats, signals, drain, parent-death, logging.
+
+A child is started by the supervisor, reads its settings from the hand-off file, and runs one
+``Service``. Its heartbeat is sent by the loop itself, never by a thread: a loop that is stuck must
+look stuck. When the supervisor dies, every child sweeps the whole run (the model server and its
+grandchildren included) and ends: nothing may hold the GPU without anyone to answer for it.
+
+This module must not know what any service does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NoReturn, Protocol
+
+import uvloop
+
+import supervisor
+from supervisor import log_lines, process_tree, wire
+from supervisor.exit_codes import ExitCode
+from supervisor.messages import Beat, Drain, FromSupervisor, Message, Reload
+from supervisor.settings import Settings
+from supervisor.settings_sources import Handoff, SettingsError, read_handoff
+
+CONTROL_SOCKET = "control"
+_log = logging.getLogger("child")
+
+
+class Service(Protocol):
+    """What a process does inside the runtime."""
+
+    async def start(self) -> None:
+        """Open sockets and ports. Raising ends the process; the supervisor starts it again."""
+
+    def beat(self) -> Beat:
+        """This second's heartbeat."""
+
+    def on_control(self, message: Any) -> None:
+        """A message of the supervisor other than Drain and Reload."""
+
+    def reload(self, settings: Settings) -> None:
+        """New settings, already validated."""
+
+    async def drain(self, deadline_s: float) -> None:
+        """Finish what runs, start nothing new. Returns when done, or at the deadline."""
+
+    async def stop(self) -> None:
+        """Close everything."""
+
+
+class Runtime:
+    """The ground under one service: its name, settings, control socket and heartbeat."""
+
+    def __init__(self, name: str, handoff: Handoff) -> None:
+        self.name = name
+        self.handoff = handoff
+        self.settings = handoff.settings
+        self.mask = log_lines.masker(handoff.settings.secrets)
+        self.loop = asyncio.get_running_loop()
+        self._service: Service | None = None
+        self._control: wire.Client | None = None
+        self._beating: asyncio.TimerHandle | None = None
+        self._finished: asyncio.Future[int] = self.loop.create_future()
+        self._draining: asyncio.Task[None] | None = None
+
+    def address(self, socket: str) -> str:
+        """``ipc://…`` of one of this run's sockets."""
+        return wire.ipc_address(self.handoff.runtime_dir, socket)
+
+    def tell(self, message: Message) -> bool:
+        """Send to the supervisor. False: it does not listen now (say it again later)."""
+        return self._control is not None and self._control.send(message)
+
+    def beat_now(self) -> None:
+        """Send a heartbeat at once: readiness changed."""
+        if self._service is not None:
+            self.tell(self._service.beat())
+
+    def finish(self, code: int) -> None:
+        """End the process after its service stopped."""
+        if not self._finished.done():
+            self._finished.set_result(code)
+
+    async def run(self, build: Callable[[Runtime], Service]) -> int:
+        """Run the service until it is drained or told to end; returns the exit code."""
+        self._watch_parent()
+        self.loop.set_exception_handler(self._unexpected)
+        self.loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
+        self.loop.add_signal_handler(signal.SIGINT, lambda: None)
+        self.loop.add_signal_handler(signal.SIGHUP, lambda: None)
+        service = build(self)
+        await service.start()
+        self._service = service
+        self._control = wire.Client(
+            self.address(CONTROL_SOCKET), self.name, FromSupervisor, self._on_messages,
+            on_up=self.beat_now,
+        )  # fmt: skip
+        self._beat()
+        gc.collect()
+        gc.freeze()  # what start-up made lives as long as the process: never traverse it again
+        gc.set_threshold(20_000, 50, 100)
+        try:
+            return await self._finished
+        finally:
+            if self._beating is not None:
+                self._beating.cancel()
+            if self._draining is not None:
+                self._draining.cancel()
+            await service.stop()
+            self._control.close()
+
+    def _beat(self) -> None:
+        self._beating = self.loop.call_later(self.settings.restart.beat_s, self._beat)
+        self.beat_now()
+
+    def _on_messages(self, messages: list[Any]) -> None:
+        assert self._service is not None
+        for message in messages:
+            if isinstance(message, Drain):
+                self._drain(message.deadline_s)
+            elif isinstance(message, Reload):
+                self._reload()
+            else:
+                self._service.on_control(message)
+
+    def _reload(self) -> None:
+        try:
+            self.handoff = read_handoff()
+        except SettingsError as error:
+            _log.error("reload: %s", error)
+            return
+        self.settings = self.handoff.settings
+        self.mask = log_lines.masker(self.settings.secrets)
+        assert self._service is not None
+        self._service.reload(self.settings)
+
+    def _on_sigterm(self) -> None:
+        if self._draining is not None:
+            os._exit(128 + signal.SIGTERM)  # asked twice: now
+        self._drain(self.settings.worker.drain_s)
+
+    def _drain(self, deadline_s: float) -> None:
+        if self._draining is None:
+            if self._service is None:
+                self.finish(0)
+            else:
+                self._draining = self.loop.create_task(self._drained(self._service, deadline_s))
+
+    async def _drained(self, service: Service, deadline_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s + 1.0):
+                await service.drain(deadline_s)
+        self.finish(ExitCode.CLEAN)
+
+    def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An error that no code expected: this process's state can not be trusted any more."""
+        error = context.get("exception")
+        if isinstance(error, (ConnectionError, TimeoutError)):
+            _log.debug("%s: %r", context.get("message"), error)
+            return
+        _log.critical("%s", context.get("message"), exc_info=error)
+        self.finish(ExitCode.BUG)
+
+    def _watch_parent(self) -> None:
+        pidfd = process_tree.watch_parent(self.handoff.supervisor_pid)
+        if pidfd is None:
+            self._orphaned()
+        self.loop.add_reader(pidfd, self._orphaned)
+
+    def _orphaned(self) -> NoReturn:
+        process_tree.sweep(self.handoff.run_id, exclude=(os.getpid(),))
+        os._exit(ExitCode.ORPHANED)
+
+
+def run(name: str, build: Callable[[Runtime], Service]) -> NoReturn:
+    """Entry of every child: ``python -m <package> <name>``. Ends the process."""
+    if supervisor.DISTRIBUTION != "lighterman":  # pragma: no cover - needs a broken install
+        sys.exit(f"{supervisor.__file__} is another distribution's package: use a venv of its own")
+    try:
+        handoff = read_handoff()
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        sys.exit(ExitCode.SETTINGS)
+    settings = handoff.settings.worker
+    mask = log_lines.masker(handoff.settings.secrets)
+    log_lines.configure(name, settings.log_format, settings.log_level, mask)
+
+    async def main() -> int:
+        return await Runtime(name, handoff).run(build)
+
+    try:
+        code = uvloop.run(main())
+    except Exception:
+        logging.getLogger("child").critical("cannot go on", exc_info=True)
+        code = ExitCode.BUG
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,32 @@
+"""The numbers that `python -m supervisor` and its children end with, each with its reason.
+
+A leaf. The table in docs/ is generated from here.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class ExitCode(enum.IntEnum):
+    """Exit statuses; those above 63 follow sysexits.h where it has a fitting one."""
+
+    doc: str
+
+    CLEAN = 0, "stopped as asked, everything drained"
+    NOT_READY = 1, "status: the worker runs but is not ready; ask: the request failed"
+    NOT_RUNNING = 2, "status, ask, restart …: no worker runs with this state directory"
+    USAGE = 64, "the command line is wrong"
+    CHILD_FAILED = 69, "one of our own processes died more often than its restart budget allows"
+    BUG = 70, "an error of ours; the log holds the traceback"
+    ORPHANED = 71, "a child: the supervisor is gone, everything of the run was swept"
+    ALREADY_RUNNING = 75, "another worker holds the run lock; its pid is named"
+    PORT_TAKEN = 76, "a port that we were told to bind belongs to another program"
+    SETTINGS = 78, "the settings are wrong; every fault is named"
+
+    def __new__(cls, value: int, doc: str) -> ExitCode:
+        """Keep the reason beside the number."""
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.doc = doc
+        return member

@@ -1,0 +1,71 @@
+"""One format for every log line of the worker, and secrets out of all of them.
+
+Children log to stderr; the supervisor captures, shows and keeps it. Text for people:
+
+    2026-11-23T09:16:01.123Z info    ingress-0  listening on 127.0.0.1:3000
+
+or, on request, one JSON object a line. The hot path does not log at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+Mask = Callable[[str], str]
+#: Characters of one line; a traceback may be longer than is useful.
+MAX_LINE = 16_000
+
+
+def masker(secrets: Iterable[str]) -> Mask:
+    """A function that replaces every secret in a text by ``***``."""
+    hidden = sorted((s for s in secrets if s), key=len, reverse=True)
+    if not hidden:
+        return lambda text: text
+
+    def mask(text: str) -> str:
+        for secret in hidden:
+            if secret in text:
+                text = text.replace(secret, "***")
+        return text
+
+    return mask
+
+
+class Lines(logging.Formatter):
+    """Formats a record for people, or as JSON; masked, bounded, one line."""
+
+    def __init__(self, name: str, style: str, mask: Mask) -> None:
+        super().__init__()
+        self._name = name
+        self._json = style == "json"
+        self._mask = mask
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The finished line, without its newline."""
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        text = self._mask(text)[:MAX_LINE]
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        at, level = f"{moment}.{int(record.msecs):03d}Z", record.levelname.lower()
+        if self._json:
+            fields = {"time": at, "level": level, "process": self._name, "message": text}
+            return msgspec.json.encode(fields).decode()
+        return f"{at} {level:<7} {self._name:<15} {text.replace(chr(10), chr(10) + '    ')}"
+
+
+def configure(name: str, style: str, level: str, mask: Mask) -> None:
+    """Send everything this process logs to stderr, in the one format."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Lines(name, style, mask))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    logging.captureWarnings(True)
+    for noisy in ("aiohttp", "asyncio"):
+        logging.getLogger(noisy).setLevel("WARNING")
