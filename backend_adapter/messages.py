@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from supervisor.messages import Message
+from supervisor.messages import Body, Message
 
 # --------------------------------------------------------------------- ingress → adapter
 
@@ -30,7 +30,7 @@ class Submit(Message, tag=1):
     redeliver: bool = True  #: may run again when it was sent but no response head was seen
     method: str = "POST"
     headers: bytes = b"content-type: application/json\r\n"  #: header lines for the model server
-    body: bytes | memoryview = b""
+    body: Body = b""
     frame: int = 0
 
 
@@ -62,7 +62,7 @@ class Answer(Message, tag=1):
     status: int
     headers: bytes  #: header lines, hop-by-hop and framing ones removed, each ending in CRLF
     started_at: float  #: monotonic time when it was dispatched to the model server
-    body: bytes | memoryview = b""
+    body: Body = b""
     frame: int = 0
 
 
@@ -82,7 +82,7 @@ class Chunk(Message, tag=3):
     bulky: ClassVar[bool] = True
 
     id: int
-    body: bytes | memoryview = b""
+    body: Body = b""
     frame: int = 0
 
 

@@ -66,7 +66,7 @@ class Runtime:
         self.loop = asyncio.get_running_loop()
         self._service: Service | None = None
         self._control: wire.Client | None = None
-        self._beating: asyncio.TimerHandle | None = None
+        self._timers: dict[int, asyncio.TimerHandle] = {}
         self._finished: asyncio.Future[int] = self.loop.create_future()
         self._draining: asyncio.Task[None] | None = None
 
@@ -77,6 +77,16 @@ class Runtime:
     def tell(self, message: Message) -> bool:
         """Send to the supervisor. False: it does not listen now (say it again later)."""
         return self._control is not None and self._control.send(message)
+
+    def every(self, period_s: float, callback: Callable[[], None]) -> None:
+        """Call back now and then every ``period_s`` seconds, until the process ends."""
+        key = len(self._timers)
+
+        def fire() -> None:
+            self._timers[key] = self.loop.call_later(period_s, fire)
+            callback()
+
+        fire()
 
     def beat_now(self) -> None:
         """Send a heartbeat at once: readiness changed."""
@@ -102,23 +112,19 @@ class Runtime:
             self.address(CONTROL_SOCKET), self.name, FromSupervisor, self._on_messages,
             on_up=self.beat_now,
         )  # fmt: skip
-        self._beat()
+        self.every(self.settings.restart.beat_s, self.beat_now)
         gc.collect()
         gc.freeze()  # what start-up made lives as long as the process: never traverse it again
         gc.set_threshold(20_000, 50, 100)
         try:
             return await self._finished
         finally:
-            if self._beating is not None:
-                self._beating.cancel()
+            for timer in self._timers.values():
+                timer.cancel()
             if self._draining is not None:
                 self._draining.cancel()
             await service.stop()
             self._control.close()
-
-    def _beat(self) -> None:
-        self._beating = self.loop.call_later(self.settings.restart.beat_s, self._beat)
-        self.beat_now()
 
     def _on_messages(self, messages: list[Any]) -> None:
         assert self._service is not None

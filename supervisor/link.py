@@ -6,17 +6,22 @@ each of these visible to both ends. Every batch carries ``(epoch, peer_epoch, se
 whom, and its number.
 
     client                              server
-    (E, 0, 0)   greeting       ──▶      new session; the one before it is gone
-    up         ◀──   (S, E, 0)
+    (E, 0, 0)   greeting       ──▶      new session S; the one before it is gone
+    up         ◀──   (S, E, 0)  welcome
     (E, S, 1…)  batches        ⇄        (S, E, 1…)
-    reset      ◀──   (0, E, 0)          "I do not know this session": wrong epoch or a gap
+    reset      ◀──   (0, E, 0)  refusal "I do not know this session": wrong epoch or a gap
+
+Both epochs are drawn anew for every session: a greeting that arrives late, when its session has
+ended, opens another one that no batch of the old one fits.
 
 Law: between ``up`` and ``down`` each end receives exactly the batches that the other sent, in
 order, without a gap; whatever breaks this ends the session on both ends. What a session did not
 settle is the users' to send again (``ingress/admission.py``, ``reporter``).
 
-A client that heard nothing for ``dead_after_s`` starts over; so does the server's end. This module
-knows nothing of sockets, and takes random numbers and the time as arguments.
+An empty batch is a keepalive; the server answers it, so that a lost last batch shows as a gap and
+a mute peer as mute, however busy the other direction is. An end that heard nothing for
+``DEAD_AFTER_S`` ends the session. This module knows nothing of sockets, and takes random numbers
+and the time as arguments.
 """
 
 from __future__ import annotations
@@ -31,38 +36,44 @@ DEAD_AFTER_S = 5.0
 
 
 class ClientLink:
-    """The connecting end. ``draw`` gives a random 64-bit epoch that is not 0."""
+    """The connecting end. ``draw`` gives a random epoch that is not 0."""
 
     __slots__ = (
+        "_asked_at",
         "_draw",
         "_greeted_at",
         "_heard_at",
         "_received",
         "_sent",
-        "_sent_at",
         "epoch",
         "peer",
     )
 
     def __init__(self, draw: Callable[[], int]) -> None:
         self._draw = draw
-        self.epoch = draw()
-        self.peer = 0
-        self._sent = 0
-        self._received = 0
-        self._greeted_at = float("-inf")
         self._heard_at = 0.0
-        self._sent_at = 0.0
+        self.reset()
+
+    def reset(self) -> None:
+        """End the session; the next greeting opens a new one."""
+        self.epoch = self._draw()
+        self.peer = 0
+        self._sent = self._received = 0
+        self._greeted_at = self._asked_at = float("-inf")
 
     @property
     def up(self) -> bool:
         """A session stands."""
         return self.peer != 0
 
-    def wrap(self, now: float) -> Header:
+    @property
+    def greeting(self) -> Header:
+        """What asks the server for a session."""
+        return (self.epoch, 0, 0)
+
+    def wrap(self) -> Header:
         """Number the next batch. Only while up."""
         self._sent += 1
-        self._sent_at = now
         return (self.epoch, self.peer, self._sent)
 
     def receive(self, header: Header, now: float) -> str:
@@ -85,13 +96,6 @@ class ClientLink:
         self.reset()
         return "reset"
 
-    def reset(self) -> None:
-        """End the session; the next greeting opens a new one."""
-        self.epoch = self._draw()
-        self.peer = 0
-        self._sent = self._received = 0
-        self._greeted_at = float("-inf")
-
     def tick(self, now: float) -> str:
         """What is due: ``greet`` or ``keepalive``, ``reset`` (mute peer), or nothing."""
         if self.peer == 0:
@@ -102,11 +106,14 @@ class ClientLink:
         if now - self._heard_at > DEAD_AFTER_S:
             self.reset()
             return "reset"
-        return "keepalive" if now - self._sent_at >= KEEPALIVE_S else ""
+        if now - self._asked_at < KEEPALIVE_S:
+            return ""
+        self._asked_at = now
+        return "keepalive"
 
 
 class ServerLink:
-    """The binding end's view of one client."""
+    """The binding end's view of one session. ``epoch`` is drawn for it, ``peer`` its client's."""
 
     __slots__ = ("_heard_at", "_received", "_sent", "epoch", "peer")
 
@@ -117,13 +124,18 @@ class ServerLink:
         self._received = 0
         self._heard_at = now
 
+    @property
+    def welcome(self) -> Header:
+        """The answer to this session's greeting."""
+        return (self.epoch, self.peer, 0)
+
     def wrap(self) -> Header:
         """Number the next batch."""
         self._sent += 1
         return (self.epoch, self.peer, self._sent)
 
     def receive(self, header: Header, now: float) -> bool:
-        """True: deliver the batch. False: the session is broken; drop it and refuse."""
+        """True: deliver the batch. False: it does not continue this session."""
         epoch, to, seq = header
         if epoch != self.peer or to != self.epoch or seq != self._received + 1:
             return False
@@ -134,3 +146,24 @@ class ServerLink:
     def dead(self, now: float) -> bool:
         """The client has been mute for too long."""
         return now - self._heard_at > DEAD_AFTER_S
+
+
+def judge(link: ServerLink | None, header: Header, now: float) -> str:
+    """What the binding end does with a client's batch, given the session that it has with it.
+
+    ``open``: end the session, if there is one, begin another and welcome. ``welcome``: again, the
+    greeting was repeated. ``deliver``. ``break``: end the session and refuse. ``refuse``: only so.
+    """
+    epoch, to, _ = header
+    if to == 0:
+        return "welcome" if link is not None and link.peer == epoch else "open"
+    if link is None:
+        return "refuse"
+    if link.receive(header, now):
+        return "deliver"
+    return "break" if link.peer == epoch else "refuse"
+
+
+def refusal(header: Header) -> Header:
+    """Tells the sender of ``header`` that its session is not known."""
+    return (0, header[0], 0)

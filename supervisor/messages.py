@@ -73,6 +73,7 @@ class ModelVerdict(Message, tag=2):
     ready: bool
     wedged: bool = False
     reason: str = ""
+    max_perf: float = 0.0  #: workload per second that was measured; 0: unknown
 
 
 class CommandRequest(Message, tag=3):
@@ -100,6 +101,8 @@ class ModelState(Message, tag=1):
     reason: str = ""  #: why it is not running, for people ("killed by signal 9", "exit 3")
     started_at: float = 0.0  #: time.monotonic() of the spawn
     restarts: int = 0
+    #: what an earlier life of the adapter measured on this machine; 0: nothing yet
+    max_perf: float = 0.0
 
 
 class LogMatch(Message, tag=2):

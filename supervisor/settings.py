@@ -121,6 +121,9 @@ class EngineSettings(Section, frozen=True):
             "REPORT_ADDR",
         ),
     ] = []
+    local_port: Annotated[
+        Port, _doc("Port of the local engine that runs when no address is given; 0: a free one.")
+    ] = 3100
     token: Annotated[
         str, _doc("The secret mtoken of every report. Never logged.", "MASTER_TOKEN", secret=True)
     ] = ""

@@ -1,0 +1,83 @@
+"""The capacity: how much work per second the model server manages, learnt from traffic.
+
+Responsible for one figure, ``max_perf``: the benchmark's, raised by what real traffic has reached
+for a while. Without a benchmark it is what traffic has reached so far.
+
+Law: only time in which something ran counts, so an idle worker does not look slow; the figure never
+falls, so a quiet hour does not make a fast worker look full. It is a lower bound: what the model
+server has shown that it can do.
+
+Not known here: the clock (``now`` is ``time.monotonic()`` seconds), what a request is.
+"""
+
+from __future__ import annotations
+
+import math
+
+#: Busy seconds after which a piece of work counts half.
+HALF_LIFE_S = 60.0
+#: Traffic says something after this much of it.
+MIN_REQUESTS = 3
+MIN_BUSY_S = 1.0
+#: Busy seconds after which a rate counts as sustained: it stays, and may exceed the benchmark.
+SUSTAINED_S = 10.0
+
+_TIME_CONSTANT_S = HALF_LIFE_S / math.log(2)
+
+
+class Capacity:
+    """Counts what runs on the model server. ``benchmarked``: its figure, 0 while there is none."""
+
+    __slots__ = ("_best", "_busy_s", "_finished", "_recent_s", "_recent_work", "_running", "_seen")
+
+    def __init__(self, benchmarked: float = 0.0) -> None:
+        self._best = benchmarked
+        self._running = 0
+        self._seen = 0.0
+        self._busy_s = 0.0
+        self._finished = 0
+        # Work and busy time, both fading with busy time.
+        self._recent_work = 0.0
+        self._recent_s = 0.0
+
+    def benchmarked(self, max_perf: float) -> None:
+        """The benchmark found this figure."""
+        self._best = max(self._best, max_perf)
+
+    def started(self, now: float) -> None:
+        """A request was sent to the model server."""
+        self._pass_time(now)
+        self._running += 1
+
+    def ended(self, workload: float, started_at: float, now: float) -> None:
+        """A started request has ended; ``workload`` is what was served, 0 for a failed one.
+
+        The work counts as done evenly from start to end: counted whole at its end, a request
+        longer than the half-life would look faster than it was.
+        """
+        self._pass_time(now)
+        self._running -= 1
+        if workload > 0:
+            self._finished += 1
+            share = (now - started_at) / _TIME_CONSTANT_S
+            self._recent_work += workload * (-math.expm1(-share) / share if share > 0 else 1.0)
+        if self._busy_s >= SUSTAINED_S and self._finished >= MIN_REQUESTS:
+            self._best = max(self._best, self._recent_work / self._recent_s)
+
+    @property
+    def max_perf(self) -> float:
+        """Workload per second; 0: unknown yet."""
+        if self._best > 0:
+            return self._best
+        if self._finished < MIN_REQUESTS or self._busy_s < MIN_BUSY_S:
+            return 0.0
+        return self._recent_work / self._recent_s
+
+    def _pass_time(self, now: float) -> None:
+        if self._running:
+            elapsed_s = now - self._seen
+            faded = -math.expm1(-elapsed_s / _TIME_CONSTANT_S)
+            self._busy_s += elapsed_s
+            self._recent_work *= 1 - faded
+            self._recent_s = self._recent_s * (1 - faded) + _TIME_CONSTANT_S * faded
+        self._seen = now

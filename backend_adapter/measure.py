@@ -1,0 +1,150 @@
+"""The hands of one benchmark: sends what ``benchmark.py`` plans to the model server itself.
+
+Its requests do not pass the queue: they are nobody's jobs, and no job is dispatched meanwhile. It
+must not know what the outcome is used for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+
+from backend_adapter.benchmark import Benchmark, Done, Failed, SendBatch
+from backend_adapter.benchmark import Command as Planned
+from backend_adapter.model_client import ModelClient
+from backend_adapter.model_connection import Request
+from backend_adapter.response_headers import ResponseHead
+from supervisor.settings import RouteSettings, Settings
+
+_JSON = b"content-type: application/json\r\n"
+
+
+class _Probe:
+    """The sink of one benchmark request: only how it ended matters."""
+
+    __slots__ = ("_done", "_status", "request")
+
+    def __init__(self, path: str, body: bytes, done: Callable[[_Probe, str], None]) -> None:
+        self._done = done
+        self._status = 0
+        self.request = Request("POST", path, _JSON, body, self)
+
+    def on_head(self, head: ResponseHead) -> None:
+        """Keep the status."""
+        self._status = head.status
+
+    def on_body(self, data: bytes) -> None:
+        """The text does not matter."""
+
+    def on_end(self) -> None:
+        """Only a 2xx is a success: a fast error must not look like a fast worker."""
+        good = 200 <= self._status < 300
+        self._done(self, "" if good else f"the model server answered {self._status}")
+
+    def on_lost(self, sent: bool, reason: str) -> None:
+        """Never answered."""
+        self._done(self, reason)
+
+    def on_broken(self, kind: str, message: str) -> None:
+        """Broke off."""
+        self._done(self, message)
+
+
+class Measurement:
+    """One attempt.
+
+    Args:
+        client: the connections to the model server.
+        settings: route, payload and rounds are taken from here.
+        on_done: called with the workload per second.
+        on_failed: called with the reason.
+    """
+
+    def __init__(
+        self,
+        client: ModelClient,
+        settings: Settings,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        on_done: Callable[[float], None],
+        on_failed: Callable[[str], None],
+    ) -> None:
+        benchmark = settings.benchmark
+        route = next(r for r in settings.route if r.path == benchmark.route)
+        self._client = client
+        self._loop = loop
+        self._path = route.target
+        self._body = msgspec.json.encode(benchmark.payload)
+        self._workload = workload_of(benchmark.payload, route)
+        self._timeout_s = benchmark.timeout_s
+        self._on_done = on_done
+        self._on_failed = on_failed
+        concurrency = 1 if route.concurrency == 1 else benchmark.concurrency
+        self._plan = Benchmark(
+            runs=benchmark.runs, concurrency=concurrency, warmup=benchmark.warmup
+        )
+        self._running: dict[_Probe, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        #: requests sent so far
+        self.sent = 0
+
+    def begin(self) -> None:
+        """Send the first batch."""
+        self._follow(self._plan.start(time.monotonic()))
+
+    def cancel(self) -> None:
+        """Give up: no callback comes any more."""
+        self._plan.cancel()
+        self._abandon()
+
+    def _abandon(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for probe in list(self._running):
+            self._client.cancel(probe.request)
+        self._running.clear()
+
+    def _follow(self, command: Planned | None) -> None:
+        match command:
+            case None:
+                pass
+            case SendBatch(batch, count):
+                self._send(batch, count)
+            case Done(max_perf):
+                self._abandon()
+                self._on_done(max_perf)
+            case Failed(reason):
+                self._abandon()
+                self._on_failed(reason)
+
+    def _send(self, batch: int, count: int) -> None:
+        self._abandon()
+        self._timer = self._loop.call_later(self._timeout_s, self._timed_out, batch)
+        for _ in range(count):
+            probe = _Probe(self._path, self._body, partial(self._ended, batch))
+            self._running[probe] = None
+            self.sent += 1
+            self._client.send(probe.request)
+
+    def _ended(self, batch: int, probe: _Probe, error: str) -> None:
+        self._running.pop(probe, None)
+        now = time.monotonic()
+        self._follow(self._plan.result(batch, not error, self._workload, error, now))
+
+    def _timed_out(self, batch: int) -> None:
+        self._abandon()
+        self._follow(self._plan.timeout(batch, time.monotonic()))
+
+
+def workload_of(payload: object, route: RouteSettings) -> float:
+    """Workload of the benchmark's payload, as its route's requests are measured."""
+    value = payload
+    for name in route.workload.field.split(".") if route.workload.field else ():
+        value = value.get(name) if isinstance(value, dict) else None
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
+        return float(value)
+    return route.workload.default

@@ -1,0 +1,435 @@
+"""The hands of the adapter: jobs in, answers out, and the model server in between.
+
+What runs next is ``queue.py``'s decision, whether anything may run ``readiness.py``'s; how one
+response travels is ``run.py``'s. Here events are fed in and commands carried out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import Any, assert_never
+
+from backend_adapter import jobs
+from backend_adapter import readiness_words as words
+from backend_adapter.capacity import Capacity
+from backend_adapter.jobs import Job, Key
+from backend_adapter.measure import Measurement
+from backend_adapter.messages import (
+    Cancel,
+    Credit,
+    Failed,
+    FromAdapter,
+    Rejected,
+    Submit,
+    ToAdapter,
+)
+from backend_adapter.model_client import ModelClient
+from backend_adapter.model_connection import Request
+from backend_adapter.queue import Queue
+from backend_adapter.readiness import Readiness
+from backend_adapter.run import Run
+from reporter.messages import FromReporter, ModelReport, QueueReport
+from supervisor import wire
+from supervisor.child import Runtime
+from supervisor.messages import Beat, ChildState, LogMatch, ModelState, ModelVerdict
+from supervisor.settings import Settings
+
+JOBS_SOCKET = "jobs"
+EVENTS_SOCKET = "events"
+#: Deadlines of jobs are looked at this often.
+EXPIRE_EVERY_S = 0.1
+GAUGES_EVERY_S = 1.0
+_log = logging.getLogger("backend_adapter")
+
+
+class Adapter:
+    """The service that ``child.run`` runs."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        settings = runtime.settings
+        model = settings.model
+        self._queue = Queue(
+            max_jobs=settings.queue.max_jobs,
+            max_bytes=settings.queue.max_bytes,
+            max_running=model.max_connections,
+            max_attempts=settings.queue.max_attempts,
+        )
+        self._client = ModelClient(
+            model.url,
+            runtime.loop,
+            connect_timeout_s=model.connect_timeout_s,
+            first_byte_timeout_s=model.first_byte_timeout_s,
+            idle_timeout_s=model.idle_timeout_s,
+        )
+        self._capacity = Capacity(settings.benchmark.max_perf)
+        self._readiness = Readiness(
+            ready_log=bool(model.ready_log),
+            benchmark=bool(settings.benchmark.route) and not settings.benchmark.max_perf,
+            probe_every_s=model.probe_every_s,
+            probe_failures=model.probe_failures,
+            stall_timeout_s=model.stall_timeout_s,
+            now=time.monotonic(),
+        )
+        self._runs: dict[Key, Run] = {}
+        self._measurement: Measurement | None = None
+        self._benchmarked = 0
+        self._probe: asyncio.Task[None] | None = None
+        self._wake: asyncio.TimerHandle | None = None
+        self._verdict: words.Verdict | None = None
+        self._report: words.Report | None = None
+        self._gauges: QueueReport | None = None
+        self._draining = False
+        self._emptied = asyncio.Event()
+        self._jobs: wire.Server
+        self._events: wire.Client
+
+    # ------------------------------------------------------------------ the runtime's side
+
+    async def start(self) -> None:
+        """Bind the jobs socket, connect to the reporter."""
+        runtime = self._runtime
+        self._jobs = wire.Server(
+            runtime.address(JOBS_SOCKET), ToAdapter, self._on_messages,
+            on_down=self._on_ingress_down,
+            max_message_bytes=runtime.settings.limits.body_bytes + 2**20,
+        )  # fmt: skip
+        self._events = wire.Client(
+            runtime.address(EVENTS_SOCKET), runtime.name, FromReporter, lambda messages: None,
+            on_up=self._tell_reporter,
+        )  # fmt: skip
+        self._queue.set_capacity(self._capacity.max_perf)
+        runtime.every(EXPIRE_EVERY_S, self._expire)
+        runtime.every(GAUGES_EVERY_S, self._tell_gauges)
+
+    def beat(self) -> Beat:
+        """Ready means: jobs can be taken. The verdict on the model server goes with every beat."""
+        self._tell_verdict()
+        queue = self._queue
+        verdict = self._verdict
+        return Beat(
+            pid=os.getpid(),
+            ready=True,
+            gauges={
+                "waiting": queue.waiting,
+                "running": queue.running,
+                "held_bytes": queue.held_bytes,
+                "retried": queue.retried,
+                "max_perf": round(self._capacity.max_perf, 3),
+                "model_ready": verdict is not None and verdict.ready,
+                "model_reason": "" if verdict is None else verdict.reason,
+                "connections_opened": self._client.opened,
+                "connections_reused": self._client.reused,
+                "malformed": self._jobs.malformed + self._events.malformed,
+            },
+        )
+
+    def on_control(self, message: Any) -> None:
+        """Where the model server's process stands, and what its log said."""
+        now = time.monotonic()
+        if isinstance(message, ModelState):
+            if message.max_perf > 0:
+                self._remember(message.max_perf)
+            self._do(
+                self._readiness.model_state(
+                    message.state,
+                    message.generation,
+                    message.reason,
+                    now,
+                    measured=message.max_perf > 0,
+                )
+            )
+            if message.state in (ChildState.BACKOFF, ChildState.FAILED):
+                self._client.close_all(f"the model server died ({message.reason})")
+        elif isinstance(message, LogMatch):
+            self._do(
+                self._readiness.log_match(
+                    message.generation, message.kind, message.pattern, message.line, now
+                )
+            )
+
+    def reload(self, settings: Settings) -> None:
+        """Lanes and limits come with each job; the rest needs a restart."""
+
+    async def drain(self, deadline_s: float) -> None:
+        """Take nothing new; return when nothing runs or waits."""
+        self._draining = True
+        self._queue.drain()
+        self._check_empty()
+        async with asyncio.timeout(deadline_s):
+            await self._emptied.wait()
+
+    async def stop(self) -> None:
+        """Close everything."""
+        if self._wake is not None:
+            self._wake.cancel()
+        self._stop_measuring()
+        if self._probe is not None:
+            self._probe.cancel()
+        await self._client.close()
+        self._jobs.close()
+        self._events.close()
+
+    # ------------------------------------------------------------------ jobs
+
+    def _on_messages(self, peer: str, messages: list[Any]) -> None:
+        now = time.monotonic()
+        for message in messages:
+            kind = type(message)
+            if kind is Submit:
+                self._carry_out(self._queue.submit(Job((peer, message.id), message), now))
+            elif kind is Credit:
+                run = self._runs.get((peer, message.id))
+                if run is not None:
+                    run.grant(message.size)
+            elif kind is Cancel:
+                key = (peer, message.id)
+                self._carry_out(self._queue.cancel(key, now))
+                self._runs.pop(key, None)  # complete, but not delivered
+                self._check_empty()
+
+    def _on_ingress_down(self, peer: str) -> None:
+        """Its session ended: it submits again what it still wants."""
+        self._carry_out(self._queue.cancel_peer(peer, time.monotonic()))
+        for key in [key for key in self._runs if key[0] == peer]:
+            del self._runs[key]
+        self._check_empty()
+
+    def _expire(self) -> None:
+        self._readiness.progress(self._client.progress_at)
+        self._carry_out(self._queue.expire(time.monotonic()))
+
+    def _carry_out(self, commands: Sequence[jobs.Command]) -> None:
+        for command in commands:
+            if type(command) is jobs.Dispatch:
+                self._dispatch(command.job)
+            elif type(command) is jobs.Abort:
+                self._abort(command.job)
+            elif type(command) is jobs.Reject:
+                self._reject(command)
+            elif type(command) is jobs.Fail:
+                self._fail(command.job, command.kind, command.message)
+            else:
+                raise AssertionError(f"unknown command {command!r}")
+        if self._draining:
+            self._check_empty()
+
+    def _dispatch(self, job: Job) -> None:
+        run = Run(self, job)
+        self._runs[job.key] = run
+        self._capacity.started(job.dispatched_at)
+        try:
+            self._client.send(run.request)
+        except ValueError as error:
+            # told like any other broken request, but not before this dispatch has returned
+            self._runtime.loop.call_soon(run.on_broken, "model_failed", str(error))
+
+    def _abort(self, job: Job) -> None:
+        run = self._runs.pop(job.key, None)
+        if run is not None:
+            self._client.cancel(run.request)
+            self._capacity.ended(0.0, job.dispatched_at, time.monotonic())
+
+    def _reject(self, command: jobs.Reject) -> None:
+        job = command.job
+        self.tell(
+            job,
+            Rejected(
+                job.submit.id,
+                command.kind,
+                command.message,
+                command.retry_after_s,
+                command.position,
+            ),
+        )
+
+    def _fail(self, job: Job, kind: str, message: str) -> None:
+        self.tell(job, Failed(job.submit.id, kind, message, job.dispatched_at))
+
+    def _check_empty(self) -> None:
+        if self._draining and not (self._queue.waiting or self._queue.running or self._runs):
+            self._emptied.set()
+
+    # ------------------------------------------------------------------ what runs tell
+
+    def tell(self, job: Job, message: FromAdapter) -> None:
+        """Send to the ingress that the job came from."""
+        self._jobs.send(job.key[0], message)
+
+    def pause(self, request: Request) -> None:
+        """Stop reading a response: its client is slower than the model server."""
+        self._client.pause(request)
+
+    def resume(self, request: Request) -> None:
+        """Read on."""
+        self._client.resume(request)
+
+    def began(self, run: Run) -> None:
+        """The client is about to see the response's beginning."""
+        self._queue.began(run.job.key)
+
+    def ended(self, run: Run, ok: bool) -> None:
+        """The model server is done with it."""
+        now = time.monotonic()
+        job = run.job
+        self._capacity.ended(job.submit.workload if ok else 0.0, job.dispatched_at, now)
+        self._carry_out(self._queue.finished(job.key, ok, now))
+
+    def delivered(self, run: Run) -> None:
+        """The terminal message has been sent."""
+        self._runs.pop(run.job.key, None)
+        if self._draining:
+            self._check_empty()
+
+    def lost(self, run: Run, sent: bool, reason: str) -> None:
+        """The connection broke before the response began: look at the model server at once."""
+        now = time.monotonic()
+        key = run.job.key
+        if self._runs.pop(key, None) is None:
+            return
+        self._capacity.ended(0.0, run.job.dispatched_at, now)
+        self._do(self._readiness.connection_refused(now))
+        self._carry_out(self._queue.lost(key, sent, reason, now))
+
+    def broken(self, run: Run, kind: str, message: str) -> None:
+        """The response can not be completed."""
+        now = time.monotonic()
+        key = run.job.key
+        if self._runs.pop(key, None) is None:
+            return
+        self._capacity.ended(0.0, run.job.dispatched_at, now)
+        self._carry_out(self._queue.broken(key, kind, message, now))
+
+    # ------------------------------------------------------------------ the model server
+
+    def _do(self, commands: Sequence[words.Command]) -> None:
+        for command in commands:
+            match command:
+                case words.Probe():
+                    self._probe = self._runtime.loop.create_task(self._probed())
+                case words.StartBenchmark(attempt):
+                    self._measure(attempt)
+                case words.StopBenchmark():
+                    self._stop_measuring()
+                case words.BackendUp():
+                    self._carry_out(self._queue.backend_up(time.monotonic()))
+                case words.BackendDown(reason):
+                    self._queue.backend_down(reason)
+                case words.BackendFailed(reason):
+                    self._carry_out(self._queue.backend_failed(reason, time.monotonic()))
+                case words.Verdict():
+                    self._verdict = command
+                    self._tell_verdict()
+                    self._runtime.beat_now()
+                case words.Report():
+                    if command.error and (
+                        self._report is None or command.error != self._report.error
+                    ):
+                        _log.warning("%s", command.error)
+                    self._report = command
+                    self._tell_reporter()
+                case words.Wake(at):
+                    self._wake_at(at)
+                case _:
+                    assert_never(command)
+
+    def _wake_at(self, at: float) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
+        delay_s = max(0.0, at - time.monotonic())
+        self._wake = self._runtime.loop.call_later(delay_s, self._awake)
+
+    def _awake(self) -> None:
+        self._readiness.progress(self._client.progress_at)
+        self._do(self._readiness.tick(time.monotonic()))
+
+    async def _probed(self) -> None:
+        """The health path where there is one, else: does the port take a connection?"""
+        model = self._runtime.settings.model
+        if model.health:
+            result = await self._client.probe(model.health, model.probe_timeout_s)
+            ok = result.ok
+            text = result.error or f"{model.health} answered {result.status}"
+        else:
+            text = await self._client.reach(model.probe_timeout_s)
+            ok = not text
+        self._do(self._readiness.probe_result(ok, text, time.monotonic()))
+
+    def _measure(self, attempt: int) -> None:
+        self._measurement = Measurement(
+            self._client,
+            self._runtime.settings,
+            self._runtime.loop,
+            on_done=lambda max_perf: self._measured(attempt, max_perf),
+            on_failed=lambda reason: self._not_measured(attempt, reason),
+        )
+        self._measurement.begin()
+
+    def _stop_measuring(self) -> None:
+        if self._measurement is not None:
+            self._benchmarked += self._measurement.sent
+            self._measurement.cancel()
+            self._measurement = None
+
+    def _measured(self, attempt: int, max_perf: float) -> None:
+        self._stop_measuring()
+        _log.info("benchmark: %.1f workload/s", max_perf)
+        self._remember(max_perf)
+        self._do(self._readiness.benchmark_done(attempt, time.monotonic()))
+
+    def _not_measured(self, attempt: int, reason: str) -> None:
+        self._stop_measuring()
+        self._do(self._readiness.benchmark_failed(attempt, reason, time.monotonic()))
+
+    def _remember(self, max_perf: float) -> None:
+        self._capacity.benchmarked(max_perf)
+        self._queue.set_capacity(self._capacity.max_perf)
+
+    # ------------------------------------------------------------------ what others are told
+
+    def _tell_verdict(self) -> None:
+        verdict = self._verdict
+        if verdict is not None:
+            self._runtime.tell(
+                ModelVerdict(
+                    verdict.generation,
+                    verdict.healthy,
+                    verdict.ready,
+                    verdict.wedged,
+                    verdict.reason,
+                    self._capacity.max_perf,
+                )
+            )
+
+    def _tell_reporter(self) -> None:
+        report = self._report
+        if report is not None:
+            self._events.send(
+                ModelReport(
+                    report.ready,
+                    self._runtime.mask(report.error),
+                    report.load_time_s,
+                    report.generation,
+                    self._capacity.max_perf,
+                )
+            )
+        self._gauges = None
+
+    def _tell_gauges(self) -> None:
+        queue = self._queue
+        if self._capacity.max_perf != queue.capacity:
+            queue.set_capacity(self._capacity.max_perf)
+            self._tell_reporter()
+        gauges = QueueReport(
+            queue.waiting,
+            queue.running,
+            queue.waiting_bytes,
+            queue.retried,
+            self._benchmarked + (self._measurement.sent if self._measurement else 0),
+        )
+        if gauges != self._gauges and self._events.send(gauges):
+            self._gauges = gauges

@@ -1,0 +1,76 @@
+"""Words of the model server's judgement: the commands that ``readiness.Readiness`` returns.
+
+A leaf: frozen data, times in ``time.monotonic()`` seconds, reasons in the words of people.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Ask the model server whether it is well, and answer ``probe_result``."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartBenchmark:
+    """Measure it, and answer ``benchmark_done`` or ``benchmark_failed`` with this attempt."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopBenchmark:
+    """Give up the measurement that runs; it needs no answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendUp:
+    """Requests may be sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendDown:
+    """Requests must wait."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BackendFailed:
+    """Requests need not wait: it will not be started again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Tell the supervisor (fields as in ``supervisor.messages.ModelVerdict``)."""
+
+    generation: int
+    healthy: bool
+    ready: bool
+    wedged: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Tell the reporter (fields as in ``reporter.messages.ModelReport``)."""
+
+    generation: int
+    ready: bool
+    error: str
+    load_time_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Call ``tick`` at this time; replaces the time given before."""
+
+    at: float
+
+
+Backend = BackendUp | BackendDown | BackendFailed
+Command = Probe | StartBenchmark | StopBenchmark | Backend | Verdict | Report | Wake

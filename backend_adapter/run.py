@@ -1,0 +1,174 @@
+"""One job on the model server: carries its response to the ingress under credit.
+
+A response whose length is known and small leaves as one Answer; everything else as Head, Chunks and
+End. Law 6: no Chunk goes beyond the job's credit; what was read beyond it (at most one read of the
+socket) waits here while the model server's socket is not read. Law 1: exactly one terminal message.
+
+It does not decide anything about the job: the queue does, and is told through ``Owner``.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from backend_adapter.jobs import Job
+from backend_adapter.messages import Answer, Chunk, End, FromAdapter, Head
+from backend_adapter.model_connection import Request
+from backend_adapter.response_headers import ResponseHead
+
+#: A response of known length up to this many bytes is gathered into one Answer.
+GATHER_BYTES = 65_536
+
+
+class Owner(Protocol):
+    """What a run needs of the process around it."""
+
+    def tell(self, job: Job, message: FromAdapter) -> None:
+        """Send to the ingress that the job came from."""
+
+    def pause(self, request: Request) -> None:
+        """Stop reading the response."""
+
+    def resume(self, request: Request) -> None:
+        """Read on."""
+
+    def began(self, run: Run) -> None:
+        """The client is about to see the response's beginning."""
+
+    def ended(self, run: Run, ok: bool) -> None:
+        """The model server's response is complete; the slot is free."""
+
+    def delivered(self, run: Run) -> None:
+        """The terminal message has been sent; nothing is held any more."""
+
+    def lost(self, run: Run, sent: bool, reason: str) -> None:
+        """The connection broke before the response began."""
+
+    def broken(self, run: Run, kind: str, message: str) -> None:
+        """The response can not be completed."""
+
+
+class Run:
+    """The sink of one request. ``credit`` starts with what the Submit granted."""
+
+    __slots__ = (
+        "_complete",
+        "_credit",
+        "_gathering",
+        "_head",
+        "_held",
+        "_owner",
+        "_paused",
+        "job",
+        "request",
+    )
+
+    def __init__(self, owner: Owner, job: Job) -> None:
+        submit = job.submit
+        self.job = job
+        self.request = Request(
+            submit.method,
+            submit.path,
+            submit.headers,
+            submit.body,
+            self,
+            redeliver=submit.redeliver,
+        )
+        self._owner = owner
+        self._credit = submit.credit
+        self._head: ResponseHead | None = None
+        self._gathering = False
+        self._held: list[bytes] = []
+        self._paused = False
+        self._complete = False
+
+    # ------------------------------------------------------------------ the client's calls
+
+    def on_head(self, head: ResponseHead) -> None:
+        """Decide whether it is gathered; if not, the ingress may begin its response."""
+        self._head = head
+        limit = min(GATHER_BYTES, self._credit)
+        self._gathering = not head.streaming and 0 <= head.content_length <= limit
+        if not self._gathering:
+            self._owner.began(self)
+            job = self.job
+            self._owner.tell(
+                job,
+                Head(
+                    job.submit.id,
+                    head.status,
+                    head.headers,
+                    job.dispatched_at,
+                    head.content_length,
+                ),
+            )
+
+    def on_body(self, data: bytes) -> None:
+        """Send what the credit allows, hold the rest and read no more."""
+        if self._gathering or self._held:
+            self._held.append(data)
+        else:
+            self._push(data)
+
+    def on_end(self) -> None:
+        """The slot is free now; the terminal message follows what is still held."""
+        head = self._head
+        assert head is not None
+        self._complete = True
+        self._owner.ended(self, head.status < 500)
+        job = self.job
+        if self._gathering:
+            held = self._held
+            body = held[0] if len(held) == 1 else b"".join(held)
+            answer = Answer(job.submit.id, head.status, head.headers, job.dispatched_at, body)
+            self._owner.tell(job, answer)
+            self._owner.delivered(self)
+        elif not self._held:
+            self._end()
+
+    def on_lost(self, sent: bool, reason: str) -> None:
+        """Nothing of the response was seen."""
+        self._owner.lost(self, sent, reason)
+
+    def on_broken(self, kind: str, message: str) -> None:
+        """It can not be completed."""
+        self._owner.broken(self, kind, message)
+
+    # ------------------------------------------------------------------ the ingress's word
+
+    def grant(self, size: int) -> None:
+        """More bytes may be under way."""
+        self._credit += size
+        if self._gathering or self._head is None:
+            return
+        held, self._held = self._held, []
+        for data in held:
+            self.on_body(data)
+        if self._held:
+            return
+        if self._complete:
+            self._end()
+        elif self._paused:
+            self._paused = False
+            self._owner.resume(self.request)
+
+    # ------------------------------------------------------------------ inside
+
+    def _push(self, data: bytes) -> None:
+        credit = self._credit
+        if credit >= len(data):
+            self._credit = credit - len(data)
+            self._owner.tell(self.job, Chunk(self.job.submit.id, data))
+            return
+        if credit > 0:
+            self._credit = 0
+            self._owner.tell(self.job, Chunk(self.job.submit.id, data[:credit]))
+            data = data[credit:]
+        self._held.append(data)
+        if not self._paused:
+            self._paused = True
+            self._owner.pause(self.request)
+
+    def _end(self) -> None:
+        self._owner.tell(self.job, End(self.job.submit.id))
+        self._owner.delivered(self)

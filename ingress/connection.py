@@ -1,0 +1,427 @@
+"""One client connection, and the one exchange that it carries at a time.
+
+A connection reads a request, hands it to the application, and reads no further request until the
+answer has ended: what a client pipelines meanwhile waits as raw bytes, at most ``HOLD_BYTES`` and
+one read of the socket. Reading goes on below that bound, because only a socket that is being read
+tells that its client has left; a client that closes even half of its connection counts as gone.
+
+Law: the application gets every complete request once, and for each exactly one of two ends: its
+own (respond, finish, abort, fail) or ``on_disconnect``. After either, calls on the exchange do
+nothing. A begun answer that cannot be completed never looks complete to the client.
+
+No task, timer or log call per request: deadlines are looked at by the server's one sweep. This
+module knows neither authentication nor jobs, and opens no socket itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import cast
+
+from ingress import responses
+from ingress.errors import ErrorKind, Problem
+from ingress.exchange import JOIN_BYTES, Application, Exchange
+from ingress.framing import Framer, Request
+from supervisor.settings import LimitSettings
+
+#: Bytes of pipelined requests beyond which a connection is not read until its answer has ended.
+HOLD_BYTES = 65_536
+
+#: Unsent bytes of one connection above which, and below which again, ``writable`` changes.
+WRITE_HIGH_BYTES = 65_536
+WRITE_LOW_BYTES = 16_384
+
+#: Seconds for which the rest of a refused request is thrown away before its connection closes: a
+#: close with unread bytes would reset the connection, and could take the refusal with it.
+LINGER_S = 2.0
+
+#: Connections beyond the limit that are told so at one time; further ones are just closed.
+OVERFLOW_CONNECTIONS = 64
+
+# What a connection waits for. Up to _BODY it parses what comes; from _LINGER it throws it away.
+_IDLE, _HEAD, _BODY, _BUSY, _LINGER, _CLOSED = range(6)
+
+
+class Shared:
+    """What all connections of one server have in common."""
+
+    def __init__(
+        self,
+        app: Application,
+        limits: LimitSettings,
+        loop: asyncio.AbstractEventLoop,
+        max_connections: int,
+        on_lost: Callable[[], None],
+    ) -> None:
+        self.app = app
+        self.limits = limits
+        self.loop = loop
+        self.max_connections = max_connections
+        #: Called whenever a connection has ended.
+        self.on_lost = on_lost
+        self.prefixes = responses.Prefixes(time.time())
+        self.connections: set[Connection] = set()
+        #: Exchanges whose head was accepted and whose answer has not ended.
+        self.active = 0
+        #: Bytes of request bodies held for them.
+        self.buffered_bytes = 0
+        self.draining = False
+        #: Requests that never reached the application, by kind.
+        self.refused: dict[ErrorKind, int] = {}
+        inf = float("inf")
+        #: Seconds that a connection may spend in each state.
+        self.timeouts_s = (
+            limits.keepalive_s,
+            limits.header_timeout_s,
+            limits.body_timeout_s,
+            inf,
+            LINGER_S,
+            inf,
+        )
+
+
+class Connection(asyncio.Protocol):
+    """The protocol of one client socket.
+
+    :param shared: what it has in common with the server's other connections.
+    """
+
+    __slots__ = (
+        "_counted_bytes",
+        "_deadline",
+        "_exchange",
+        "_framer",
+        "_held",
+        "_parsing",
+        "_reading_paused",
+        "_stall_deadline",
+        "_state",
+        "_transport",
+        "_unsent_bytes",
+        "shared",
+        "writable",
+    )
+
+    _transport: asyncio.Transport
+
+    def __init__(self, shared: Shared) -> None:
+        self.shared = shared
+        self.writable = True
+        self._framer = Framer(shared.limits, self._new_exchange)
+        #: The accepted exchange whose answer has not ended.
+        self._exchange: Exchange | None = None
+        self._state = _IDLE
+        #: When the state has lasted too long; 0: the next sweep sets it.
+        self._deadline = 0.0
+        #: Received but not looked at: it belongs to later requests.
+        self._held = b""
+        self._parsing = False
+        self._reading_paused = False
+        #: Share of this connection in ``shared.buffered_bytes``.
+        self._counted_bytes = 0
+        self._unsent_bytes = 0
+        self._stall_deadline = 0.0
+
+    def _new_exchange(self) -> Exchange:
+        return Exchange(self)
+
+    # ------------------------------------------------------------------ events of the socket
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio: the client is connected (with TLS: the handshake is done)."""
+        transport = cast(asyncio.Transport, transport)  # uvloop has classes of its own
+        self._transport = transport
+        shared = self.shared
+        open_connections = len(shared.connections)
+        if open_connections >= shared.max_connections + OVERFLOW_CONNECTIONS:
+            self._state = _CLOSED
+            transport.abort()
+            return
+        shared.connections.add(self)
+        transport.set_write_buffer_limits(WRITE_HIGH_BYTES, WRITE_LOW_BYTES)
+        if open_connections >= shared.max_connections:
+            self._refuse(Problem(ErrorKind.OVERLOADED, retry_after_s=1.0))
+        elif shared.draining:
+            self._refuse(Problem(ErrorKind.DRAINING, retry_after_s=1.0))
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio: bytes from the client."""
+        if self._state <= _BODY and self.writable and not self._held:
+            self._parse(data)
+        elif self._state <= _BUSY:
+            self._hold(data)
+
+    def eof_received(self) -> None:
+        """asyncio: the client will send no more: it has left. The transport closes itself."""
+        if self._exchange is not None:
+            self._transport.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """asyncio: the connection is gone."""
+        shared = self.shared
+        handed_over = self._state == _BUSY
+        self._state = _CLOSED
+        shared.connections.discard(self)
+        self._framer.close()
+        self._held = b""
+        exchange = self._exchange
+        self._forget_exchange()
+        if exchange is not None:
+            exchange.client_gone()
+            if handed_over:
+                shared.app.on_disconnect(exchange)
+        shared.on_lost()
+
+    def pause_writing(self) -> None:
+        """asyncio: ``WRITE_HIGH_BYTES`` are unsent."""
+        self.writable = False
+
+    def resume_writing(self) -> None:
+        """asyncio: no more than ``WRITE_LOW_BYTES`` are unsent."""
+        self.writable = True
+        exchange = self._exchange
+        if exchange is None or self._state != _BUSY:
+            self._resume()
+        elif exchange.begun:
+            self.shared.app.on_writable(exchange)
+
+    # ------------------------------------------------------------------ requests
+
+    def _hold(self, data: bytes) -> None:
+        self._held += data
+        if len(self._held) > HOLD_BYTES and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def _resume(self) -> None:
+        """Go on with what was held, if nothing stands against it."""
+        if self._state > _BODY or not self.writable:
+            return
+        data, self._held = self._held, b""
+        if data:
+            self._parse(data)
+        if self._reading_paused and len(self._held) <= HOLD_BYTES and self._state != _CLOSED:
+            self._reading_paused = False
+            self._transport.resume_reading()
+
+    def _parse(self, data: bytes) -> None:
+        framer = self._framer
+        start, size = 0, len(data)
+        self._parsing = True
+        try:
+            while start < size and self.writable:
+                if self._state <= _HEAD:
+                    start = framer.head(data, start)
+                    if start < 0:
+                        if framer.begun and self._state == _IDLE:
+                            self._enter(_HEAD)
+                        return
+                    self._accept_head(framer.request)
+                elif self._state == _BODY:
+                    start = framer.body(data, start)
+                    self._count_body(framer.body_bytes)
+                    if start < 0:
+                        self._deadline = 0.0
+                        return
+                    self._hand_over(framer.request)
+                else:
+                    break
+        except Problem as problem:
+            self._refuse(problem)
+        finally:
+            self._parsing = False
+        if start < size and self._state <= _BUSY:
+            self._hold(data[start:])
+
+    def _accept_head(self, exchange: Exchange) -> None:
+        shared = self.shared
+        exchange.arrived_at = time.monotonic()
+        if shared.draining:
+            raise Problem(ErrorKind.DRAINING, retry_after_s=1.0)
+        if shared.buffered_bytes + exchange.content_length > shared.limits.buffered_bytes:
+            raise _out_of_memory()
+        shared.active += 1
+        self._exchange = exchange
+        try:
+            fault = shared.app.on_head(exchange)
+        except Exception as error:
+            fault = self._app_failed(error)
+        if fault is not None:
+            self._state = _BUSY
+            if exchange.has_body:
+                # The body is not read, so where the next request would begin is not known.
+                exchange.keep_alive = False
+            else:
+                self._framer.next()
+            exchange.fail(fault)
+        elif exchange.has_body:
+            self._enter(_BODY)
+            if exchange.expects_continue:
+                self.write(responses.CONTINUE)
+        else:
+            self._hand_over(exchange)
+
+    def _hand_over(self, exchange: Exchange) -> None:
+        self._state = _BUSY
+        self._framer.next()
+        try:
+            self.shared.app.on_request(exchange)
+        except Exception as error:
+            exchange.fail(self._app_failed(error))
+
+    def _app_failed(self, error: Exception) -> Problem:
+        self.shared.loop.call_exception_handler(
+            {"message": "The ingress failed at a request", "exception": error}
+        )
+        return Problem(ErrorKind.INTERNAL)
+
+    def _count_body(self, size_bytes: int) -> None:
+        shared = self.shared
+        shared.buffered_bytes += size_bytes - self._counted_bytes
+        self._counted_bytes = size_bytes
+        if shared.buffered_bytes > shared.limits.buffered_bytes:
+            raise _out_of_memory()
+
+    def _forget_exchange(self) -> None:
+        shared = self.shared
+        shared.buffered_bytes -= self._counted_bytes
+        self._counted_bytes = 0
+        if self._exchange is not None:
+            self._exchange = None
+            shared.active -= 1
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer a request that the application will never see, and close."""
+        refused = self.shared.refused
+        refused[problem.kind] = refused.get(problem.kind, 0) + 1
+        self.send_whole(
+            self._framer.request, problem.status, problem.header_lines(), problem.body(), False
+        )
+        if self._exchange is not None:
+            self._exchange.client_gone()
+            self._forget_exchange()
+        self._linger()
+
+    # ------------------------------------------------------------------ answers
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Send, soon: uvloop joins what is written within one turn of the loop."""
+        self._transport.write(data)
+
+    def write_pieces(self, pieces: tuple[bytes | memoryview, ...]) -> None:
+        """Send without copying."""
+        self._transport.writelines(pieces)
+
+    def send_whole(
+        self,
+        request: Request,
+        status: int,
+        headers: bytes,
+        body: bytes | memoryview,
+        keep_alive: bool,
+    ) -> None:
+        """Write a complete answer to ``request``, framed by its length."""
+        size = len(body)
+        bodiless = status in responses.BODILESS
+        head = b"%b%b%b%b" % (
+            self.shared.prefixes.of(status),
+            headers,
+            b"" if bodiless else b"content-length: %d\r\n" % size,
+            responses.ending(keep_alive, request.http10),
+        )
+        if not size or bodiless or request.method == b"HEAD":
+            self._transport.write(head)
+        elif size <= JOIN_BYTES:
+            self._transport.write(head + body)
+        else:
+            self._transport.writelines((head, body))
+
+    def end_exchange(self, keep_alive: bool) -> None:
+        """The exchange's answer has been written in full."""
+        self._forget_exchange()
+        if not keep_alive:
+            # A request refused by its head has left its body unread.
+            if self._held or self._framer.begun:
+                self._linger()
+            else:
+                self.close()
+            return
+        self._enter(_IDLE)
+        if self._held and not self._parsing:
+            # Not now: the application is in the midst of its own work.
+            self.shared.loop.call_soon(self._resume)
+
+    def cut(self, reset: bool) -> None:
+        """End the connection after a broken answer; ``reset`` where a close would look regular."""
+        self._forget_exchange()
+        transport = self._transport
+        if not reset:
+            self.close()
+        elif transport.get_extra_info("sslcontext") is not None:
+            # Without the closing words of TLS, which would vouch for a complete answer.
+            self._state = _CLOSED
+            transport.abort()
+        else:
+            client = transport.get_extra_info("socket")
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close()
+
+    # ------------------------------------------------------------------ ends
+
+    def close(self) -> None:
+        """Close once everything written has left."""
+        self._state = _CLOSED
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once; an exchange under way ends in ``on_disconnect``."""
+        self._transport.abort()
+
+    def close_if_idle(self) -> None:
+        """Close unless a request has begun to arrive or is being answered."""
+        if self._state == _IDLE and not self._held:
+            self.close()
+
+    def _linger(self) -> None:
+        self._enter(_LINGER)
+        self._held = b""
+        if self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def _enter(self, state: int) -> None:
+        self._state = state
+        self._deadline = 0.0
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes written that have not left this process."""
+        return self._transport.get_write_buffer_size()
+
+    def sweep(self, now: float) -> None:
+        """Look at the deadlines; called about once a second with the monotonic time."""
+        shared = self.shared
+        unsent = self._transport.get_write_buffer_size()
+        if unsent != self._unsent_bytes:
+            self._unsent_bytes = unsent
+            self._stall_deadline = now + shared.limits.write_timeout_s
+        elif unsent and now >= self._stall_deadline:
+            self._transport.abort()
+            return
+        if self._deadline == 0.0:
+            self._deadline = now + shared.timeouts_s[self._state]
+        elif now >= self._deadline:
+            if self._state == _HEAD or self._state == _BODY:
+                self._refuse(Problem(ErrorKind.TIMEOUT_READING))
+            else:
+                self.close()
+
+
+def _out_of_memory() -> Problem:
+    return Problem(ErrorKind.MEMORY, retry_after_s=1.0)

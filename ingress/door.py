@@ -1,0 +1,157 @@
+"""What happens to a request at the door: refused with a reason, or turned into one job.
+
+Between the HTTP server (``http.py``) and the jobs socket (``process.py``): it looks up the route,
+has the envelope decoded and the signature checked, measures the workload and opens the account.
+The payload's bytes go on untouched. It never sees a response; it awaits nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from backend_adapter.messages import Submit
+from ingress.admission import Admission, Job
+from ingress.auth import Authenticator
+from ingress.envelope import Refused, decode
+from ingress.errors import ErrorKind, Problem
+from ingress.http import Exchange
+from ingress.ledger import Ledger
+from ingress.routes import Route
+from reporter.messages import Outcome
+
+#: Content types that can not be the JSON envelope; everything else is tried, as clients expect
+#: (command-line tools send JSON as a form).
+_NOT_JSON = (b"multipart/", b"audio/", b"video/", b"image/")
+_ALLOW_POST = b"allow: POST\r\n"
+
+
+class Door:
+    """The HTTP server's application.
+
+    Args:
+        routes: path → Route.
+        submit: hands a taken job to the adapter, now or when a session stands.
+        cancel: tells the adapter that nobody wants a job any more.
+        writable: the client of a streaming job has room again.
+    """
+
+    def __init__(
+        self,
+        routes: dict[bytes, Route],
+        authenticator: Authenticator,
+        admission: Admission,
+        ledger: Ledger,
+        *,
+        credit_bytes: int,
+        submit: Callable[[Job], None],
+        cancel: Callable[[Job], None],
+        writable: Callable[[Job], None],
+    ) -> None:
+        self.routes = routes
+        self.authenticator = authenticator
+        self._admission = admission
+        self._ledger = ledger
+        self._credit_bytes = credit_bytes
+        self._submit = submit
+        self._cancel = cancel
+        self._writable = writable
+
+    def on_head(self, exchange: Exchange) -> Problem | None:
+        """Refuse before the body is read what needs no body to be refused."""
+        problem = self._judge_head(exchange)
+        if problem is not None:
+            self._ledger.refuse(problem.kind)
+        return problem
+
+    def _judge_head(self, exchange: Exchange) -> Problem | None:
+        if exchange.path not in self.routes:
+            known = ", ".join(route.path for route in list(self.routes.values())[:20])
+            return Problem(ErrorKind.UNKNOWN_ROUTE, f"no such route; this worker has: {known}")
+        if exchange.method != b"POST":
+            return Problem(
+                ErrorKind.METHOD_NOT_ALLOWED, "this route takes POST only", headers=_ALLOW_POST
+            )
+        if not exchange.has_body:
+            return Problem(
+                ErrorKind.LENGTH_REQUIRED,
+                "send a JSON body with Content-Length or Transfer-Encoding: chunked",
+            )
+        if exchange.header(b"content-encoding") not in (None, b"identity"):
+            return Problem(
+                ErrorKind.UNSUPPORTED_MEDIA_TYPE, "send the body without Content-Encoding"
+            )
+        if (exchange.header(b"content-type") or b"").lower().startswith(_NOT_JSON):
+            return Problem(ErrorKind.UNSUPPORTED_MEDIA_TYPE, "send a JSON body: application/json")
+        if self._admission.full:
+            return Problem(
+                ErrorKind.OVERLOADED, "this worker holds as many requests as it may", 1.0
+            )
+        return None
+
+    def on_request(self, exchange: Exchange) -> None:
+        """A complete request: refuse it, or take it as a job."""
+        now = time.monotonic()
+        try:
+            envelope = decode(exchange.body)
+            self.authenticator.check(envelope.auth_data)
+        except Refused as refused:
+            self._ledger.refuse(refused.kind)
+            exchange.fail(Problem(ErrorKind(refused.kind), refused.message, extra=refused.extra))
+            return
+        route = self.routes[exchange.path]
+        payload = envelope.payload
+        workload = route.meter.measure(payload)
+        auth = envelope.auth_data
+        request_idx = auth.request_idx if auth is not None else 0
+        key = self._ledger.open(request_idx, workload, now)
+        target = route.target
+        if exchange.query and auth is None:
+            target = f"{target}?{exchange.query.decode('latin-1')}"
+        job = Job(
+            Submit(
+                id=self._admission.next_id(),
+                path=target,
+                lane=route.lane,
+                lane_limit=route.lane_limit,
+                workload=workload,
+                max_queue_time_s=route.max_queue_time_s,
+                expires_at=now + route.timeout_s,
+                credit=self._credit_bytes,
+                redeliver=route.redeliver,
+                body=bytes(payload),
+            ),
+            exchange,
+            route.path,
+            key,
+            request_idx,
+            now,
+        )
+        exchange.context = job
+        exchange.release_body()
+        self._submit(job)
+
+    def on_writable(self, exchange: Exchange) -> None:
+        """The client has read enough that more may be sent."""
+        if exchange.context is not None:
+            self._writable(exchange.context)
+
+    def on_disconnect(self, exchange: Exchange) -> None:
+        """The client went away before its answer ended."""
+        job: Job | None = exchange.context
+        if job is None:
+            return
+        exchange.context = None
+        if self._admission.settle(job.submit.id) is None:
+            return
+        self._cancel(job)
+        self._ledger.close(
+            job.key,
+            Outcome.CANCELLED,
+            time.monotonic(),
+            route=job.route,
+            status=499,
+            started_at=job.started_at,
+            first_byte_at=job.first_byte_at,
+            sent_bytes=job.sent_bytes,
+        )

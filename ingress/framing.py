@@ -1,0 +1,335 @@
+"""Where one request ends and the next begins.
+
+llhttp (through httptools) reads every head, strictly; bodies are cut out here. The parser is
+never handed a byte beyond the message at hand, because it cannot be paused: everything after the
+message stays with the caller until the answer has been given, so a connection holds one request
+and some raw bytes, never a queue of parsed requests.
+
+Law: what is accepted, and the requests that come out, do not depend on how the bytes were cut
+into pieces. What two readers could read differently is refused (RFC 9112 section 11.2): both
+lengths, repeated lengths, bare LF, folded lines, spaces before a colon. Those llhttp refuses;
+refused here are several or no Host, unknown transfer codings, chunks in HTTP/1.0, fragments in
+the target and odd versions, all of which it lets pass.
+
+Bounds: a head takes at most ``request_line_bytes + header_bytes`` and one read of the socket; a
+body (``body.py``) its own limit. This module knows no socket, no clock and no application.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import httptools
+
+from ingress.body import Body, ChunkedBody, SizedBody, too_large
+from ingress.errors import ErrorKind, Problem
+from ingress.responses import LAST_CHUNK
+from supervisor.settings import LimitSettings
+
+_HEAD_END = b"\r\n\r\n"
+_TLS_HANDSHAKE = 0x16
+_NO_BODY = SizedBody(0)
+_NOTED = frozenset(
+    {
+        b"authorization",
+        b"connection",
+        b"content-length",
+        b"content-type",
+        b"expect",
+        b"host",
+        b"proxy-connection",
+        b"transfer-encoding",
+    }
+)
+
+
+class Request:
+    """One request as it was received.
+
+    ``headers`` are (lowercased name, value) pairs in their order; ``content_length`` is -1 where
+    none was sent. ``keep_alive`` says whether the connection may serve another request.
+    """
+
+    __slots__ = (
+        "authorization",
+        "body",
+        "chunked",
+        "content_length",
+        "content_type",
+        "expects_continue",
+        "headers",
+        "host",
+        "http10",
+        "keep_alive",
+        "method",
+        "path",
+        "query",
+    )
+
+    def __init__(self) -> None:
+        self.method = b""
+        self.path = b""
+        self.query = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.host: bytes | None = None
+        self.content_type = b""
+        self.authorization = b""
+        self.content_length = -1
+        self.chunked = False
+        self.expects_continue = False
+        self.http10 = False
+        self.keep_alive = True
+        self.body = b""
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first header called ``name`` (lowercase), or None."""
+        for have, value in self.headers:
+            if have == name:
+                return value
+        return None
+
+    @property
+    def has_body(self) -> bool:
+        """Whether body bytes follow the head."""
+        return self.content_length > 0 or self.chunked
+
+
+R = TypeVar("R", bound=Request)
+
+
+class Framer(Generic[R]):
+    """Cuts the bytes of one connection into requests, one at a time.
+
+    Feed each piece to ``head`` until it returns an offset, then, if ``request.has_body``, to
+    ``body`` until that does; ``request`` is complete then. Call ``next`` before the next head.
+    Anything wrong raises ``Problem``, and the framer is of no further use.
+
+    :param limits: bounds of what is accepted.
+    :param new_request: makes the empty object that a request is read into.
+    """
+
+    __slots__ = (
+        "_body",
+        "_expect",
+        "_head_bytes",
+        "_head_complete",
+        "_limits",
+        "_new_request",
+        "_noted_connection",
+        "_parser",
+        "_tail",
+        "_target",
+        "_upgraded",
+        "begun",
+        "request",
+    )
+
+    def __init__(self, limits: LimitSettings, new_request: Callable[[], R]) -> None:
+        self._limits = limits
+        self._new_request = new_request
+        self._parser = httptools.HttpRequestParser(self)
+        self.next()
+
+    def close(self) -> None:
+        """Let go of what points back here, so that memory is freed at once."""
+        del self._parser, self._new_request
+
+    def next(self) -> None:
+        """Forget the request that was read and get ready for the next."""
+        #: The request that is being read.
+        self.request = self._new_request()
+        #: A byte of it has come.
+        self.begun = False
+        self._body: Body = _NO_BODY
+        self._target = b""
+        self._head_bytes = 0
+        self._head_complete = False
+        self._noted_connection = False
+        self._expect = b""
+        #: The last bytes of a head that is not complete: its end may be cut in two.
+        self._tail = b""
+        #: The head offers another protocol: the parser believes that the message ended there.
+        self._upgraded = False
+
+    # ------------------------------------------------------------------ head
+
+    def head(self, data: bytes, start: int = 0) -> int:
+        """Read the head from ``data[start:]``.
+
+        :return: offset of the first byte after the head; -1: all was read and more is needed.
+        :raises Problem: invalid_request, uri_too_long, too_many_headers, http_version,
+            expectation_failed, body_too_large.
+        """
+        size = len(data)
+        if self.begun:
+            probe = self._tail + data[start:]
+            end = probe.find(_HEAD_END)
+            stop = start + end + 4 - len(self._tail) if end >= 0 else size
+        else:
+            if data[start] in _HEAD_END:
+                # Empty lines before a request are ignored (RFC 9112 section 2.2).
+                start = size - len(data[start:].lstrip(_HEAD_END))
+                if start == size:
+                    return -1
+            self.begun = True
+            probe = data
+            end = data.find(_HEAD_END, start)
+            stop = end + 4 if end >= 0 else size
+        piece = data if stop - start == size else data[start:stop]
+        try:
+            self._parser.feed_data(piece)
+        except httptools.HttpParserUpgrade:
+            # Another protocol is offered, not demanded: the answer comes in this one.
+            self._upgraded = True
+        except httptools.HttpParserError as error:
+            raise self._explain(error, piece) from None
+        self._head_bytes += len(piece)
+        self._check_head_size(complete=end >= 0)
+        if self._head_complete != (end >= 0):
+            raise Problem(ErrorKind.INVALID_REQUEST, "The request's head has no proper end.")
+        if end >= 0:
+            return stop
+        self._tail = probe[-3:]
+        return -1
+
+    def _check_head_size(self, complete: bool) -> None:
+        limits = self._limits
+        allowed = limits.header_bytes + (
+            len(self.request.method) + len(self._target) + len("  HTTP/1.1\r\n")
+            if complete
+            else limits.request_line_bytes
+        )
+        if self._head_bytes > allowed:
+            raise Problem(
+                ErrorKind.TOO_MANY_HEADERS,
+                f"The headers are over {limits.header_bytes} bytes; send fewer or shorter ones.",
+            )
+
+    def _explain(self, error: httptools.HttpParserError, piece: bytes) -> Problem:
+        if isinstance(error.__context__, Problem):
+            return error.__context__
+        if self._head_bytes == 0 and piece[0] == _TLS_HANDSHAKE:
+            return Problem(
+                ErrorKind.INVALID_REQUEST,
+                "This port speaks plain HTTP, and the client began with TLS; use http://.",
+            )
+        if self._parser.get_method() == b"PRI" or str(error) == "Invalid HTTP version":
+            return Problem(ErrorKind.HTTP_VERSION)
+        return Problem(
+            ErrorKind.INVALID_REQUEST, f"The bytes received are no valid HTTP/1.1: {error}."
+        )
+
+    def on_url(self, piece: bytes) -> None:
+        """httptools: a piece of the request target."""
+        self._target = target = self._target + piece if self._target else piece
+        if len(target) > self._limits.request_line_bytes:
+            raise self._line_too_long()
+
+    def _line_too_long(self) -> Problem:
+        return Problem(
+            ErrorKind.URI_TOO_LONG,
+            f"The request line is over {self._limits.request_line_bytes} bytes; put long input"
+            " into the body.",
+        )
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """httptools: one header line."""
+        name = name.lower()
+        value = value.rstrip(b" \t")
+        request = self.request
+        headers = request.headers
+        if len(headers) == self._limits.header_count:
+            raise Problem(
+                ErrorKind.TOO_MANY_HEADERS,
+                f"The request has more than {self._limits.header_count} header lines.",
+            )
+        headers.append((name, value))
+        if name not in _NOTED:
+            return
+        if name == b"content-type":
+            request.content_type = request.content_type or value
+        elif name == b"content-length":
+            if len(value) > 20:
+                raise Problem(ErrorKind.INVALID_REQUEST, "Content-Length has too many digits.")
+            request.content_length = int(value)
+        elif name == b"host":
+            if request.host is not None:
+                raise Problem(ErrorKind.INVALID_REQUEST, "The request has two Host headers.")
+            request.host = value
+        elif name == b"authorization":
+            request.authorization = request.authorization or value
+        elif name == b"expect":
+            self._expect = value.lower()
+        elif name == b"transfer-encoding":
+            if value.lower() != b"chunked":
+                raise Problem(
+                    ErrorKind.INVALID_REQUEST, "The only transfer coding understood is chunked."
+                )
+            request.chunked = True
+        else:
+            self._noted_connection = True
+
+    def on_headers_complete(self) -> None:
+        """httptools: the empty line after the headers."""
+        self._head_complete = True
+        request = self.request
+        parser = self._parser
+        request.method = parser.get_method()
+        request.keep_alive = parser.should_keep_alive()
+        if not request.keep_alive or self._noted_connection:
+            # Only HTTP/1.1 stays open by itself; asking for the version costs a formatted string.
+            version = parser.get_http_version()
+            if version not in ("1.1", "1.0"):
+                raise Problem(ErrorKind.HTTP_VERSION)
+            request.http10 = version == "1.0"
+        self._read_target()
+        if request.host is None and not request.http10:
+            raise Problem(ErrorKind.INVALID_REQUEST, "The request has no Host header.")
+        if request.chunked and request.http10:
+            raise Problem(ErrorKind.INVALID_REQUEST, "HTTP/1.0 has no chunks; use HTTP/1.1.")
+        if self._expect and not request.http10:
+            if self._expect != b"100-continue":
+                raise Problem(ErrorKind.EXPECTATION_FAILED)
+            request.expects_continue = request.has_body
+        if request.content_length > 0:
+            if request.content_length > self._limits.body_bytes:
+                raise too_large(self._limits.body_bytes)
+            self._body = SizedBody(request.content_length)
+        elif request.chunked:
+            self._body = ChunkedBody(self._limits.body_bytes)
+
+    def _read_target(self) -> None:
+        request = self.request
+        target = self._target
+        if len(request.method) + len(target) + len("  HTTP/1.1") > self._limits.request_line_bytes:
+            raise self._line_too_long()
+        if b"#" in target:
+            raise Problem(ErrorKind.INVALID_REQUEST, "The request target has a fragment (#).")
+        request.path, _, request.query = target.partition(b"?")
+        if target[0] != 0x2F and b"://" in request.path:
+            # The form meant for proxies: scheme://authority/path (RFC 9112 section 3.2.2).
+            request.path = b"/" + request.path.partition(b"://")[2].partition(b"/")[2]
+
+    # ------------------------------------------------------------------ body
+
+    @property
+    def body_bytes(self) -> int:
+        """Bytes of the body that are held so far."""
+        return self._body.size_bytes
+
+    def body(self, data: bytes, start: int = 0) -> int:
+        """Read the body from ``data[start:]``; ``request.body`` is set once it is complete.
+
+        :return: offset of the first byte after the body; -1: all was read and more is needed.
+        :raises Problem: body_too_large, invalid_request, too_many_headers.
+        """
+        stop = self._body.read(data, start)
+        if stop >= 0:
+            request = self.request
+            request.body = self._body.join()
+            if not self._upgraded:
+                # Without an on_body the parser only counts, which costs nothing. Chunks it has
+                # not seen: an empty body is as good to it.
+                self._parser.feed_data(LAST_CHUNK if request.chunked else request.body)
+        return stop

@@ -1,0 +1,160 @@
+"""The ingress's HTTP/1.1 server: a listening port and the connections that came through it.
+
+Reads top down: ``http.py`` (port, sweep, drain) → ``connection.py`` (one client) → ``exchange.py``
+(one answer), ``framing.py`` and ``body.py`` (one request's bytes). It serves an ``Application`` and
+knows nothing of authentication, jobs or the other processes.
+
+Law: what a client can make this process hold is bounded: connections, bytes of a head, of a body,
+of all bodies together, of pipelined requests, of unsent answers; and every wait has a deadline
+that one timer, the sweep, looks after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import resource
+import ssl
+import time
+
+from ingress.connection import Connection, Shared
+from ingress.errors import ErrorKind
+from ingress.exchange import Application, Exchange
+from supervisor.settings import LimitSettings
+
+__all__ = ["Application", "Exchange", "Server"]
+
+#: Seconds between two looks at the deadlines; also how long a Date header is used.
+SWEEP_EVERY_S = 1.0
+
+#: Connections that the kernel holds until they are accepted (net.core.somaxconn may allow less).
+BACKLOG = 4096
+
+#: Seconds for a TLS handshake, and for the closing words after the last byte.
+TLS_HANDSHAKE_S = 10.0
+TLS_SHUTDOWN_S = 2.0
+
+#: File descriptors that clients are never given: the other sockets, files, and the moment.
+RESERVED_FDS = 64
+
+
+class Server:
+    """Serves ``app`` on one port.
+
+    The limit on connections is lowered to what the process's file descriptors allow, so that a
+    client beyond it is told so instead of being reset by an accept that fails.
+
+    :param app: gets the requests.
+    :param limits: what one client may ask.
+    :param loop: the uvloop that everything runs on.
+    """
+
+    def __init__(
+        self, app: Application, limits: LimitSettings, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._loop = loop
+        fds = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        most = limits.connections
+        if fds != resource.RLIM_INFINITY:
+            most = max(1, min(most, fds - RESERVED_FDS))
+        self._changed = asyncio.Event()
+        self._shared = Shared(app, limits, loop, most, self._changed.set)
+        self._listener: asyncio.Server | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def connections(self) -> int:
+        """Open connections."""
+        return len(self._shared.connections)
+
+    @property
+    def active(self) -> int:
+        """Exchanges whose request was accepted and whose answer has not ended."""
+        return self._shared.active
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes of request bodies held for them."""
+        return self._shared.buffered_bytes
+
+    @property
+    def refused(self) -> dict[ErrorKind, int]:
+        """Requests refused before the application saw them, by kind, since the start."""
+        return self._shared.refused
+
+    @property
+    def idle(self) -> bool:
+        """No exchange is under way and every answer has left this process."""
+        shared = self._shared
+        return not shared.active and not any(one.unsent_bytes for one in shared.connections)
+
+    async def listen(
+        self,
+        host: str,
+        port: int,
+        ssl_context: ssl.SSLContext | None = None,
+        reuse_port: bool = False,
+    ) -> int:
+        """Open the port and serve.
+
+        :param port: 0 picks a free one.
+        :param reuse_port: further processes will listen on the same port.
+        :return: the port.
+        :raises OSError: the port cannot be had.
+        """
+        secure = ssl_context is not None
+        self._listener = await self._loop.create_server(
+            functools.partial(Connection, self._shared),
+            host,
+            port,
+            backlog=BACKLOG,
+            reuse_port=reuse_port,
+            ssl=ssl_context,
+            ssl_handshake_timeout=TLS_HANDSHAKE_S if secure else None,
+            ssl_shutdown_timeout=TLS_SHUTDOWN_S if secure else None,
+        )
+        self._tick()
+        bound: int = self._listener.sockets[0].getsockname()[1]
+        return bound
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(SWEEP_EVERY_S, self._tick)
+        self._shared.prefixes.tick(time.time())
+        self.sweep(time.monotonic())
+
+    def sweep(self, now: float) -> None:
+        """Enforce every deadline that has passed at ``now`` (monotonic seconds)."""
+        for connection in list(self._shared.connections):
+            connection.sweep(now)
+        self._changed.set()
+
+    async def drain(self, deadline_s: float) -> bool:
+        """Close the port and the idle connections, let what runs finish, refuse the rest.
+
+        :param deadline_s: seconds that what runs may take.
+        :return: whether it all finished in time.
+        """
+        shared = self._shared
+        shared.draining = True
+        if self._listener is not None:
+            self._listener.close()
+        for connection in list(shared.connections):
+            connection.close_if_idle()
+        try:
+            async with asyncio.timeout(deadline_s):
+                while not self.idle:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the port and cut every connection, whatever it is doing."""
+        self._shared.draining = True
+        if self._listener is not None:
+            self._listener.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        for connection in list(self._shared.connections):
+            connection.abort()

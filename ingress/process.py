@@ -1,0 +1,305 @@
+"""The hands of one ingress process: its sockets, its timers, and every answer's way to its client.
+
+Requests come in through ``door.py``; here jobs leave for the adapter, answers return, credit flows
+back, and the accounts go to the reporter. A session with the adapter or the reporter may end at any
+moment: ``admission.py`` and ``ledger.py`` know what to send again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from backend_adapter.messages import (
+    Answer,
+    Cancel,
+    Chunk,
+    Credit,
+    End,
+    Failed,
+    FromAdapter,
+    Head,
+    Rejected,
+)
+from ingress.admission import Admission, Job, Lost
+from ingress.auth import Authenticator
+from ingress.door import Door
+from ingress.errors import ErrorKind, Problem, sse_error
+from ingress.http import Server
+from ingress.ledger import Ledger
+from ingress.routes import compile_routes
+from ingress.tls import CertificateWatch, make_context
+from reporter.messages import Ack, FromReporter, KeySuspect, Outcome, PublicKey
+from supervisor import process_tree, wire
+from supervisor.child import Runtime
+from supervisor.exit_codes import ExitCode
+from supervisor.messages import Beat
+from supervisor.settings import Settings
+
+JOBS_SOCKET = "jobs"
+EVENTS_SOCKET = "events"
+#: Seconds between two batches of accounts: far below the reporter's one report a second.
+EVENTS_EVERY_S = 0.1
+HOUSEKEEPING_EVERY_S = 1.0
+_log = logging.getLogger("ingress")
+
+
+class Ingress:
+    """The service that ``child.run`` runs."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        settings = runtime.settings
+        self._admission = Admission(settings.queue.max_jobs)
+        self._ledger = Ledger(runtime.name, wire.draw_epoch())
+        self._authenticator = Authenticator(settings.auth, expected_url=settings.worker.public_url)
+        self._door = Door(
+            compile_routes(settings.route),
+            self._authenticator,
+            self._admission,
+            self._ledger,
+            credit_bytes=settings.limits.stream_credit_bytes,
+            submit=self._submit,
+            cancel=self._cancel,
+            writable=self._grant,
+        )
+        self._grant_at = settings.limits.stream_credit_bytes // 4
+        self._server = Server(self._door, settings.limits, runtime.loop)
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            Answer: self._on_answer,
+            Head: self._on_head,
+            Chunk: self._on_chunk,
+            End: self._on_end,
+            Failed: self._on_failed,
+            Rejected: self._on_rejected,
+        }
+        self._certificate: CertificateWatch | None = None
+        self._jobs: wire.Client
+        self._events: wire.Client
+        self._port = 0
+
+    # ------------------------------------------------------------------ the runtime's side
+
+    async def start(self) -> None:
+        """Open the client port, then both sockets. A taken port ends the process, by name."""
+        settings, runtime = self._runtime.settings, self._runtime
+        context = None
+        if settings.tls.enabled:
+            context = make_context(settings.tls.cert, settings.tls.key)
+            self._certificate = CertificateWatch(context, settings.tls.cert, settings.tls.key)
+        worker = settings.worker
+        try:
+            self._port = await self._server.listen(
+                worker.host, worker.port, context, reuse_port=worker.processes > 1
+            )
+        except OSError as error:
+            holder = process_tree.port_holder(worker.port) or "unknown"
+            _log.critical(
+                "cannot listen on %s port %s: %s (held by %s); stop it or choose another"
+                " with --port",
+                worker.host, worker.port, error.strerror or error, holder,
+            )  # fmt: skip
+            os._exit(ExitCode.PORT_TAKEN)
+        if settings.auth.mode == "none":
+            _log.warning(
+                "AUTHENTICATION IS OFF: everyone who reaches port %s may use the model", self._port
+            )
+        size = settings.limits.body_bytes + 2**20
+        self._jobs = wire.Client(
+            runtime.address(JOBS_SOCKET), runtime.name, FromAdapter, self._on_answers,
+            on_up=self._jobs_up, on_down=self._jobs_down, max_message_bytes=size,
+        )  # fmt: skip
+        self._events = wire.Client(
+            runtime.address(EVENTS_SOCKET), runtime.name, FromReporter, self._on_reporter,
+            on_up=self._events_up,
+        )  # fmt: skip
+        runtime.every(EVENTS_EVERY_S, self._send_accounts)
+        runtime.every(HOUSEKEEPING_EVERY_S, self._housekeep)
+
+    def beat(self) -> Beat:
+        """Ready means: the port is open and the adapter answers."""
+        detail = "" if self._jobs.up else "waiting for the adapter"
+        return Beat(
+            pid=os.getpid(),
+            ready=self._jobs.up,
+            detail=detail,
+            gauges={
+                "port": self._port,
+                "connections": self._server.connections,
+                "in_flight": len(self._admission.jobs),
+                "requests": self._ledger.requests,
+                "redelivered": self._admission.redelivered,
+                "malformed": self._jobs.malformed + self._events.malformed,
+            },
+        )
+
+    def on_control(self, message: Any) -> None:
+        """Nothing that the supervisor says to others concerns the door."""
+
+    def reload(self, settings: Settings) -> None:
+        """New routes and certificates; what runs goes on as it was taken."""
+        self._door.routes = compile_routes(settings.route)
+        if self._certificate is not None:
+            self._certificate.check()
+
+    async def drain(self, deadline_s: float) -> None:
+        """Close the port, finish what runs, and let the reporter know the last outcomes."""
+        end = time.monotonic() + deadline_s
+        _log.info("draining: %d requests under way", len(self._admission.jobs))
+        await self._server.drain(deadline_s)
+        self._send_accounts()
+        while self._ledger.unacked() and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+
+    async def stop(self) -> None:
+        """Close everything."""
+        self._server.close()
+        self._jobs.close()
+        self._events.close()
+
+    # ------------------------------------------------------------------ jobs
+
+    def _submit(self, job: Job) -> None:
+        if self._admission.take(job):
+            self._jobs.send(job.submit)
+
+    def _cancel(self, job: Job) -> None:
+        self._jobs.send(Cancel(job.submit.id))
+
+    def _jobs_up(self) -> None:
+        for job in self._admission.link_up():
+            self._jobs.send(job.submit)
+        self._runtime.beat_now()
+
+    def _jobs_down(self) -> None:
+        self._lose(self._admission.link_down(time.monotonic()))
+        self._runtime.beat_now()
+
+    def _lose(self, lost: list[Lost]) -> None:
+        for item in lost:
+            self._fail(item.job, Problem(ErrorKind(item.kind), item.message, 1.0))
+
+    # ------------------------------------------------------------------ answers
+
+    def _on_answers(self, messages: list[Any]) -> None:
+        handlers = self._handlers
+        for message in messages:
+            handlers[type(message)](message)
+
+    def _on_answer(self, message: Answer) -> None:
+        job = self._admission.settle(message.id)
+        if job is None:
+            return
+        job.status = message.status
+        job.started_at = message.started_at
+        job.first_byte_at = time.monotonic()
+        job.sent_bytes = len(message.body)
+        exchange, job.exchange.context = job.exchange, None
+        exchange.respond(message.status, message.headers, message.body)
+        self._close(job, Outcome.SUCCESS if message.status < 500 else Outcome.ERROR)
+
+    def _on_head(self, message: Head) -> None:
+        job = self._admission.get(message.id)
+        if job is None:
+            return
+        job.begun = True
+        job.status = message.status
+        job.started_at = message.started_at
+        job.first_byte_at = time.monotonic()
+        job.stream = b"text/event-stream" in message.headers
+        job.exchange.begin(message.status, message.headers, message.content_length)
+
+    def _on_chunk(self, message: Chunk) -> None:
+        job = self._admission.get(message.id)
+        if job is None:
+            return
+        size = len(message.body)
+        job.sent_bytes += size
+        job.owed += size
+        job.exchange.write(message.body)
+        if job.owed >= self._grant_at and job.exchange.writable:
+            self._grant(job)
+
+    def _grant(self, job: Job) -> None:
+        """What left for the client may be sent again by the model server."""
+        if job.owed:
+            self._jobs.send(Credit(job.submit.id, job.owed))
+            job.owed = 0
+
+    def _on_end(self, message: End) -> None:
+        job = self._admission.settle(message.id)
+        if job is None:
+            return
+        exchange, job.exchange.context = job.exchange, None
+        exchange.finish()
+        self._close(job, Outcome.SUCCESS if job.status < 500 else Outcome.ERROR)
+
+    def _on_failed(self, message: Failed) -> None:
+        job = self._admission.settle(message.id)
+        if job is not None:
+            job.started_at = message.started_at
+            self._fail(job, Problem(ErrorKind(message.kind), message.message))
+
+    def _on_rejected(self, message: Rejected) -> None:
+        job = self._admission.settle(message.id)
+        if job is not None:
+            problem = Problem(
+                ErrorKind(message.kind), message.message, message.retry_after_s or None
+            )
+            self._fail(job, problem, Outcome.REJECTED)
+
+    def _fail(self, job: Job, problem: Problem, outcome: Outcome = Outcome.ERROR) -> None:
+        """The job's end is an error: as a response, or inside one that has begun."""
+        problem.request_idx = job.request_idx or None
+        exchange, job.exchange.context = job.exchange, None
+        if job.begun:
+            if job.stream:
+                exchange.write(sse_error(problem))
+            exchange.abort()
+        else:
+            job.status = problem.status
+            exchange.fail(problem)
+        self._close(job, outcome)
+
+    def _close(self, job: Job, outcome: Outcome) -> None:
+        self._ledger.close(
+            job.key,
+            outcome,
+            time.monotonic(),
+            route=job.route,
+            status=job.status,
+            started_at=job.started_at,
+            first_byte_at=job.first_byte_at,
+            sent_bytes=job.sent_bytes,
+        )
+
+    # ------------------------------------------------------------------ accounts and key
+
+    def _send_accounts(self) -> None:
+        if not self._events.up:
+            return
+        events = self._ledger.batch()
+        if events is not None:
+            self._events.send(events)
+        if self._authenticator.take_suspicion():
+            self._events.send(KeySuspect())
+
+    def _events_up(self) -> None:
+        for events in self._ledger.unacked():
+            self._events.send(events)
+
+    def _on_reporter(self, messages: list[Any]) -> None:
+        for message in messages:
+            if isinstance(message, Ack):
+                self._ledger.acked(message.seq)
+            elif isinstance(message, PublicKey):
+                self._authenticator.set_key(message.pem)
+
+    def _housekeep(self) -> None:
+        self._lose(self._admission.expire(time.monotonic()))
+        if self._certificate is not None:
+            self._certificate.check()

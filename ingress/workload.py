@@ -1,0 +1,65 @@
+"""The meter: how much work a request is.
+
+Responsible for one number per request: read from the payload field that the settings name,
+without decoding the rest, or the settings' default.
+
+Law: the result is always a multiple of 1/1024, at least 1/1024 and at most 2**40, whatever the
+client sends, so that sums of workloads are exact and no client can poison the load.
+
+It must not know who sends the payload nor where it goes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from supervisor.settings import Workload
+
+MAX_WORKLOAD = 2.0**40
+_PARTS = 1024
+
+
+def quantised(value: float, default: float) -> float:
+    """Return ``value`` as a workload; ``default`` where it is no positive number up to 2**40."""
+    if not 0 < value <= MAX_WORKLOAD:
+        value = default
+    return max(round(value * _PARTS), 1) / _PARTS
+
+
+class Meter:
+    """Measures the requests of one route; compiled once, used for every request."""
+
+    __slots__ = ("_decode", "_default", "_depth")
+
+    def __init__(self, workload: Workload) -> None:
+        keys = workload.field.split(".") if workload.field else []
+        self._default = quantised(workload.default, workload.default)
+        self._depth = len(keys)
+        shape: Any = int | float | None
+        for key in reversed(keys):
+            shape = msgspec.defstruct(
+                "Level", [("inner", shape | None, None)], rename={"inner": key}, gc=False
+            )
+        self._decode = msgspec.json.Decoder(shape).decode
+
+    def measure(self, payload: msgspec.Raw | bytes | memoryview) -> float:
+        """Return the workload of a payload (JSON text).
+
+        The default stands in where the field is missing, no number (numeric text and booleans are
+        none), not positive, or beyond 2**40.
+        """
+        if not self._depth:
+            return self._default
+        try:
+            value = self._decode(payload)
+        except (ValueError, RecursionError):
+            return self._default
+        for _ in range(self._depth):
+            if value is None:
+                return self._default
+            value = value.inner
+        if value is None:
+            return self._default
+        return quantised(value, self._default)

@@ -1,0 +1,281 @@
+"""Drains the output of others, without ever blocking them, the loop, or ourselves.
+
+``Capture`` reads the pipe of a child of ours, ``Tail`` follows a file that something else writes.
+Both cut bytes into lines (``LineSplitter``) and give them to the same places: a rotating file, a
+ring for ``logs`` and the page, the patterns to look for, an echo on our own console.
+
+Law: memory is bounded whatever arrives: one partial line of ``MAX_LINE_BYTES``, one ring of
+``RING_LINES`` and ``RING_BYTES``, one read. What does not fit is dropped and counted. One wake-up
+of the loop reads at most ``READS_AT_ONCE`` × ``READ_BYTES``. Secrets are masked before a line goes
+anywhere.
+
+It must not know whose output it is, nor what a match means.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TypedDict, Unpack
+
+from supervisor.console import Console
+from supervisor.log_file import RotatingFile
+
+__all__ = ["Capture", "Console", "LineSplitter", "Ring", "RotatingFile", "Tail"]
+
+MAX_LINE_BYTES = 16 * 1024
+RING_LINES = 500
+RING_BYTES = 1 << 20
+READ_BYTES = 64 * 1024
+READS_AT_ONCE = 4
+#: Reads that may empty a pipe when it is closed: 4 MiB, more than a pipe holds.
+DRAIN_READS = 64
+
+#: Called with (kind, pattern, line) for every pattern that a line contains.
+OnMatch = Callable[[str, str, str], None]
+
+
+class LineSplitter:
+    """Bytes in, lines out. A carriage return ends a line too: progress bars write nothing else.
+
+    A line is cut after ``max_bytes``; the rest of it is dropped and counted in ``dropped_bytes``.
+    """
+
+    __slots__ = ("_after_return", "_max_bytes", "_partial", "dropped_bytes")
+
+    def __init__(self, max_bytes: int = MAX_LINE_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._partial = b""
+        self._after_return = False
+        self.dropped_bytes = 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that are complete now, without their ends."""
+        if self._after_return and data.startswith(b"\n"):
+            data = data[1:]
+        self._after_return = data.endswith(b"\r")
+        if b"\r" in data:
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        first, *others = data.split(b"\n")
+        self._append(first)
+        if not others:
+            return []
+        lines = [self._partial]
+        self._partial = b""
+        last = others.pop()
+        limit = self._max_bytes
+        for line in others:
+            if len(line) > limit:
+                self.dropped_bytes += len(line) - limit
+                line = line[:limit]
+            lines.append(line)
+        self._append(last)
+        return lines
+
+    def flush(self) -> list[bytes]:
+        """The line that was never ended, when there is one; for the end of the input."""
+        lines = [self._partial] if self._partial else []
+        self._partial, self._after_return = b"", False
+        return lines
+
+    def _append(self, piece: bytes) -> None:
+        room = self._max_bytes - len(self._partial)
+        self._partial += piece[:room]
+        self.dropped_bytes += max(len(piece) - room, 0)
+
+
+class Ring:
+    """The last lines, numbered from 0 on since the ring was made."""
+
+    __slots__ = ("_bytes", "_count", "_lines")
+
+    def __init__(self) -> None:
+        self._lines: deque[tuple[str, int]] = deque()
+        self._bytes = 0
+        self._count = 0
+
+    def extend(self, lines: Sequence[str]) -> None:
+        """Add lines; the oldest ones leave."""
+        self._count += len(lines)
+        for line in lines[-RING_LINES:]:
+            size = len(line.encode())
+            self._lines.append((line, size))
+            self._bytes += size
+        while len(self._lines) > RING_LINES or self._bytes > RING_BYTES:
+            self._bytes -= self._lines.popleft()[1]
+
+    def since(self, cursor: int) -> tuple[list[str], int]:
+        """The lines from number ``cursor`` on that are still held, and the next cursor.
+
+        A cursor of another ring's (beyond the end) starts from the oldest line.
+        """
+        oldest = self._count - len(self._lines)
+        skip = cursor - oldest if oldest <= cursor <= self._count else 0
+        return [line for line, _ in self._lines][skip:], self._count
+
+
+class Places(TypedDict, total=False):
+    """Where the lines of one source go."""
+
+    #: where they are kept
+    file: RotatingFile
+    #: (kind, text) pairs to look for, each anywhere in a line
+    patterns: Sequence[tuple[str, str]]
+    #: called with (kind, text, line) for each one found, in the order of the lines
+    on_match: OnMatch
+    #: takes secrets out of a text of several lines
+    mask: Callable[[str], str]
+    #: called with every line
+    echo: Callable[[str], object] | None
+
+
+class LineSink:
+    """Cuts one source's bytes into lines and gives them to its ``Places`` and to ``ring``."""
+
+    def __init__(self, **places: Unpack[Places]) -> None:
+        self.ring = Ring()
+        self.splitter = LineSplitter()
+        self._file = places.get("file")
+        self._patterns = places.get("patterns", ())
+        self._on_match = places.get("on_match")
+        self._mask = places.get("mask")
+        self._echo = places.get("echo")
+
+    def feed(self, data: bytes) -> None:
+        """Take what was read."""
+        self._take(self.splitter.feed(data))
+
+    def end(self) -> None:
+        """The source has ended: a last line without an end is a line too."""
+        self._take(self.splitter.flush())
+
+    def _take(self, lines: list[bytes]) -> None:
+        # All lines of a read at once: a flood is many short ones.
+        if not lines:
+            return
+        text = b"\n".join(lines).decode("utf-8", "replace")
+        if self._mask is not None:
+            text = self._mask(text)
+        if self._file is not None:
+            self._file.write(text.encode() + b"\n")
+        texts = text.split("\n")
+        self.ring.extend(texts)
+        if self._echo is not None:
+            for line in texts:
+                self._echo(line)
+        present = [entry for entry in self._patterns if entry[1] in text]
+        if present and self._on_match is not None:
+            for line in texts:
+                for kind, pattern in present:
+                    if pattern in line:
+                        self._on_match(kind, pattern, line)
+
+
+class Capture(LineSink):
+    """Drains one child's pipe. ``fd`` is non-blocking and belongs to the capture.
+
+    The caller watches ``fd``, calls ``on_readable`` at each wake-up, and stops watching before it
+    calls ``close``.
+    """
+
+    def __init__(self, fd: int, **places: Unpack[Places]) -> None:
+        super().__init__(**places)
+        self.fd = fd
+        self.closed = False
+        self._ended = False
+
+    def on_readable(self) -> bool:
+        """Read a little; False when the pipe has ended (every writer is gone)."""
+        self._read(READS_AT_ONCE)
+        return not self._ended
+
+    def close(self) -> None:
+        """Take what lies in the pipe, and close it, whoever still holds its other end."""
+        if self.closed:
+            return
+        self._read(DRAIN_READS)
+        self.end()
+        self.closed = True
+        os.close(self.fd)
+
+    def _read(self, times: int) -> None:
+        for _ in range(times):
+            if self.closed or self._ended:
+                return
+            try:
+                data = os.read(self.fd, READ_BYTES)
+            except BlockingIOError:
+                return
+            self._ended = not data
+            self.feed(data)
+
+
+class Tail(LineSink):
+    """Follows a log file that something else writes, across truncation and rotation.
+
+    Args:
+        path: need not exist yet; a file that appears later is read from its start.
+        from_start: read what already lies in it, too.
+    """
+
+    def __init__(self, path: str, *, from_start: bool = False, **places: Unpack[Places]) -> None:
+        super().__init__(**places)
+        self.path = path
+        #: why it cannot be read, for people; "" when it can, or does not exist yet
+        self.error = ""
+        self._skip_old = not from_start
+        self._fd = -1
+        self._position = 0
+        self._replaced = False  # seen at the previous poll; its writer may have been late
+
+    def poll(self) -> bool:
+        """Read a little; True when more is waiting. To be called a few times a second."""
+        try:
+            if self._fd < 0 and not self._open():
+                return False
+            for _ in range(READS_AT_ONCE):
+                data = os.read(self._fd, READ_BYTES)
+                if not data:
+                    self._look_around()
+                    return False
+                self._position += len(data)
+                self.feed(data)
+        except OSError as error:
+            self.error = f"{self.path}: {error.strerror}"
+            self.close()
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.end()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _open(self) -> bool:
+        try:
+            self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            self._skip_old = False
+            return False
+        self.error = ""
+        self._position = os.lseek(self._fd, 0, os.SEEK_END) if self._skip_old else 0
+        self._skip_old = False
+        return True
+
+    def _look_around(self) -> None:
+        """At the end of the file: was it cut, or is another one there by now?"""
+        ours = os.fstat(self._fd)
+        if ours.st_size < self._position:
+            self.end()
+            self._position = os.lseek(self._fd, 0, os.SEEK_SET)
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            return
+        replaced = not os.path.samestat(ours, there)
+        if replaced and self._replaced:
+            self.close()
+        self._replaced = replaced and not self._replaced

@@ -1,0 +1,197 @@
+"""The hands of one child: carries out what its ``Life`` commands, feeds back what happens to it.
+
+One member is one name ("ingress-0", "model"): its life, its current process, the capture of that
+process's output, and its timers. It must not know what the child does, nor why anybody stops it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+from supervisor import lifecycle, process_tree
+from supervisor.logs import Capture
+from supervisor.messages import ChildState
+from supervisor.restart import Policy
+
+#: Seconds between two looks at what a dead child's tree left behind.
+SWEEP_EVERY_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a member runs, and in what."""
+
+    argv: list[str]
+    env: dict[str, str]
+    cwd: str
+    #: makes the capture of a new process's output; called with (generation, output fd)
+    capture: Callable[[int, int], Capture]
+
+
+class Member:
+    """One child.
+
+    Args:
+        name: unique in the run.
+        program: what to run.
+        policy: restart policy.
+        run_id: marks every process of the run.
+        on_change: called after every announced change of state.
+        on_give_up: called when it FAILED.
+        ask_to_stop: asks the process to end more politely than SIGTERM (seconds that it has);
+            returns False when it could not be asked. None: SIGTERM.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        program: Program,
+        policy: Policy,
+        run_id: str,
+        *,
+        on_change: Callable[[Member], None],
+        on_give_up: Callable[[Member], None],
+        ask_to_stop: Callable[[float], bool] | None = None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.name = name
+        self.life = lifecycle.Life(name, policy, self._loop.time())
+        self.process: process_tree.Process | None = None
+        self.capture: Capture | None = None
+        #: exit of the latest process, for people
+        self.last_exit = ""
+        #: what the latest heartbeat said; {} until the first
+        self.gauges: dict[str, Any] = {}
+        self.detail = ""
+        self.beaten_at: float | None = None
+        self._program = program
+        self._run_id = run_id
+        self._on_change = on_change
+        self._on_give_up = on_give_up
+        self._ask_to_stop = ask_to_stop
+        self._timers: dict[lifecycle.Timer, asyncio.TimerHandle] = {}
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._sids: set[int] = set()
+
+    @property
+    def state(self) -> ChildState:
+        """What others are told."""
+        return self.life.state
+
+    @property
+    def gone(self) -> bool:
+        """No process of it is left and none will be started."""
+        return self.state in (ChildState.STOPPED, ChildState.FAILED, ChildState.WAITING)
+
+    def feed(self, event: lifecycle.Event) -> None:
+        """Give its life one event and carry out what follows."""
+        for command in self.life.handle(event, self._loop.time(), random.random()):
+            self._carry_out(command)
+
+    def close(self) -> None:
+        """Forget timers and output; for the end of the run, when the tree is gone."""
+        for timer in self._timers.values():
+            timer.cancel()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        if self.capture is not None:
+            self._close_capture(self.capture)
+
+    def _carry_out(self, command: lifecycle.Command) -> None:
+        match command:
+            case lifecycle.Spawn(generation):
+                self._spawn(generation)
+            case lifecycle.Terminate(deadline_s):
+                if self._ask_to_stop is None or not self._ask_to_stop(deadline_s):
+                    self._signal(signal.SIGTERM)
+            case lifecycle.Kill():
+                if self.process is not None:
+                    self.process.kill_tree()
+            case lifecycle.Sweep():
+                self._sweep()
+            case lifecycle.SetTimer(kind, delay_s):
+                self._set_timer(kind, delay_s)
+            case lifecycle.CancelTimer(kind):
+                timer = self._timers.pop(kind, None)
+                if timer is not None:
+                    timer.cancel()
+            case lifecycle.Announce():
+                self._on_change(self)
+            case lifecycle.GiveUp():
+                self._on_give_up(self)
+            case _:
+                assert_never(command)
+
+    def _set_timer(self, kind: lifecycle.Timer, delay_s: float) -> None:
+        answers = {
+            lifecycle.Timer.START: lifecycle.StartDeadline,
+            lifecycle.Timer.STOP: lifecycle.StopDeadline,
+            lifecycle.Timer.BACKOFF: lifecycle.TimerFired,
+        }
+        old = self._timers.pop(kind, None)
+        if old is not None:
+            old.cancel()
+
+        def fired() -> None:
+            self._timers.pop(kind, None)
+            self.feed(answers[kind]())
+
+        self._timers[kind] = self._loop.call_later(delay_s, fired)
+
+    def _spawn(self, generation: int) -> None:
+        program = self._program
+        self.beaten_at, self.gauges, self.detail = None, {}, ""
+        try:
+            process = process_tree.spawn(
+                program.argv, env=program.env, cwd=program.cwd, run_id=self._run_id, name=self.name
+            )
+        except process_tree.SpawnError as error:
+            self.last_exit = str(error)
+            self.feed(lifecycle.SpawnFailed(str(error), error.permanent))
+            return
+        self.process = process
+        self._sids.add(process.pid)
+        capture = self.capture = program.capture(generation, process.output_fd)
+        self._loop.add_reader(process.output_fd, self._readable, capture)
+        self._loop.add_reader(process.pidfd, self._exited, process)
+        self.feed(lifecycle.Spawned(process.pid))
+
+    def _readable(self, capture: Capture) -> None:
+        if not capture.on_readable():
+            self._close_capture(capture)
+
+    def _close_capture(self, capture: Capture) -> None:
+        if not capture.closed:
+            self._loop.remove_reader(capture.fd)
+            capture.close()
+
+    def _exited(self, process: process_tree.Process) -> None:
+        self._loop.remove_reader(process.pidfd)
+        reason = process.reap().describe()
+        self.last_exit = reason
+        if self.capture is not None and not self.capture.closed:
+            self.capture.on_readable()  # its last words, before others speak of its death
+        self.process = None
+        self.feed(lifecycle.Exited(reason))
+
+    def _signal(self, number: int) -> None:
+        if self.process is not None:
+            self.process.signal(number)
+
+    def _sweep(self) -> None:
+        """Kill what is left of the tree until nothing is; then the next process may come."""
+        self._sweeping = None
+        left = process_tree.sweep_once(self._run_id, name=self.name, sids=self._sids)
+        if left:
+            self._sweeping = self._loop.call_later(SWEEP_EVERY_S, self._sweep)
+            return
+        self._sids.clear()
+        if self.capture is not None:
+            self._readable(self.capture)
+            self._close_capture(self.capture)
+        self.feed(lifecycle.Swept())

@@ -1,0 +1,209 @@
+"""What a run consists of: the settings with every port filled in, and the program of each member.
+
+The supervisor knows our own packages by module name only; it imports none of them. Where no engine
+is configured, a local one runs on loopback; where no model is configured either, the embedded demo
+is the model (``embedded.py``).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from supervisor import settings_sources
+from supervisor.log_lines import Mask
+from supervisor.logs import Capture, Console, RotatingFile
+from supervisor.member import Program
+from supervisor.restart import Policy
+from supervisor.settings import Settings
+
+#: (member, generation, kind, pattern, line)
+OnMatch = Callable[[str, int, str, str, str], None]
+_OURS = ("reporter", "backend_adapter", "ingress")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One run, decided: no port is 0 any more, no address is missing."""
+
+    settings: Settings
+    #: port of the local engine; 0: the engine is elsewhere
+    local_engine_port: int = 0
+    #: no model was configured: the demo model runs
+    embedded: bool = False
+
+    @property
+    def worker_url(self) -> str:
+        """Where clients reach this worker."""
+        return self.settings.worker.public_url
+
+    @property
+    def admin_url(self) -> str:
+        """Where health and metrics are."""
+        worker = self.settings.worker
+        return f"http://{worker.admin_host}:{worker.admin_port}"
+
+    @property
+    def engine_url(self) -> str:
+        """The first engine's base URL."""
+        addresses = self.settings.engine.addresses
+        return addresses[0] if addresses else ""
+
+
+def free_port(host: str) -> int:
+    """A TCP port that nobody listens on at this moment."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def make(settings: Settings, *, embedded: bool) -> Plan:
+    """Fill in what may be left open: ports, the public URL, the local engine."""
+    worker, engine = settings.worker, settings.engine
+    port = worker.port or free_port(worker.host)
+    admin_port = worker.admin_port or free_port(worker.admin_host)
+    local_port = 0
+    if not engine.addresses:
+        local_port = engine.local_port or free_port("127.0.0.1")
+        engine = msgspec.structs.replace(engine, addresses=[f"http://127.0.0.1:{local_port}"])
+    host = "127.0.0.1" if worker.host in ("0.0.0.0", "::", "") else worker.host
+    scheme = "https" if settings.tls.enabled else "http"
+    worker = msgspec.structs.replace(
+        worker,
+        port=port,
+        admin_port=admin_port,
+        public_url=worker.public_url or f"{scheme}://{host}:{port}",
+    )
+    filled = msgspec.structs.replace(settings, worker=worker, engine=engine)
+    return Plan(filled, local_port, embedded)
+
+
+class Programs:
+    """The members of a run and what each of them is.
+
+    Args:
+        plan: the run.
+        runtime_dir, run_id: given to every child.
+        console: where our own children's log lines are shown.
+        on_match: called when a line of a member contains one of its patterns.
+        mask: takes secrets out of everything that is kept.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        runtime_dir: str,
+        run_id: str,
+        console: Console,
+        on_match: OnMatch,
+        mask: Mask,
+    ) -> None:
+        self._settings = plan.settings
+        self._plan = plan
+        self._runtime_dir = runtime_dir
+        self._run_id = run_id
+        self._console = console
+        self._on_match = on_match
+        self._mask = mask
+        self._files: dict[str, RotatingFile] = {}
+        self._logs_dir = os.path.join(plan.settings.worker.state_dir, "logs")
+        os.makedirs(self._logs_dir, mode=0o700, exist_ok=True)
+
+    def names(self) -> list[str]:
+        """Every member, in the order of start."""
+        names = ["engine"] if self._plan.local_engine_port else []
+        names += ["model"] if self._settings.model.command else []
+        doors = [f"ingress-{n}" for n in range(self._settings.worker.processes)]
+        return [*names, "backend_adapter", *doors, "reporter"]
+
+    def ours(self, name: str) -> bool:
+        """It runs in our child runtime: it beats, drains and belongs to every run."""
+        return name.split("-")[0] in _OURS
+
+    def program(self, name: str) -> Program:
+        """What the member runs."""
+        environ = settings_sources.inherited_environment(secret_variables=False)
+        model = self._settings.model
+        if self.ours(name):
+            module = name.split("-")[0]
+            environ[settings_sources.HANDOFF_VARIABLE] = os.path.join(
+                self._runtime_dir, "handoff.msgpack"
+            )
+            argv, cwd = self._python(environ, module, name), os.getcwd()
+        elif name == "engine":
+            port = str(self._plan.local_engine_port)
+            argv = self._python(environ, "supervisor.demo.engine", "--port", port)
+            cwd = os.getcwd()
+        else:
+            environ |= model.env
+            argv, cwd = model.command, model.cwd or os.getcwd()
+        return Program(argv, environ, cwd, self._capturer(name))
+
+    def _python(self, environ: dict[str, str], module: str, *args: str) -> list[str]:
+        """Our own module, from where this one was imported, whatever lies in the directory."""
+        root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        path = environ.get("PYTHONPATH")
+        environ["PYTHONPATH"] = f"{root}{os.pathsep}{path}" if path else root
+        return [sys.executable, "-P", "-m", module, *args]
+
+    def policy(self, name: str) -> Policy:
+        """How patient we are with it."""
+        restart, model = self._settings.restart, self._settings.model
+        is_model = name == "model"
+        return Policy(
+            budget=restart.budget,
+            window_s=restart.window_s,
+            first_delay_s=restart.first_delay_s,
+            max_delay_s=restart.max_delay_s,
+            stable_s=restart.stable_s,
+            start_timeout_s=model.start_timeout_s if is_model else restart.boot_s,
+            stop_timeout_s=model.stop_timeout_s if is_model else self._settings.worker.drain_s,
+        )
+
+    def close(self) -> None:
+        """Close every log file."""
+        for file in self._files.values():
+            file.close()
+
+    def _patterns(self, name: str) -> list[tuple[str, str]]:
+        model = self._settings.model
+        if name == "model":
+            return [
+                *(("ready", text) for text in model.ready_log),
+                *(("error", text) for text in model.error_log),
+                *(("info", text) for text in model.info_log),
+            ]
+        return [("ready", "listening on")] if name == "engine" else []
+
+    def _file(self, name: str) -> RotatingFile:
+        if name not in self._files:
+            path = os.path.join(self._logs_dir, f"{name}.log")
+            if name == "model" and self._settings.model.log_file:
+                path = self._settings.model.log_file
+            self._files[name] = RotatingFile(path)
+        return self._files[name]
+
+    def _capturer(self, name: str) -> Callable[[int, int], Capture]:
+        echo = self._console.write if self.ours(name) else None
+
+        def capture(generation: int, fd: int) -> Capture:
+            def matched(kind: str, pattern: str, line: str) -> None:
+                self._on_match(name, generation, kind, pattern, line)
+
+            return Capture(
+                fd,
+                file=self._file(name),
+                patterns=self._patterns(name),
+                on_match=matched,
+                mask=self._mask,
+                echo=echo,
+            )
+
+        return capture

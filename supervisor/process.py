@@ -1,0 +1,382 @@
+"""The hands of the supervisor: starts every member, listens to heartbeats, restarts, drains.
+
+It never touches a request, never imports user code and never blocks. What it decides lies in
+``lifecycle.py``; what it does to one child in ``member.py``; here is the run: who there is, what
+each is told about the others, and the order of the end: ingress, adapter, model server, and the
+reporter last, so that the engine hears it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Awaitable, Callable
+from typing import Any, assert_never
+
+import msgspec
+
+from supervisor import lifecycle, process_tree, wire
+from supervisor.child import CONTROL_SOCKET
+from supervisor.exit_codes import ExitCode
+from supervisor.log_lines import masker
+from supervisor.logs import Console
+from supervisor.member import Member
+from supervisor.messages import (
+    Beat,
+    ChildNote,
+    ChildState,
+    CommandReply,
+    CommandRequest,
+    Drain,
+    LogMatch,
+    ModelState,
+    ModelVerdict,
+    Reload,
+    ToSupervisor,
+)
+from supervisor.plan import Plan, Programs
+from supervisor.run_lock import RunLock
+from supervisor.settings_sources import Handoff, SettingsError, write_handoff
+from supervisor.status import status_of
+
+#: Beyond the drain deadline, before a child is killed.
+DRAIN_MARGIN_S = 3.0
+#: Seconds that adapter and reporter have to end once nothing depends on them.
+LAST_WORDS_S = 5.0
+_log = logging.getLogger("supervisor")
+
+
+class Supervisor:
+    """One run of the worker.
+
+    Args:
+        plan: settings, and the programs beside our own (model server, local engine).
+        lock: held by the caller for as long as the run lasts.
+        console: where children's log lines go.
+        on_change: told each change of each member, for the person who watches.
+        reread: reads the settings again for ``reload``; raises SettingsError.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        lock: RunLock,
+        console: Console,
+        on_change: Callable[[Supervisor, Member], None],
+        reread: Callable[[], Plan],
+    ) -> None:
+        self.plan = plan
+        self.run_id = f"{os.getpid():x}-{wire.draw_epoch():016x}"
+        self.members: dict[str, Member] = {}
+        self.model_ready = False
+        self.model_verdict: ModelVerdict | None = None
+        self.loop = asyncio.get_running_loop()
+        self.started_at = self.loop.time()
+        self._lock = lock
+        self._console = console
+        self._on_change = on_change
+        self._reread = reread
+        self._mask = masker(plan.settings.secrets)
+        self._stopping: asyncio.Task[None] | None = None
+        self._finished: asyncio.Future[int] = self.loop.create_future()
+        self._code = ExitCode.CLEAN
+        self._changed = asyncio.Event()
+        self._timers: list[asyncio.TimerHandle] = []
+        self._last_look = self.started_at
+        self._runtime_dir = ""
+        self._programs: Programs
+        self._control: wire.Server
+
+    # ------------------------------------------------------------------ the run
+
+    async def run(self) -> int:
+        """Run until everything has stopped; returns the exit code."""
+        process_tree.become_subreaper()
+        self._runtime_dir = tempfile.mkdtemp(prefix="lighterman-")  # mode 0700
+        try:
+            self._control = wire.Server(
+                wire.ipc_address(self._runtime_dir, CONTROL_SOCKET), ToSupervisor,
+                self._on_messages, on_up=self._on_child_up,
+            )  # fmt: skip
+            self._signals()
+            self._hand_off()
+            self._lock.publish(
+                runtime_dir=self._runtime_dir,
+                run_id=self.run_id,
+                worker_url=self.plan.worker_url,
+                admin_url=self.plan.admin_url,
+                engine_url=self.plan.engine_url,
+            )
+            self._start()
+            return await self._finished
+        finally:
+            self._end()
+
+    def _start(self) -> None:
+        self._programs = Programs(
+            self.plan, self._runtime_dir, self.run_id, self._console, self._on_log_match, self._mask
+        )
+        for name in self._programs.names():
+            self.members[name] = Member(
+                name,
+                self._programs.program(name),
+                self._programs.policy(name),
+                self.run_id,
+                on_change=self._on_member_change,
+                on_give_up=self._on_give_up,
+                ask_to_stop=self._asker(name) if self._programs.ours(name) else None,
+            )
+        for member in self.members.values():
+            member.feed(lifecycle.Start())
+        self._watch()
+
+    def _end(self) -> None:
+        """Whatever the reason: nothing of this run is left running, and no file of it."""
+        for timer in self._timers:
+            timer.cancel()
+        for member in self.members.values():
+            member.close()
+        process_tree.sweep(self.run_id, exclude=(os.getpid(),))
+        self._programs.close()
+        self._control.close()
+        shutil.rmtree(self._runtime_dir, ignore_errors=True)
+
+    def _hand_off(self) -> None:
+        settings = self.plan.settings
+        self._handoff = write_handoff(
+            Handoff(self.run_id, self._runtime_dir, os.getpid(), settings)
+        )
+
+    def _signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.loop.add_signal_handler(number, self._on_stop_signal)
+        self.loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _on_stop_signal(self) -> None:
+        if self._stopping is not None:
+            _log.warning("asked twice: ending everything now")
+            self._finish(ExitCode.CLEAN)
+        self.stop("stop asked for")
+
+    def _finish(self, code: int) -> None:
+        if not self._finished.done():
+            self._finished.set_result(code)
+
+    # ------------------------------------------------------------------ members
+
+    def _asker(self, name: str) -> Callable[[float], bool]:
+        def ask(deadline_s: float) -> bool:
+            margin = DRAIN_MARGIN_S if deadline_s > DRAIN_MARGIN_S else 0.0
+            return self._control.send(name, Drain(deadline_s - margin))
+
+        return ask
+
+    def _on_member_change(self, member: Member) -> None:
+        if member.name == "model":
+            if member.state is not ChildState.READY:
+                self.model_ready = False
+            state = self._model_state()
+            for name in ("backend_adapter", "reporter"):
+                self._control.send(name, state)
+        elif self._programs.ours(member.name):
+            self._control.send("reporter", self._note(member))
+        self._changed.set()
+        self._on_change(self, member)
+
+    def _model_state(self) -> ModelState:
+        member = self.members.get("model")
+        if member is None:
+            return ModelState("external", started_at=self.started_at)
+        life = member.life
+        return ModelState(
+            life.state,
+            life.generation,
+            life.pid,
+            self._mask(life.reason or member.last_exit),
+            life.started_at,
+            life.restarts,
+        )
+
+    def _note(self, member: Member) -> ChildNote:
+        life = member.life
+        return ChildNote(member.name, life.state, self._mask(life.reason), life.restarts)
+
+    def _on_give_up(self, member: Member) -> None:
+        """A model server that cannot run is reported and answered for; one of ours ends the run."""
+        _log.error("%s: gave up: %s", member.name, member.life.reason)
+        if self._programs.ours(member.name):
+            self._code = ExitCode.CHILD_FAILED
+            self.loop.call_soon(self.stop, f"{member.name} failed")
+
+    def _on_child_up(self, name: str) -> None:
+        """A child (or the command line) connected: tell it where the others stand."""
+        if name in ("backend_adapter", "reporter"):
+            self._control.send(name, self._model_state())
+        if name == "reporter":
+            for member in self.members.values():
+                if self._programs.ours(member.name):
+                    self._control.send(name, self._note(member))
+
+    def _watch(self) -> None:
+        """Once a beat: who has gone mute? And bury what was left to us."""
+        restart = self.plan.settings.restart
+        self._timers[:] = [self.loop.call_later(restart.beat_s, self._watch)]
+        now = self.loop.time()
+        late_s = now - self._last_look - restart.beat_s
+        self._last_look = now
+        for member in self.members.values():
+            if member.beaten_at is None or member.process is None:
+                continue
+            if late_s > restart.beat_s:
+                member.beaten_at = now  # we slept ourselves; their beats lie in our socket
+            elif now - member.beaten_at > restart.beat_s * restart.missed_beats:
+                mute_s = now - member.beaten_at
+                member.beaten_at = None
+                member.feed(lifecycle.Hung(f"no heartbeat for {mute_s:.1f} s"))
+        known = {m.process.pid for m in self.members.values() if m.process is not None}
+        process_tree.reap_orphans(known)
+
+    # ------------------------------------------------------------------ messages
+
+    def _on_messages(self, name: str, messages: list[Any]) -> None:
+        for message in messages:
+            if isinstance(message, Beat):
+                self._on_beat(name, message)
+            elif isinstance(message, ModelVerdict):
+                self._on_verdict(message)
+            elif isinstance(message, CommandRequest):
+                self._on_command(name, message)
+            else:
+                assert_never(message)
+
+    def _on_beat(self, name: str, beat: Beat) -> None:
+        member = self.members.get(name)
+        if member is None or member.process is None or beat.pid != member.process.pid:
+            return
+        member.beaten_at = self.loop.time()
+        member.gauges, member.detail = beat.gauges, beat.detail
+        if beat.ready and member.state is not ChildState.READY:
+            member.feed(lifecycle.BecameReady())
+        elif not beat.ready and member.state is ChildState.READY:
+            member.feed(lifecycle.BecameUnhealthy(beat.detail))
+
+    def _on_verdict(self, verdict: ModelVerdict) -> None:
+        self.model_verdict = verdict
+        member = self.members.get("model")
+        if member is not None:
+            if verdict.generation != member.life.generation:
+                return
+            if verdict.wedged:
+                member.feed(lifecycle.Hung(verdict.reason))
+            elif verdict.healthy:
+                member.feed(lifecycle.BecameReady())
+            else:
+                member.feed(lifecycle.BecameUnhealthy(verdict.reason))
+        if verdict.ready != self.model_ready:
+            self.model_ready = verdict.ready
+            if member is not None:
+                self._on_change(self, member)
+
+    def _on_log_match(self, name: str, generation: int, kind: str, pattern: str, line: str) -> None:
+        if kind == "info":
+            _log.info("%s: %s", name, line)
+        elif name == "model":
+            self._control.send("backend_adapter", LogMatch(generation, kind, pattern, line[:512]))
+        elif kind == "ready":
+            self.members[name].feed(lifecycle.BecameReady())
+
+    def _on_command(self, name: str, request: CommandRequest) -> None:
+        try:
+            reply = self._obey(request)
+        except LookupError as error:
+            reply = CommandReply(False, msgspec.json.encode(str(error.args[0])).decode())
+        self._control.send(name, reply)
+
+    def _obey(self, request: CommandRequest) -> CommandReply:
+        body: Any = "done"
+        match request.verb, request.args:
+            case "status", []:
+                body = status_of(self)
+            case "restart", [name]:
+                self._member(name).feed(lifecycle.Restart())
+            case ("drain" | "stop"), []:
+                self.stop("drain asked for")
+            case "reload", []:
+                faults = self._reload()
+                if faults:
+                    return CommandReply(False, msgspec.json.encode(faults).decode())
+            case "logs", [name, cursor]:
+                body = self._logs(name, int(cursor) if cursor.isdigit() else 0)
+            case verb, args:
+                raise LookupError(f"cannot do {verb!r} with {args!r}")
+        return CommandReply(True, msgspec.json.encode(body).decode())
+
+    def _member(self, name: str) -> Member:
+        if name not in self.members:
+            raise LookupError(f"there is no {name!r}; there are: {', '.join(self.members)}")
+        return self.members[name]
+
+    def _logs(self, name: str, cursor: int) -> dict[str, Any]:
+        """Lines of one member from ``cursor`` on, and where to go on reading."""
+        capture = self._member(name).capture
+        if capture is None:
+            return {"lines": [], "cursor": 0}
+        lines, after = capture.ring.since(cursor)
+        return {"lines": lines, "cursor": after}
+
+    def _reload(self) -> str:
+        """Read the settings again; "" when they were taken, else what is wrong with them."""
+        try:
+            plan = self._reread()
+        except SettingsError as error:
+            _log.error("reload: nothing changed:\n%s", error)
+            return str(error)
+        self.plan = plan
+        self._mask = masker(plan.settings.secrets)
+        self._hand_off()
+        for name in self.members:
+            if self._programs.ours(name):
+                self._control.send(name, Reload())
+        _log.info("reload: settings taken")
+        return ""
+
+    # ------------------------------------------------------------------ the end
+
+    def stop(self, reason: str) -> None:
+        """Drain and end, in order."""
+        if self._stopping is None:
+            _log.info("stopping: %s", reason)
+            self._stopping = self.loop.create_task(self._stop(reason))
+            self._stopping.add_done_callback(self._stopped)
+
+    def _stopped(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            _log.critical("the stop itself failed", exc_info=task.exception())
+            self._code = ExitCode.BUG
+        self._finish(self._code)
+
+    async def _stop(self, reason: str) -> None:
+        settings = self.plan.settings
+        doors = [name for name in self.members if name.startswith("ingress")]
+        await self._stop_group(doors, settings.worker.drain_s + DRAIN_MARGIN_S, reason)
+        await self._stop_group(["backend_adapter"], LAST_WORDS_S, reason)
+        await self._stop_group(["model"], settings.model.stop_timeout_s, reason)
+        await self._stop_group(["reporter"], LAST_WORDS_S, reason)
+        await self._stop_group(list(self.members), LAST_WORDS_S, reason)
+
+    async def _stop_group(self, names: list[str], deadline_s: float, reason: str) -> None:
+        group = [self.members[name] for name in names if name in self.members]
+        for member in group:
+            member.feed(lifecycle.Stop(deadline_s, reason))
+        await self._until(lambda: all(member.gone for member in group))
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a change of state that makes it true; every life ends by its own deadlines."""
+        while not condition():
+            self._changed.clear()
+            waiting: Awaitable[bool] = self._changed.wait()
+            await waiting

@@ -1,0 +1,138 @@
+"""What /proc says: who lives, who belongs to a run, who holds a port, who was killed for memory.
+
+It only looks. Every answer is a moment's, and a process that may not be looked at (another user's)
+is not seen.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import psutil
+
+#: Marks of our processes in their environment.
+RUN_VARIABLE = "LIGHTERMAN_RUN"
+CHILD_VARIABLE = "LIGHTERMAN_CHILD"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One process of ``processes``."""
+
+    pid: int
+    alive: bool  #: it runs, or is about to end; False: only its exit status is left
+    parent: int
+    session: int
+
+
+def processes() -> Iterator[Seen]:
+    """Every process that /proc shows. Source of the fields: proc(5), /proc/pid/stat."""
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            with open(f"/proc/{entry}/stat", "rb") as file:
+                # The name may hold anything, parentheses and newlines included: cut behind it.
+                fields = file.read().rpartition(b") ")[2].split()
+        except OSError:
+            continue
+        # The first thread may be a zombie while others still hold the port or the GPU.
+        alive = fields[0] not in (b"Z", b"X") or int(fields[17]) > 1
+        yield Seen(int(entry), alive, int(fields[1]), int(fields[3]))
+
+
+def find_run(
+    run_id: str,
+    name: str | None = None,
+    sids: Collection[int] = (),
+    exclude: Collection[int] | None = None,
+) -> list[int]:
+    """Living processes of a run.
+
+    Args:
+        run_id: they carry it in their environment.
+        name: only this child's processes; None: all of the run.
+        sids: members of these sessions count too.
+        exclude: pids that do not count; None: this process.
+
+    Their descendants count as well, whatever they did to their environment.
+    """
+    excluded = {os.getpid()} if exclude is None else set(exclude)
+    marks = {f"{RUN_VARIABLE}={run_id}".encode()}
+    if name is not None:
+        marks.add(f"{CHILD_VARIABLE}={name}".encode())
+    living = {seen.pid: seen for seen in processes() if seen.alive and seen.pid not in excluded}
+    found = {
+        pid for pid, seen in living.items() if seen.session in sids or marks <= _environment(pid)
+    }
+    grown = found
+    while grown:
+        grown = {pid for pid, seen in living.items() if seen.parent in grown} - found
+        found |= grown
+    return sorted(found)
+
+
+def _environment(pid: int) -> set[bytes]:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return set(file.read().split(b"\0"))
+    except OSError:  # gone meanwhile, or another user's
+        return set()
+
+
+def oom_kills() -> int | None:
+    """Processes of our cgroup that the kernel killed for memory so far; None: it does not say.
+
+    Source: ``oom_kill`` in memory.events (cgroup v2) or memory.oom_control (v1); a container sees
+    its own group either at the path of /proc/self/cgroup or at the root of the mount.
+    """
+    for path in _oom_counters():
+        try:
+            with open(path) as file:
+                counts = dict(line.split() for line in file)
+            return int(counts["oom_kill"])
+        except (OSError, ValueError, KeyError):
+            continue
+    return None
+
+
+def _oom_counters() -> Iterator[str]:
+    try:
+        with open("/proc/self/cgroup") as file:
+            groups = [line.rstrip("\n").split(":", 2) for line in file]
+    except OSError:
+        return
+    for _, controllers, group in groups:
+        if controllers == "":
+            root, leaf = "/sys/fs/cgroup", "memory.events"
+        elif "memory" in controllers.split(","):
+            root, leaf = "/sys/fs/cgroup/memory", "memory.oom_control"
+        else:
+            continue
+        yield f"{root}{group.rstrip('/')}/{leaf}"
+        yield f"{root}/{leaf}"
+
+
+def port_holder(port: int) -> str | None:
+    """Who listens on this TCP port, for error texts; None: nobody."""
+    try:
+        listening = [
+            connection.pid
+            for connection in psutil.net_connections(kind="tcp")
+            if connection.status == psutil.CONN_LISTEN
+            and connection.laddr
+            and connection.laddr.port == port
+        ]
+    except (psutil.Error, OSError):
+        return None
+    if not listening:
+        return None
+    pid = next((pid for pid in listening if pid), None)
+    if pid is None:
+        return "a process of another user"
+    try:
+        return f"{psutil.Process(pid).name()} (pid {pid})"
+    except psutil.Error:
+        return f"pid {pid}"

@@ -1,0 +1,136 @@
+"""One run per state directory, and where others find it.
+
+Law: whoever holds the lock of ``run.lock`` is the run; the file itself means nothing. The kernel
+drops the lock with the process, so a file left behind by a crash is harmless, and it is never
+deleted (a second run could lock a file that has no name any more).
+
+The file holds the facts of the run as JSON, for the command line. It must not know what they mean.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from typing import Any
+
+_FILE = "run.lock"
+#: A reader holds the lock for microseconds to find out whether anybody does.
+_PATIENCE_S = 0.5
+_PAUSE_S = 0.01
+_MAX_BYTES = 64 * 1024
+
+
+class RunLockError(Exception):
+    """The state directory cannot be used."""
+
+
+class AlreadyRunning(RunLockError):
+    """Another worker runs with this state directory."""
+
+    def __init__(self, pid: int, state_dir: str) -> None:
+        super().__init__(
+            f"a worker already runs (pid {pid or 'unknown'}) with the state directory {state_dir};"
+            " stop it, or set worker.state_dir to another directory"
+        )
+        self.pid = pid
+        self.state_dir = state_dir
+
+
+class RunLock:
+    """The lock of one state directory."""
+
+    def __init__(self, state_dir: str) -> None:
+        self.state_dir = state_dir
+        self._fd = -1
+        self._facts: dict[str, Any] = {}
+        self._size_bytes = 0
+
+    def acquire(self) -> None:
+        """Take the lock, or raise AlreadyRunning, or RunLockError when the directory is no good."""
+        try:
+            os.makedirs(self.state_dir, mode=0o700, exist_ok=True)
+            fd = os.open(_path(self.state_dir), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise RunLockError(
+                f"cannot use the state directory {self.state_dir}: {error.strerror};"
+                " set worker.state_dir to a directory that can be written"
+            ) from error
+        end = time.monotonic() + _PATIENCE_S
+        while not _try_lock(fd, fcntl.LOCK_EX):
+            if time.monotonic() >= end:
+                facts = _read(fd)
+                os.close(fd)
+                raise AlreadyRunning(facts.get("pid", 0), self.state_dir)
+            time.sleep(_PAUSE_S)
+        self._fd = fd
+        os.ftruncate(fd, 0)  # nobody shall take the facts of an earlier run for ours
+        self.publish(pid=os.getpid(), started_at=time.time())
+
+    def publish(self, **facts: Any) -> bool:
+        """Add facts for others to read; the lock must be held.
+
+        False when the disk refused them; they are written with the next ones.
+        """
+        self._facts |= facts
+        text = json.dumps(self._facts, sort_keys=True).encode()
+        # In place, because a rename would part the name from the lock. Blanks cover what was
+        # longer, so that no moment shows a shorter file with the end of the old text.
+        padded = text.ljust(self._size_bytes)
+        try:
+            os.pwrite(self._fd, padded, 0)
+        except OSError:
+            return False
+        self._size_bytes = len(padded)
+        return True
+
+    def release(self) -> None:
+        """Give the lock back; the file stays."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def read_running(state_dir: str) -> dict[str, Any] | None:
+    """The facts that the run of this directory has published; None when nothing runs there.
+
+    Raises RunLockError when the lock cannot be looked at.
+    """
+    try:
+        fd = os.open(_path(state_dir), os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise RunLockError(f"cannot look at {_path(state_dir)}: {error.strerror}") from error
+    try:
+        return None if _try_lock(fd, fcntl.LOCK_SH) else _read(fd)
+    finally:
+        os.close(fd)
+
+
+def _path(state_dir: str) -> str:
+    return os.path.join(state_dir, _FILE)
+
+
+def _try_lock(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read(fd: int) -> dict[str, Any]:
+    """The facts; {} while the holder has not published any. A half-written text is read again."""
+    end = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            facts = json.loads(os.pread(fd, _MAX_BYTES, 0))
+            if isinstance(facts, dict):
+                return facts
+        except ValueError:
+            pass
+        if time.monotonic() >= end:
+            return {}
+        time.sleep(_PAUSE_S)

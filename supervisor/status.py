@@ -1,0 +1,109 @@
+"""What ``status`` says: one snapshot of a run, as plain data.
+
+The keys are stable: scripts read them (``status --json``). Texts are masked, secrets never appear,
+and everything is bounded: members by the plan, gauges by the heartbeat.
+
+    ready, reason              everything works; else the first thing that does not, for people
+    pid, run_id, version, uptime_s, embedded, stopping
+    urls                       worker, admin, engine
+    engine_local, routes       the local engine runs; paths that clients may POST to
+    members                    name, state, pid, uptime_s, restarts, reason, last_exit, gauges
+    model                      ready, healthy, state, reason, generation, url
+    queue, load                gauges of backend_adapter and reporter, {} until their first beat
+
+It reads the supervisor and changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import supervisor as package
+from supervisor.messages import ChildState
+
+if TYPE_CHECKING:
+    from supervisor.member import Member
+    from supervisor.process import Supervisor
+
+
+def status_of(supervisor: Supervisor) -> dict[str, Any]:
+    """The snapshot; JSON can hold it."""
+    now = supervisor.loop.time()
+    plan = supervisor.plan
+    reason = unready_reason(supervisor)
+    return {
+        "ready": not reason,
+        "reason": reason,
+        "pid": os.getpid(),
+        "run_id": supervisor.run_id,
+        "version": package.__version__,
+        "uptime_s": round(now - supervisor.started_at, 3),
+        "embedded": plan.embedded,
+        "stopping": supervisor.stopping,
+        "urls": {"worker": plan.worker_url, "admin": plan.admin_url, "engine": plan.engine_url},
+        "engine_local": plan.local_engine_port != 0,
+        "routes": [route.path for route in plan.settings.route],
+        "members": [_member(supervisor, member, now) for member in supervisor.members.values()],
+        "model": _model(supervisor),
+        "queue": _gauges(supervisor, "backend_adapter"),
+        "load": _gauges(supervisor, "reporter"),
+    }
+
+
+def unready_reason(supervisor: Supervisor) -> str:
+    """The first thing that is not ready, in the words of people; "" when all is."""
+    if supervisor.stopping:
+        return "the worker is stopping"
+    for member in supervisor.members.values():
+        if member.state is not ChildState.READY and member.name != "model":
+            detail = member.life.reason or member.detail
+            return supervisor.mask(f"{member.name} is {member.state}" + _because(detail))
+    if supervisor.model_ready:
+        return ""
+    verdict, model = supervisor.model_verdict, supervisor.members.get("model")
+    detail = (model.life.reason if model is not None else "") or (verdict.reason if verdict else "")
+    return supervisor.mask("the model server is not ready" + _because(detail))
+
+
+def _because(detail: str) -> str:
+    return f": {detail}" if detail else ""
+
+
+def _member(supervisor: Supervisor, member: Member, now: float) -> dict[str, Any]:
+    life = member.life
+    return {
+        "name": member.name,
+        "state": str(life.state),
+        "pid": life.pid,
+        "uptime_s": round(now - life.started_at, 3) if life.pid else 0.0,
+        "restarts": life.restarts,
+        "reason": supervisor.mask(life.reason or member.detail),
+        "last_exit": supervisor.mask(member.last_exit),
+        "gauges": _masked(supervisor, member.gauges),
+    }
+
+
+def _model(supervisor: Supervisor) -> dict[str, Any]:
+    verdict, member = supervisor.model_verdict, supervisor.members.get("model")
+    reason = member.life.reason if member is not None else ""
+    return {
+        "ready": supervisor.model_ready,
+        "healthy": verdict is not None and verdict.healthy,
+        "state": str(member.state) if member is not None else "external",
+        "reason": supervisor.mask(reason or (verdict.reason if verdict is not None else "")),
+        "generation": member.life.generation if member is not None else 0,
+        "url": supervisor.plan.settings.model.url,
+    }
+
+
+def _gauges(supervisor: Supervisor, name: str) -> dict[str, Any]:
+    member = supervisor.members.get(name)
+    return _masked(supervisor, member.gauges) if member is not None else {}
+
+
+def _masked(supervisor: Supervisor, gauges: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: supervisor.mask(value) if isinstance(value, str) else value
+        for key, value in gauges.items()
+    }
