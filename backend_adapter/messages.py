@@ -14,7 +14,7 @@ from supervisor.messages import Body, Message
 # --------------------------------------------------------------------- ingress → adapter
 
 
-class Submit(Message, tag=1):
+class Submit(Message, frozen=True, tag=1):
     """One validated job."""
 
     bulky: ClassVar[bool] = True
@@ -34,13 +34,13 @@ class Submit(Message, tag=1):
     frame: int = 0
 
 
-class Cancel(Message, tag=2):
+class Cancel(Message, frozen=True, tag=2):
     """Nobody wants this job any more. Ignored when it has ended already."""
 
     id: int
 
 
-class Credit(Message, tag=3):
+class Credit(Message, frozen=True, tag=3):
     """``size`` more response bytes of this job may be sent (they left for the client)."""
 
     id: int
@@ -53,7 +53,7 @@ ToAdapter = Submit | Cancel | Credit
 # --------------------------------------------------------------------- adapter → ingress
 
 
-class Answer(Message, tag=1):
+class Answer(Message, frozen=True, tag=1):
     """A whole response at once. Terminal."""
 
     bulky: ClassVar[bool] = True
@@ -66,7 +66,7 @@ class Answer(Message, tag=1):
     frame: int = 0
 
 
-class Head(Message, tag=2):
+class Head(Message, frozen=True, tag=2):
     """The response has begun; Chunks follow."""
 
     id: int
@@ -76,7 +76,7 @@ class Head(Message, tag=2):
     content_length: int = -1  #: -1: unknown, the client gets chunked framing
 
 
-class Chunk(Message, tag=3):
+class Chunk(Message, frozen=True, tag=3):
     """Bytes of a begun response, in order, never beyond the job's credit."""
 
     bulky: ClassVar[bool] = True
@@ -86,13 +86,13 @@ class Chunk(Message, tag=3):
     frame: int = 0
 
 
-class End(Message, tag=4):
+class End(Message, frozen=True, tag=4):
     """The begun response is complete. Terminal."""
 
     id: int
 
 
-class Failed(Message, tag=5):
+class Failed(Message, frozen=True, tag=5):
     """The job ran, or would have, and cannot be answered. Terminal.
 
     ``kind`` is one of the error kinds of ``ingress/errors.py``: ``model_failed`` (502),
@@ -105,7 +105,7 @@ class Failed(Message, tag=5):
     started_at: float = 0.0  #: 0: was never dispatched
 
 
-class Rejected(Message, tag=6):
+class Rejected(Message, frozen=True, tag=6):
     """The job was never dispatched. Terminal.
 
     ``kind``: ``queue_full``, ``queue_time`` (429), ``not_ready``, ``draining`` (503).

@@ -16,6 +16,7 @@ module knows neither authentication nor jobs, and opens no socket itself.
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 import struct
 import time
@@ -111,7 +112,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
         self.writable = True
-        self._framer = Framer(shared.limits, self._new_exchange)
+        self._framer = Framer(shared.limits, functools.partial(Exchange, self))
         #: The accepted exchange whose answer has not ended.
         self._exchange: Exchange | None = None
         self._state = _IDLE
@@ -125,9 +126,6 @@ class Connection(asyncio.Protocol):
         self._counted_bytes = 0
         self._unsent_bytes = 0
         self._stall_deadline = 0.0
-
-    def _new_exchange(self) -> Exchange:
-        return Exchange(self)
 
     # ------------------------------------------------------------------ events of the socket
 

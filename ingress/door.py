@@ -14,8 +14,8 @@ from backend_adapter.messages import Submit
 from ingress.admission import Admission, Job
 from ingress.auth import Authenticator
 from ingress.envelope import Refused, decode
-from ingress.errors import ErrorKind, Problem
-from ingress.http import Exchange
+from ingress.errors import KINDS, ErrorKind, Problem
+from ingress.exchange import Exchange
 from ingress.ledger import Ledger
 from ingress.routes import Route
 from reporter.messages import Outcome
@@ -59,12 +59,6 @@ class Door:
 
     def on_head(self, exchange: Exchange) -> Problem | None:
         """Refuse before the body is read what needs no body to be refused."""
-        problem = self._judge_head(exchange)
-        if problem is not None:
-            self._ledger.refuse(problem.kind)
-        return problem
-
-    def _judge_head(self, exchange: Exchange) -> Problem | None:
         if exchange.path not in self.routes:
             known = ", ".join(route.path for route in list(self.routes.values())[:20])
             return Problem(ErrorKind.UNKNOWN_ROUTE, f"no such route; this worker has: {known}")
@@ -72,7 +66,7 @@ class Door:
             return Problem(
                 ErrorKind.METHOD_NOT_ALLOWED, "this route takes POST only", headers=_ALLOW_POST
             )
-        if not exchange.has_body:
+        if exchange.content_length < 0 and not exchange.chunked:
             return Problem(
                 ErrorKind.LENGTH_REQUIRED,
                 "send a JSON body with Content-Length or Transfer-Encoding: chunked",
@@ -97,7 +91,7 @@ class Door:
             self.authenticator.check(envelope.auth_data)
         except Refused as refused:
             self._ledger.refuse(refused.kind)
-            exchange.fail(Problem(ErrorKind(refused.kind), refused.message, extra=refused.extra))
+            exchange.fail(Problem(KINDS[refused.kind], refused.message, extra=refused.extra))
             return
         route = self.routes[exchange.path]
         payload = envelope.payload

@@ -47,7 +47,8 @@ class ErrorKind(enum.StrEnum):
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type", 415, "The body must be application/json."
     EXPECTATION_FAILED = "expectation_failed", 417, "Only Expect: 100-continue is understood."
     INVALID_JSON = "invalid_json", 422, "The body is not valid JSON."
-    MISSING_PARAMETER = "missing_parameter", 422, "A required field is missing or has a wrong type."
+    MISSING_PARAMETER = "missing_parameter", 422, "A required field is missing."
+    INVALID_PARAMETER = "invalid_parameter", 422, "A field has a wrong type or value."
     QUEUE_FULL = "queue_full", 429, "Too many requests are waiting already."
     QUEUE_TIME = "queue_time", 429, "The request would wait, or waited, longer than its route lets."
     TOO_MANY_SESSIONS = "too_many_sessions", 429, "No further session can be opened now."
@@ -71,6 +72,10 @@ class ErrorKind(enum.StrEnum):
     EXPIRED = "expired", 504, "The request's own time ran out before it was answered."
     HOOK_TIMEOUT = "hook_timeout", 504, "The function of worker.py did not return in time."
     HTTP_VERSION = "http_version", 505, "Only HTTP/1.1 and HTTP/1.0 are spoken here."
+
+
+#: The kinds by their word, as other processes send it.
+KINDS = {kind.value: kind for kind in ErrorKind}
 
 
 class Problem(Exception):

@@ -29,13 +29,10 @@ from supervisor.settings import LimitSettings
 
 _HEAD_END = b"\r\n\r\n"
 _TLS_HANDSHAKE = 0x16
-_NO_BODY = SizedBody(0)
 _NOTED = frozenset(
     {
-        b"authorization",
         b"connection",
         b"content-length",
-        b"content-type",
         b"expect",
         b"host",
         b"proxy-connection",
@@ -52,11 +49,9 @@ class Request:
     """
 
     __slots__ = (
-        "authorization",
         "body",
         "chunked",
         "content_length",
-        "content_type",
         "expects_continue",
         "headers",
         "host",
@@ -73,8 +68,6 @@ class Request:
         self.query = b""
         self.headers: list[tuple[bytes, bytes]] = []
         self.host: bytes | None = None
-        self.content_type = b""
-        self.authorization = b""
         self.content_length = -1
         self.chunked = False
         self.expects_continue = False
@@ -141,7 +134,8 @@ class Framer(Generic[R]):
         self.request = self._new_request()
         #: A byte of it has come.
         self.begun = False
-        self._body: Body = _NO_BODY
+        #: Collects a body that comes in pieces.
+        self._body: Body | None = None
         self._target = b""
         self._head_bytes = 0
         self._head_complete = False
@@ -185,7 +179,8 @@ class Framer(Generic[R]):
         except httptools.HttpParserError as error:
             raise self._explain(error, piece) from None
         self._head_bytes += len(piece)
-        self._check_head_size(complete=end >= 0)
+        if self._head_bytes > self._limits.header_bytes:
+            self._check_head_size(complete=end >= 0)
         if self._head_complete != (end >= 0):
             raise Problem(ErrorKind.INVALID_REQUEST, "The request's head has no proper end.")
         if end >= 0:
@@ -195,12 +190,10 @@ class Framer(Generic[R]):
 
     def _check_head_size(self, complete: bool) -> None:
         limits = self._limits
-        allowed = limits.header_bytes + (
-            len(self.request.method) + len(self._target) + len("  HTTP/1.1\r\n")
-            if complete
-            else limits.request_line_bytes
-        )
-        if self._head_bytes > allowed:
+        line_bytes = limits.request_line_bytes
+        if complete:
+            line_bytes = len(self.request.method) + len(self._target) + len("  HTTP/1.1\r\n")
+        if self._head_bytes > limits.header_bytes + line_bytes:
             raise Problem(
                 ErrorKind.TOO_MANY_HEADERS,
                 f"The headers are over {limits.header_bytes} bytes; send fewer or shorter ones.",
@@ -247,18 +240,14 @@ class Framer(Generic[R]):
         headers.append((name, value))
         if name not in _NOTED:
             return
-        if name == b"content-type":
-            request.content_type = request.content_type or value
+        if name == b"host":
+            if request.host is not None:
+                raise Problem(ErrorKind.INVALID_REQUEST, "The request has two Host headers.")
+            request.host = value
         elif name == b"content-length":
             if len(value) > 20:
                 raise Problem(ErrorKind.INVALID_REQUEST, "Content-Length has too many digits.")
             request.content_length = int(value)
-        elif name == b"host":
-            if request.host is not None:
-                raise Problem(ErrorKind.INVALID_REQUEST, "The request has two Host headers.")
-            request.host = value
-        elif name == b"authorization":
-            request.authorization = request.authorization or value
         elif name == b"expect":
             self._expect = value.lower()
         elif name == b"transfer-encoding":
@@ -283,24 +272,6 @@ class Framer(Generic[R]):
             if version not in ("1.1", "1.0"):
                 raise Problem(ErrorKind.HTTP_VERSION)
             request.http10 = version == "1.0"
-        self._read_target()
-        if request.host is None and not request.http10:
-            raise Problem(ErrorKind.INVALID_REQUEST, "The request has no Host header.")
-        if request.chunked and request.http10:
-            raise Problem(ErrorKind.INVALID_REQUEST, "HTTP/1.0 has no chunks; use HTTP/1.1.")
-        if self._expect and not request.http10:
-            if self._expect != b"100-continue":
-                raise Problem(ErrorKind.EXPECTATION_FAILED)
-            request.expects_continue = request.has_body
-        if request.content_length > 0:
-            if request.content_length > self._limits.body_bytes:
-                raise too_large(self._limits.body_bytes)
-            self._body = SizedBody(request.content_length)
-        elif request.chunked:
-            self._body = ChunkedBody(self._limits.body_bytes)
-
-    def _read_target(self) -> None:
-        request = self.request
         target = self._target
         if len(request.method) + len(target) + len("  HTTP/1.1") > self._limits.request_line_bytes:
             raise self._line_too_long()
@@ -310,13 +281,25 @@ class Framer(Generic[R]):
         if target[0] != 0x2F and b"://" in request.path:
             # The form meant for proxies: scheme://authority/path (RFC 9112 section 3.2.2).
             request.path = b"/" + request.path.partition(b"://")[2].partition(b"/")[2]
+        if request.host is None and not request.http10:
+            raise Problem(ErrorKind.INVALID_REQUEST, "The request has no Host header.")
+        if request.content_length > self._limits.body_bytes:
+            raise too_large(self._limits.body_bytes)
+        if request.chunked:
+            if request.http10:
+                raise Problem(ErrorKind.INVALID_REQUEST, "HTTP/1.0 has no chunks; use HTTP/1.1.")
+            self._body = ChunkedBody(self._limits.body_bytes)
+        if self._expect and not request.http10:
+            if self._expect != b"100-continue":
+                raise Problem(ErrorKind.EXPECTATION_FAILED)
+            request.expects_continue = request.has_body
 
     # ------------------------------------------------------------------ body
 
     @property
     def body_bytes(self) -> int:
         """Bytes of the body that are held so far."""
-        return self._body.size_bytes
+        return len(self.request.body) if self._body is None else self._body.size_bytes
 
     def body(self, data: bytes, start: int = 0) -> int:
         """Read the body from ``data[start:]``; ``request.body`` is set once it is complete.
@@ -324,12 +307,22 @@ class Framer(Generic[R]):
         :return: offset of the first byte after the body; -1: all was read and more is needed.
         :raises Problem: body_too_large, invalid_request, too_many_headers.
         """
-        stop = self._body.read(data, start)
-        if stop >= 0:
-            request = self.request
-            request.body = self._body.join()
-            if not self._upgraded:
-                # Without an on_body the parser only counts, which costs nothing. Chunks it has
-                # not seen: an empty body is as good to it.
-                self._parser.feed_data(LAST_CHUNK if request.chunked else request.body)
+        request = self.request
+        body = self._body
+        if body is None:
+            stop = start + request.content_length
+            if stop <= len(data):
+                # It came in one piece, as most do: nothing to collect.
+                request.body = data[start:stop]
+            else:
+                body = self._body = SizedBody(request.content_length)
+        if body is not None:
+            stop = body.read(data, start)
+            if stop < 0:
+                return -1
+            request.body = body.join()
+        if not self._upgraded:
+            # Without an on_body the parser only counts, which costs nothing. Chunks it has not
+            # seen: an empty body is as good to it.
+            self._parser.feed_data(LAST_CHUNK if request.chunked else request.body)
         return stop

@@ -39,6 +39,7 @@ class Ledger:
         self._unacked: deque[Events] = deque()
         self._unacked_rows = 0
         self._refused: dict[str, int] = {}
+        self._refused_at_port: dict[str, int] = {}
         self._changed = True  # the first batch announces the epoch
         self.received = self.served = self.errored = self.cancelled = self.rejected = 0.0
         self.pending = 0.0
@@ -108,6 +109,12 @@ class Ledger:
         self._refused[kind] = self._refused.get(kind, 0) + 1
         self._changed = True
 
+    def refused_at_port(self, counts: dict[str, int]) -> None:
+        """Refusals that the HTTP server counted itself, since it started."""
+        if counts != self._refused_at_port:
+            self._refused_at_port = counts
+            self._changed = True
+
     @property
     def totals(self) -> Totals:
         """Cumulative sums of this epoch."""
@@ -128,7 +135,10 @@ class Ledger:
             list(self._new.values()),
             list(self._closed),
             self.totals,
-            dict(self._refused),
+            {
+                kind: self._refused.get(kind, 0) + self._refused_at_port.get(kind, 0)
+                for kind in self._refused.keys() | self._refused_at_port.keys()
+            },
         )
         self._new.clear()
         self._closed.clear()

@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from backend_adapter.messages import (
@@ -28,7 +29,7 @@ from backend_adapter.messages import (
 from ingress.admission import Admission, Job, Lost
 from ingress.auth import Authenticator
 from ingress.door import Door
-from ingress.errors import ErrorKind, Problem, sse_error
+from ingress.errors import KINDS, ErrorKind, Problem, sse_error
 from ingress.http import Server
 from ingress.ledger import Ledger
 from ingress.routes import compile_routes
@@ -56,7 +57,15 @@ class Ingress:
         settings = runtime.settings
         self._admission = Admission(settings.queue.max_jobs)
         self._ledger = Ledger(runtime.name, wire.draw_epoch())
-        self._authenticator = Authenticator(settings.auth, expected_url=settings.worker.public_url)
+        auth = settings.auth
+        self._authenticator = Authenticator(
+            auth.mode,
+            auth.scheme,
+            settings.worker.public_url,
+            auth.check_url,
+            auth.replay_window,
+            auth.cache_entries,
+        )
         self._door = Door(
             compile_routes(settings.route),
             self._authenticator,
@@ -81,6 +90,7 @@ class Ingress:
         self._jobs: wire.Client
         self._events: wire.Client
         self._port = 0
+        self._acked = asyncio.Event()
 
     # ------------------------------------------------------------------ the runtime's side
 
@@ -148,12 +158,15 @@ class Ingress:
 
     async def drain(self, deadline_s: float) -> None:
         """Close the port, finish what runs, and let the reporter know the last outcomes."""
-        end = time.monotonic() + deadline_s
+        end = self._runtime.loop.time() + deadline_s
         _log.info("draining: %d requests under way", len(self._admission.jobs))
         await self._server.drain(deadline_s)
         self._send_accounts()
-        while self._ledger.unacked() and time.monotonic() < end:
-            await asyncio.sleep(0.02)
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(end):
+                while self._ledger.unacked():
+                    self._acked.clear()
+                    await self._acked.wait()
 
     async def stop(self) -> None:
         """Close everything."""
@@ -181,7 +194,7 @@ class Ingress:
 
     def _lose(self, lost: list[Lost]) -> None:
         for item in lost:
-            self._fail(item.job, Problem(ErrorKind(item.kind), item.message, 1.0))
+            self._fail(item.job, Problem(KINDS[item.kind], item.message, 1.0))
 
     # ------------------------------------------------------------------ answers
 
@@ -242,14 +255,13 @@ class Ingress:
         job = self._admission.settle(message.id)
         if job is not None:
             job.started_at = message.started_at
-            self._fail(job, Problem(ErrorKind(message.kind), message.message))
+            self._fail(job, Problem(KINDS.get(message.kind, ErrorKind.INTERNAL), message.message))
 
     def _on_rejected(self, message: Rejected) -> None:
         job = self._admission.settle(message.id)
         if job is not None:
-            problem = Problem(
-                ErrorKind(message.kind), message.message, message.retry_after_s or None
-            )
+            kind = KINDS.get(message.kind, ErrorKind.INTERNAL)
+            problem = Problem(kind, message.message, message.retry_after_s or None)
             self._fail(job, problem, Outcome.REJECTED)
 
     def _fail(self, job: Job, problem: Problem, outcome: Outcome = Outcome.ERROR) -> None:
@@ -282,6 +294,8 @@ class Ingress:
     def _send_accounts(self) -> None:
         if not self._events.up:
             return
+        refused = {kind.value: count for kind, count in self._server.refused.items()}
+        self._ledger.refused_at_port(refused)
         events = self._ledger.batch()
         if events is not None:
             self._events.send(events)
@@ -296,6 +310,7 @@ class Ingress:
         for message in messages:
             if isinstance(message, Ack):
                 self._ledger.acked(message.seq)
+                self._acked.set()
             elif isinstance(message, PublicKey):
                 self._authenticator.set_key(message.pem)
 

@@ -24,7 +24,7 @@ class Outcome(enum.StrEnum):
     REJECTED = "Rejected"
 
 
-class Totals(Message):
+class Totals(Message, frozen=True):
     """Cumulative since the producer's epoch began.
 
     Law 5, at every instant: received = served + errored + cancelled + rejected + pending.
@@ -38,7 +38,7 @@ class Totals(Message):
     requests: int = 0  #: requests received, whatever became of them
 
 
-class Opened(Message):
+class Opened(Message, frozen=True):
     """A request was accepted for work and has not ended yet."""
 
     key: int  #: unique within the producer's epoch, ascending
@@ -47,7 +47,7 @@ class Opened(Message):
     at: float  #: monotonic; entered_queue_at
 
 
-class Closed(Message):
+class Closed(Message, frozen=True):
     """A request ended. It may never have been announced as Opened (it was that quick)."""
 
     key: int
@@ -66,7 +66,7 @@ class Closed(Message):
 # --------------------------------------------------------------------- producers → reporter
 
 
-class Events(Message, tag=1):
+class Events(Message, frozen=True, tag=1):
     """One batch of a producer's accounts, sent every 0.1 s while something changed.
 
     ``seq`` ascends by one per batch within (producer, epoch). After every (re)connect the
@@ -83,11 +83,11 @@ class Events(Message, tag=1):
     refused: dict[str, int] = {}
 
 
-class KeySuspect(Message, tag=2):
+class KeySuspect(Message, frozen=True, tag=2):
     """Signatures stopped verifying (or no key is known): fetch the engine's key again, soon."""
 
 
-class ModelReport(Message, tag=3):
+class ModelReport(Message, frozen=True, tag=3):
     """The adapter's view of the model server, sent when it changes and after every (re)connect."""
 
     ready: bool
@@ -97,7 +97,7 @@ class ModelReport(Message, tag=3):
     max_perf: float = 0.0  #: workload per second; 0: unknown
 
 
-class QueueReport(Message, tag=4):
+class QueueReport(Message, frozen=True, tag=4):
     """The adapter's gauges, every second while they change."""
 
     waiting: int
@@ -113,13 +113,13 @@ ToReporter = Events | KeySuspect | ModelReport | QueueReport
 # --------------------------------------------------------------------- reporter → producers
 
 
-class Ack(Message, tag=1):
+class Ack(Message, frozen=True, tag=1):
     """Every batch of this producer's epoch up to ``seq`` is safe with the reporter."""
 
     seq: int
 
 
-class PublicKey(Message, tag=2):
+class PublicKey(Message, frozen=True, tag=2):
     """The engine's RSA public key (PEM), after every (re)connect and when it changed."""
 
     pem: str

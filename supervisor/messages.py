@@ -47,7 +47,7 @@ class ChildState(enum.StrEnum):
 # --------------------------------------------------------------------- child → supervisor
 
 
-class Beat(Message, tag=1):
+class Beat(Message, frozen=True, tag=1):
     """One heartbeat, sent by the child's event loop every second and when readiness changes."""
 
     pid: int
@@ -59,7 +59,7 @@ class Beat(Message, tag=1):
     gauges: dict[str, float | int | str | bool] = {}
 
 
-class ModelVerdict(Message, tag=2):
+class ModelVerdict(Message, frozen=True, tag=2):
     """The adapter's judgement of the model server, sent when it changes.
 
     ``healthy``: probe (or log line) says that it answers. ``ready``: and it is benchmarked.
@@ -76,7 +76,7 @@ class ModelVerdict(Message, tag=2):
     max_perf: float = 0.0  #: workload per second that was measured; 0: unknown
 
 
-class CommandRequest(Message, tag=3):
+class CommandRequest(Message, frozen=True, tag=3):
     """What the command line asks of the running supervisor."""
 
     verb: str  #: status, restart, drain, reload, stop, logs
@@ -89,7 +89,7 @@ ToSupervisor = Beat | ModelVerdict | CommandRequest
 # --------------------------------------------------------------------- supervisor → child
 
 
-class ModelState(Message, tag=1):
+class ModelState(Message, frozen=True, tag=1):
     """Where the model server stands. Sent when it changes and after every (re)connect.
 
     ``state`` is a ChildState, or ``"external"`` when something else starts the model server.
@@ -105,7 +105,7 @@ class ModelState(Message, tag=1):
     max_perf: float = 0.0
 
 
-class LogMatch(Message, tag=2):
+class LogMatch(Message, frozen=True, tag=2):
     """A line of the model server's log contained one of the configured patterns."""
 
     generation: int
@@ -114,7 +114,7 @@ class LogMatch(Message, tag=2):
     line: str  #: at most 512 characters, masked
 
 
-class ChildNote(Message, tag=3):
+class ChildNote(Message, frozen=True, tag=3):
     """One of our own children died, hung or failed; the reporter says so while it lasts."""
 
     name: str
@@ -123,17 +123,17 @@ class ChildNote(Message, tag=3):
     restarts: int
 
 
-class Drain(Message, tag=4):
+class Drain(Message, frozen=True, tag=4):
     """Finish what runs, start nothing new, then exit 0. After ``deadline_s`` give up and exit."""
 
     deadline_s: float
 
 
-class Reload(Message, tag=5):
+class Reload(Message, frozen=True, tag=5):
     """New settings lie at the path that the child was started with; certificates may be new."""
 
 
-class CommandReply(Message, tag=6):
+class CommandReply(Message, frozen=True, tag=6):
     """Answer to a CommandRequest; ``body`` is JSON text."""
 
     ok: bool

@@ -23,7 +23,6 @@ from supervisor import lifecycle, process_tree, wire
 from supervisor.child import CONTROL_SOCKET
 from supervisor.exit_codes import ExitCode
 from supervisor.log_lines import masker
-from supervisor.logs import Console
 from supervisor.member import Member
 from supervisor.messages import (
     Beat,
@@ -56,7 +55,7 @@ class Supervisor:
     Args:
         plan: settings, and the programs beside our own (model server, local engine).
         lock: held by the caller for as long as the run lasts.
-        console: where children's log lines go.
+        echo: takes our children's log lines; never blocks.
         on_change: told each change of each member, for the person who watches.
         reread: reads the settings again for ``reload``; raises SettingsError.
     """
@@ -65,7 +64,7 @@ class Supervisor:
         self,
         plan: Plan,
         lock: RunLock,
-        console: Console,
+        echo: Callable[[str], object],
         on_change: Callable[[Supervisor, Member], None],
         reread: Callable[[], Plan],
     ) -> None:
@@ -77,10 +76,12 @@ class Supervisor:
         self.loop = asyncio.get_running_loop()
         self.started_at = self.loop.time()
         self._lock = lock
-        self._console = console
+        self._echo = echo
         self._on_change = on_change
         self._reread = reread
-        self._mask = masker(plan.settings.secrets)
+        self.mask = masker(plan.settings.secrets)
+        self.stop_reason = ""
+        self._max_perf = 0.0  # what the adapter measured, for its next life
         self._stopping: asyncio.Task[None] | None = None
         self._finished: asyncio.Future[int] = self.loop.create_future()
         self._code = ExitCode.CLEAN
@@ -88,7 +89,7 @@ class Supervisor:
         self._timers: list[asyncio.TimerHandle] = []
         self._last_look = self.started_at
         self._runtime_dir = ""
-        self._programs: Programs
+        self._programs: Programs | None = None
         self._control: wire.Server
 
     # ------------------------------------------------------------------ the run
@@ -118,7 +119,7 @@ class Supervisor:
 
     def _start(self) -> None:
         self._programs = Programs(
-            self.plan, self._runtime_dir, self.run_id, self._console, self._on_log_match, self._mask
+            self.plan, self._runtime_dir, self.run_id, self._echo, self._on_log_match, self.mask
         )
         for name in self._programs.names():
             self.members[name] = Member(
@@ -196,14 +197,14 @@ class Supervisor:
             life.state,
             life.generation,
             life.pid,
-            self._mask(life.reason or member.last_exit),
+            self.mask(life.reason or member.last_exit),
             life.started_at,
             life.restarts,
         )
 
     def _note(self, member: Member) -> ChildNote:
         life = member.life
-        return ChildNote(member.name, life.state, self._mask(life.reason), life.restarts)
+        return ChildNote(member.name, life.state, self.mask(life.reason), life.restarts)
 
     def _on_give_up(self, member: Member) -> None:
         """A model server that cannot run is reported and answered for; one of ours ends the run."""
@@ -336,7 +337,7 @@ class Supervisor:
             _log.error("reload: nothing changed:\n%s", error)
             return str(error)
         self.plan = plan
-        self._mask = masker(plan.settings.secrets)
+        self.mask = masker(plan.settings.secrets)
         self._hand_off()
         for name in self.members:
             if self._programs.ours(name):

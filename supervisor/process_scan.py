@@ -17,6 +17,10 @@ RUN_VARIABLE = "LIGHTERMAN_RUN"
 CHILD_VARIABLE = "LIGHTERMAN_CHILD"
 
 
+#: Looks at /proc within one scan, while processes keep appearing.
+_LOOKS = 5
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
     """One process of ``processes``."""
@@ -27,20 +31,36 @@ class Seen:
     session: int
 
 
-def processes() -> Iterator[Seen]:
-    """Every process that /proc shows. Source of the fields: proc(5), /proc/pid/stat."""
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        try:
-            with open(f"/proc/{entry}/stat", "rb") as file:
-                # The name may hold anything, parentheses and newlines included: cut behind it.
-                fields = file.read().rpartition(b") ")[2].split()
-        except OSError:
-            continue
-        # The first thread may be a zombie while others still hold the port or the GPU.
-        alive = fields[0] not in (b"Z", b"X") or int(fields[17]) > 1
-        yield Seen(int(entry), alive, int(fields[1]), int(fields[3]))
+def processes() -> list[Seen]:
+    """Every process.
+
+    What forks and exits faster than we look is always one process ahead of us. So we look again
+    for those that appeared meanwhile, and call them alive even when they have ended by now: what
+    they forked may live.
+    """
+    seen: dict[int, Seen] = {}
+    for look in range(_LOOKS):
+        appeared = {int(entry) for entry in os.listdir("/proc") if entry.isdigit()} - seen.keys()
+        if not appeared:
+            break
+        for pid in appeared:
+            process = _look(pid, late=look > 0)
+            if process is not None:
+                seen[pid] = process
+    return list(seen.values())
+
+
+def _look(pid: int, late: bool) -> Seen | None:
+    """One process, None when it is gone. Source of the fields: proc(5), /proc/pid/stat."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The name may hold anything, parentheses and newlines included: cut behind it.
+            fields = file.read().rpartition(b") ")[2].split()
+    except OSError:
+        return None
+    # The first thread may be a zombie while others still hold the port or the GPU.
+    alive = late or fields[0] not in (b"Z", b"X") or int(fields[17]) > 1
+    return Seen(pid, alive, int(fields[1]), int(fields[3]))
 
 
 def find_run(

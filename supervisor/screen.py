@@ -4,119 +4,114 @@
 when it changes, and lets go of it when it is finished. ``Plain`` turns the same words into log
 lines. Neither ever blocks: both end in ``Console.write``.
 
-They know nothing of what is said. rich is imported when the first styled row is drawn.
+They know nothing of what is said. The few styles are written as they are: importing a library for
+them would cost the supervisor 0.1 s and 8 MB for its whole life.
 """
 
 from __future__ import annotations
 
-import io
+import enum
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 #: Move to the row above and clear it.
 _ERASE = "\x1b[1A\x1b[2K"
+_GAP = "   "
 _log = logging.getLogger("supervisor")
 
-Write = Callable[[str], object]
+
+class Tone(enum.Enum):
+    """How something is said; the value is its style (SGR)."""
+
+    PLAIN = ""
+    GOOD = "32"
+    BAD = "31"
+    QUIET = "2"
+    LOUD = "1;32"
+
+
+class Part(NamedTuple):
+    """A few words and their tone."""
+
+    text: str
+    tone: Tone = Tone.PLAIN
 
 
 class Screen(Protocol):
-    """What the timeline speaks to. Texts may hold rich's style tags, such as ``[green]``."""
+    """What the timeline speaks to."""
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, tone: Tone = Tone.PLAIN) -> None:
         """One line that stays."""
 
-    def show(self, parts: list[str]) -> None:
-        """The live row: what is known so far."""
+    def show(self, parts: list[Part]) -> None:
+        """The live row: what is known so far, the newest last."""
 
     def finish(self) -> None:
         """The live row is complete."""
 
 
 class Terminal:
-    """A terminal.
+    """A terminal; it can stand where ``logging`` asks for a text stream.
 
     Args:
-        write: takes lines; never blocks.
+        write: takes whole lines; never blocks.
         width: columns.
         color: styles may be used.
     """
 
-    def __init__(self, write: Write, width: int, color: bool) -> None:
+    def __init__(self, write: Callable[[str], object], width: int, color: bool) -> None:
         self._write = write
         self._width = width
         self._color = color
         self._row = ""
-        self._buffer = io.StringIO()
-        self._render: Callable[[str], None] | None = None
+        self._first = 0  # part that the row begins with; earlier ones are on rows above
 
     def write(self, line: str) -> int:
-        """A line of somebody else's; it goes above the row."""
-        if not self._row:
-            self._write(line)
+        """Somebody else's line: it goes above the row."""
+        if self._row:
+            self._write(f"{_ERASE}{line.removesuffix(chr(10))}\n{self._row}")
         else:
-            self._write(f"{_ERASE}{line.rstrip(chr(10))}\n{self._row}")
+            self._write(line)
         return len(line)
 
     def flush(self) -> None:
-        """Nothing: lines leave by themselves. (Loggers ask for it.)"""
+        """Nothing: lines leave by themselves."""
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, tone: Tone = Tone.PLAIN) -> None:
         """One line that stays."""
-        self.write(self._styled(text))
+        self.write(self._styled(Part(text, tone)))
 
-    def show(self, parts: list[str]) -> None:
-        """The live row; it begins a new one where it would be wider than the terminal."""
+    def show(self, parts: list[Part]) -> None:
+        """The live row. What would be wider than the terminal begins a new one."""
         erase = _ERASE if self._row else ""
-        row = " " + "   ".join(parts)
-        if self._row and _plain_length(row) >= self._width:
-            self.finish()
-            row, erase = " " + parts[-1], ""
-            parts[:-1] = []
-        self._row = self._styled(row)
+        shown = parts[self._first :]
+        if len(shown) > 1 and 1 + len(_GAP.join(p.text for p in shown)) >= self._width:
+            self._first, shown, erase = len(parts) - 1, shown[-1:], ""
+        self._row = " " + _GAP.join(map(self._styled, shown))
         self._write(erase + self._row)
 
     def finish(self) -> None:
         """What the row says stays."""
-        self._row = ""
+        self._row, self._first = "", 0
 
-    def _styled(self, text: str) -> str:
-        if self._render is None:
-            from rich.console import Console
-
-            console = Console(
-                file=self._buffer, force_terminal=True, no_color=not self._color,
-                width=self._width, highlight=False, legacy_windows=False,
-            )  # fmt: skip
-            self._render = lambda text: console.print(text, end="", soft_wrap=True)
-        self._render(text)
-        styled = self._buffer.getvalue()
-        self._buffer.seek(0)
-        self._buffer.truncate()
-        return styled
+    def _styled(self, part: Part) -> str:
+        if not self._color or part.tone is Tone.PLAIN:
+            return part.text
+        return f"\x1b[{part.tone.value}m{part.text}\x1b[0m"
 
 
 class Plain:
     """No terminal: the same words as log lines."""
 
-    def say(self, text: str) -> None:
-        """One log line."""
-        _log.info("%s", _untagged(text).strip())
+    def say(self, text: str, tone: Tone = Tone.PLAIN) -> None:
+        """One log line; an empty one is none."""
+        if text.strip():
+            _log.log(logging.WARNING if tone is Tone.BAD else logging.INFO, "%s", text.strip())
 
-    def show(self, parts: list[str]) -> None:
-        """The latest part only; the earlier ones were said."""
-        self.say(parts[-1])
+    def show(self, parts: list[Part]) -> None:
+        """The newest part; the others were said."""
+        self.say(*parts[-1])
 
     def finish(self) -> None:
         """Nothing is live."""
-
-
-def _untagged(text: str) -> str:
-    from rich.markup import render
-
-    return render(text).plain
-
-
-def _plain_length(text: str) -> int:
-    return len(_untagged(text))

@@ -46,7 +46,7 @@ outcomes = st.sampled_from(list(Outcome))
 names = st.sampled_from(PRODUCERS)
 
 
-@dataclass
+@dataclass(eq=False)
 class Producer:
     """One life of an ingress process."""
 
@@ -220,7 +220,11 @@ class Accounts(RuleBasedStateMachine):
 
     @rule()
     def kill_reporter(self) -> None:
-        """Everything that is committed stays; what is under way, and its memory, is gone."""
+        """Everything that is committed stays; what is under way, and its memory, is gone.
+
+        What the engine has acknowledged is written first: dying in between sends rows twice.
+        """
+        self.commit([each for each in self.outbox.step(self.now) if isinstance(each, DropRows)])
         self.store.close()
         self.wire.clear()
         for producer in self.heard.values():
@@ -257,8 +261,6 @@ class Accounts(RuleBasedStateMachine):
                 if accepted:
                     self.record.update(row.request_idx for row in command.rows)
                 self.outbox.requests_done(accepted, self.now)
-                # Acknowledged and not yet written is where a row may be sent twice: not here.
-                self.commit([self.outbox.step(-1.0)[0]] if accepted else [])
             else:
                 assert isinstance(command, PostStatus)
                 report = self.load.status_report(FACTS)

@@ -88,14 +88,14 @@ def test_a_text_without_a_sentence_is_refused() -> None:
 # -------------------------------------------------------------------------- one generation
 
 
-def generated(**settings: Any) -> tuple[str, Generation]:
+def generated(**settings: Any) -> tuple[list[str], Generation]:
     ask = Ask(prompt=QUESTION, **settings)
     generation = Generation(MARKOV, ask, random.Random(ask.seed).random)
-    text = ""
+    parts: list[str] = []
     while generation.finish is None:
-        text += "".join(token.text for token in generation.step())
-    assert text == generation.text
-    return text, generation
+        parts += [token.text for token in generation.step()]
+    assert "".join(parts) == generation.text
+    return parts, generation
 
 
 @given(
@@ -107,27 +107,22 @@ def generated(**settings: Any) -> tuple[str, Generation]:
 def test_stop_texts_end_the_answer(
     seed: int, max_tokens: int, cuts: list[tuple[int, int]], keep: bool
 ) -> None:
-    whole, plain = generated(seed=seed, max_tokens=max_tokens)
-    assert (plain.made, plain.finish) == (max_tokens, "length")
+    words, plain = generated(seed=seed, max_tokens=max_tokens)
+    assert (plain.made, plain.finish, len(words)) == (max_tokens, "length", max_tokens)
+    whole = "".join(words)
     stops = tuple(whole[at % len(whole) :][:size] for at, size in cuts)
-    text, stopped = generated(seed=seed, max_tokens=max_tokens, stop=stops, keep_stop=keep)
-    assert stopped.finish == "stop"
-    if keep:
-        first_end = min(whole.find(stop) + len(stop) for stop in stops)
-        assert whole.startswith(text)
-        assert any(stop in text for stop in stops)
-        assert len(text) - first_end < max(map(len, MARKOV.words)) + 1
-    else:
-        # Words are looked at one by one: of several stop texts in one word the first place counts.
-        first_end = min(whole.find(stop) + len(stop) for stop in stops)
-        at = min(whole.find(stop) for stop in stops if whole.find(stop) < first_end)
-        assert text == whole[:at]
+    _, stopped = generated(seed=seed, max_tokens=max_tokens, stop=stops, keep_stop=keep)
+    # Words are made one by one; the first that completes a stop text is the last.
+    last = next(n for n in range(1, max_tokens + 1) if any(s in "".join(words[:n]) for s in stops))
+    said = "".join(words[:last])
+    expected = said if keep else said[: min(said.find(stop) for stop in stops if stop in said)]
+    assert (stopped.text, stopped.finish, stopped.made) == (expected, "stop", last)
 
 
 def test_a_stop_text_that_never_comes_holds_nothing_back_at_the_end() -> None:
-    whole, _ = generated(seed=3, max_tokens=20)
-    text, generation = generated(seed=3, max_tokens=20, stop=(whole[-3:] + "\x00",))
-    assert (text, generation.finish) == (whole, "length")
+    words, _ = generated(seed=3, max_tokens=20)
+    others, generation = generated(seed=3, max_tokens=20, stop=(words[-1] + "\x00",))
+    assert (others, generation.finish) == (words, "length")
 
 
 def test_a_step_after_the_end_is_a_mistake() -> None:
