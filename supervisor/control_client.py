@@ -91,9 +91,11 @@ async def _exchange(address: str, request: CommandRequest, deadline_s: float) ->
                 answer.set_result(message)
 
     name = f"cli-{os.getpid()}-{wire.draw_epoch():x}"
-    client = wire.Client(
-        address, name, FromSupervisor, heard, on_up=lambda: client.send(request) and None
-    )
+
+    def say() -> None:
+        client.send(request)
+
+    client = wire.Client(address, name, FromSupervisor, heard, on_up=say)
     try:
         async with asyncio.timeout(deadline_s):
             return await answer

@@ -223,15 +223,12 @@ class Life:
         return commands
 
     def _delay_of(self, timer: Timer) -> float:
-        match timer:
-            case Timer.START:
-                return self.policy.start_timeout_s
-            case Timer.STOP:
-                return self._stop_s
-            case Timer.BACKOFF:
-                return self._delay_s
-            case _:
-                assert_never(timer)
+        delays = {
+            Timer.START: self.policy.start_timeout_s,
+            Timer.STOP: self._stop_s,
+            Timer.BACKOFF: self._delay_s,
+        }
+        return delays[timer]
 
     def _announcements(self) -> list[Command]:
         told = (self.state, self.generation, self.reason)
@@ -254,5 +251,5 @@ class Life:
                 return Sweep()
             case Do.GIVE_UP:
                 return GiveUp(self.reason)
-            case _:
+            case _:  # pragma: no cover
                 assert_never(do)

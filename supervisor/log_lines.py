@@ -13,17 +13,24 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable
+from urllib.parse import quote
 
 import msgspec
 
 Mask = Callable[[str], str]
 #: Characters of one line; a traceback may be longer than is useful.
 MAX_LINE = 16_000
+#: Control characters as their escapes, so that no text can rewrite or forge lines on a terminal.
+_VISIBLE = {
+    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)
+}
 
 
 def masker(secrets: Iterable[str]) -> Mask:
-    """A function that replaces every secret in a text by ``***``."""
-    hidden = sorted((s for s in secrets if s), key=len, reverse=True)
+    """A function that replaces every secret in a text by ``***``, also where it stands quoted."""
+    known = [secret for secret in secrets if secret]
+    forms = {form for s in known for form in (s, repr(s)[1:-1], quote(s, safe=""))}
+    hidden = sorted(forms, key=len, reverse=True)
     if not hidden:
         return lambda text: text
 
@@ -37,7 +44,11 @@ def masker(secrets: Iterable[str]) -> Mask:
 
 
 class Lines(logging.Formatter):
-    """Formats a record for people, or as JSON; masked, bounded, one line."""
+    """Formats a record for people, or as JSON; masked and bounded.
+
+    JSON is one line. For people the lines after the first are indented, so that only a first line
+    begins with a time.
+    """
 
     def __init__(self, name: str, style: str, mask: Mask) -> None:
         super().__init__()
@@ -47,16 +58,20 @@ class Lines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The finished line, without its newline."""
-        text = record.getMessage()
+        try:
+            text = record.getMessage()
+        except (TypeError, ValueError, KeyError):  # logging itself would show it unmasked
+            text = f"{record.msg} {record.args}"
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
-        text = self._mask(text)[:MAX_LINE]
+        text = self._mask(text)[:MAX_LINE].encode("utf-8", "backslashreplace").decode()
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         at, level = f"{moment}.{int(record.msecs):03d}Z", record.levelname.lower()
         if self._json:
             fields = {"time": at, "level": level, "process": self._name, "message": text}
             return msgspec.json.encode(fields).decode()
-        return f"{at} {level:<7} {self._name:<15} {text.replace(chr(10), chr(10) + '    ')}"
+        text = text.translate(_VISIBLE).replace("\n", "\n    ")
+        return f"{at} {level:<7} {self._name:<15} {text}"
 
 
 def configure(name: str, style: str, level: str, mask: Mask) -> None:

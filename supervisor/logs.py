@@ -15,6 +15,7 @@ It must not know whose output it is, nor what a match means.
 from __future__ import annotations
 
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypedDict, Unpack
@@ -261,7 +262,8 @@ class Tail(LineSink):
             self._skip_old = False
             return False
         self.error = ""
-        self._position = os.lseek(self._fd, 0, os.SEEK_END) if self._skip_old else 0
+        skip = self._skip_old and stat.S_ISREG(os.fstat(self._fd).st_mode)
+        self._position = os.lseek(self._fd, 0, os.SEEK_END) if skip else 0
         self._skip_old = False
         return True
 

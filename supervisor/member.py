@@ -16,6 +16,7 @@ from typing import Any, assert_never
 from supervisor import lifecycle, process_tree
 from supervisor.logs import Capture
 from supervisor.messages import ChildState
+from supervisor.ports import is_free
 from supervisor.restart import Policy
 
 #: Seconds between two looks at what a dead child's tree left behind.
@@ -31,6 +32,8 @@ class Program:
     cwd: str
     #: makes the capture of a new process's output; called with (generation, output fd)
     capture: Callable[[int, int], Capture]
+    #: port on 127.0.0.1 that it will bind, and that nobody else may hold; 0: not ours to say
+    port: int = 0
 
 
 class Member:
@@ -128,7 +131,7 @@ class Member:
                 assert_never(command)
 
     def _set_timer(self, kind: lifecycle.Timer, delay_s: float) -> None:
-        answers = {
+        answers: dict[lifecycle.Timer, Callable[[], lifecycle.Event]] = {
             lifecycle.Timer.START: lifecycle.StartDeadline,
             lifecycle.Timer.STOP: lifecycle.StopDeadline,
             lifecycle.Timer.BACKOFF: lifecycle.TimerFired,
@@ -146,6 +149,11 @@ class Member:
     def _spawn(self, generation: int) -> None:
         program = self._program
         self.beaten_at, self.gauges, self.detail = None, {}, ""
+        if program.port and not is_free("127.0.0.1", program.port):
+            holder = process_tree.port_holder(program.port) or "another program"
+            self.last_exit = f"not started: its port {program.port} is held by {holder}"
+            self.feed(lifecycle.SpawnFailed(self.last_exit))
+            return
         try:
             process = process_tree.spawn(
                 program.argv, env=program.env, cwd=program.cwd, run_id=self._run_id, name=self.name

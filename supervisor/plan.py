@@ -8,22 +8,25 @@ is the model (``embedded.py``).
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import msgspec
 
 from supervisor import settings_sources
 from supervisor.log_lines import Mask
-from supervisor.logs import Capture, Console, RotatingFile
+from supervisor.logs import Capture, RotatingFile, Tail
 from supervisor.member import Program
+from supervisor.ports import free_port
 from supervisor.restart import Policy
 from supervisor.settings import Settings
 
 #: (member, generation, kind, pattern, line)
 OnMatch = Callable[[str, int, str, str, str], None]
+#: Where a model server that we start may listen.
+_LOCAL = ("127.0.0.1", "localhost", "0.0.0.0")
 _OURS = ("reporter", "backend_adapter", "ingress")
 
 
@@ -55,15 +58,6 @@ class Plan:
         return addresses[0] if addresses else ""
 
 
-def free_port(host: str) -> int:
-    """A TCP port that nobody listens on at this moment."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 def make(settings: Settings, *, embedded: bool) -> Plan:
     """Fill in what may be left open: ports, the public URL, the local engine."""
     worker, engine = settings.worker, settings.engine
@@ -85,13 +79,22 @@ def make(settings: Settings, *, embedded: bool) -> Plan:
     return Plan(filled, local_port, embedded)
 
 
+def python_module(environ: dict[str, str], module: str, *args: str) -> list[str]:
+    """Command line of a module of ours, imported from where this one was, whatever lies in the
+    working directory; puts what that takes into ``environ``."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    path = environ.get("PYTHONPATH")
+    environ["PYTHONPATH"] = f"{root}{os.pathsep}{path}" if path else root
+    return [sys.executable, "-P", "-m", module, *args]
+
+
 class Programs:
     """The members of a run and what each of them is.
 
     Args:
         plan: the run.
         runtime_dir, run_id: given to every child.
-        console: where our own children's log lines are shown.
+        echo: takes our own children's log lines.
         on_match: called when a line of a member contains one of its patterns.
         mask: takes secrets out of everything that is kept.
     """
@@ -101,7 +104,7 @@ class Programs:
         plan: Plan,
         runtime_dir: str,
         run_id: str,
-        console: Console,
+        echo: Callable[[str], object],
         on_match: OnMatch,
         mask: Mask,
     ) -> None:
@@ -109,10 +112,11 @@ class Programs:
         self._plan = plan
         self._runtime_dir = runtime_dir
         self._run_id = run_id
-        self._console = console
+        self._echo = echo
         self._on_match = on_match
         self._mask = mask
         self._files: dict[str, RotatingFile] = {}
+        self._tail: Tail | None = None
         self._logs_dir = os.path.join(plan.settings.worker.state_dir, "logs")
         os.makedirs(self._logs_dir, mode=0o700, exist_ok=True)
 
@@ -130,28 +134,23 @@ class Programs:
     def program(self, name: str) -> Program:
         """What the member runs."""
         environ = settings_sources.inherited_environment(secret_variables=False)
-        model = self._settings.model
+        model, port = self._settings.model, 0
         if self.ours(name):
             module = name.split("-")[0]
             environ[settings_sources.HANDOFF_VARIABLE] = os.path.join(
                 self._runtime_dir, "handoff.msgpack"
             )
-            argv, cwd = self._python(environ, module, name), os.getcwd()
+            argv, cwd = python_module(environ, module, name), os.getcwd()
         elif name == "engine":
-            port = str(self._plan.local_engine_port)
-            argv = self._python(environ, "supervisor.demo.engine", "--port", port)
+            port = self._plan.local_engine_port
+            argv = python_module(environ, "supervisor.demo.engine", "--port", str(port))
             cwd = os.getcwd()
         else:
             environ |= model.env
             argv, cwd = model.command, model.cwd or os.getcwd()
-        return Program(argv, environ, cwd, self._capturer(name))
-
-    def _python(self, environ: dict[str, str], module: str, *args: str) -> list[str]:
-        """Our own module, from where this one was imported, whatever lies in the directory."""
-        root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        path = environ.get("PYTHONPATH")
-        environ["PYTHONPATH"] = f"{root}{os.pathsep}{path}" if path else root
-        return [sys.executable, "-P", "-m", module, *args]
+            url = urlsplit(model.url)
+            port = (url.port or 80) if url.hostname in _LOCAL else 0
+        return Program(argv, environ, cwd, self._capturer(name), port)
 
     def policy(self, name: str) -> Policy:
         """How patient we are with it."""
@@ -167,8 +166,29 @@ class Programs:
             stop_timeout_s=model.stop_timeout_s if is_model else self._settings.worker.drain_s,
         )
 
+    def tail(self) -> Tail | None:
+        """Follows the log of a model server that something else starts, where there is one."""
+        model = self._settings.model
+        if model.command or not model.log_file:
+            return None
+
+        def matched(kind: str, pattern: str, line: str) -> None:
+            self._on_match("model", 0, kind, pattern, line)
+
+        # From its start: a model server that was there before us has said its ready line already.
+        self._tail = Tail(
+            model.log_file,
+            from_start=True,
+            patterns=self._patterns("model"),
+            on_match=matched,
+            mask=self._mask,
+        )
+        return self._tail
+
     def close(self) -> None:
         """Close every log file."""
+        if self._tail is not None:
+            self._tail.close()
         for file in self._files.values():
             file.close()
 
@@ -191,7 +211,7 @@ class Programs:
         return self._files[name]
 
     def _capturer(self, name: str) -> Callable[[int, int], Capture]:
-        echo = self._console.write if self.ours(name) else None
+        echo = self._echo if self.ours(name) else None
 
         def capture(generation: int, fd: int) -> Capture:
             def matched(kind: str, pattern: str, line: str) -> None:

@@ -15,6 +15,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from typing import Any, assert_never
 
 import msgspec
@@ -23,6 +24,7 @@ from supervisor import lifecycle, process_tree, wire
 from supervisor.child import CONTROL_SOCKET
 from supervisor.exit_codes import ExitCode
 from supervisor.log_lines import masker
+from supervisor.logs import Tail
 from supervisor.member import Member
 from supervisor.messages import (
     Beat,
@@ -46,6 +48,8 @@ from supervisor.status import status_of
 DRAIN_MARGIN_S = 3.0
 #: Seconds that adapter and reporter have to end once nothing depends on them.
 LAST_WORDS_S = 5.0
+#: Between two looks at a log file that something else writes.
+FOLLOW_EVERY_S = 0.2
 _log = logging.getLogger("supervisor")
 
 
@@ -86,10 +90,11 @@ class Supervisor:
         self._finished: asyncio.Future[int] = self.loop.create_future()
         self._code = ExitCode.CLEAN
         self._changed = asyncio.Event()
-        self._timers: list[asyncio.TimerHandle] = []
+        self._timers: dict[str, asyncio.TimerHandle] = {}
         self._last_look = self.started_at
         self._runtime_dir = ""
-        self._programs: Programs | None = None
+        self._ready_line: LogMatch | None = None  # of the model's present life
+        self._programs: Programs
         self._control: wire.Server
 
     # ------------------------------------------------------------------ the run
@@ -98,11 +103,18 @@ class Supervisor:
         """Run until everything has stopped; returns the exit code."""
         process_tree.become_subreaper()
         self._runtime_dir = tempfile.mkdtemp(prefix="lighterman-")  # mode 0700
-        try:
+        with ExitStack() as undo:
+            undo.callback(shutil.rmtree, self._runtime_dir, ignore_errors=True)
             self._control = wire.Server(
                 wire.ipc_address(self._runtime_dir, CONTROL_SOCKET), ToSupervisor,
                 self._on_messages, on_up=self._on_child_up,
             )  # fmt: skip
+            undo.callback(self._control.close)
+            self._programs = Programs(
+                self.plan, self._runtime_dir, self.run_id, self._echo, self._on_log_match, self.mask
+            )
+            undo.callback(self._programs.close)
+            undo.callback(self._end)
             self._signals()
             self._hand_off()
             self._lock.publish(
@@ -114,13 +126,8 @@ class Supervisor:
             )
             self._start()
             return await self._finished
-        finally:
-            self._end()
 
     def _start(self) -> None:
-        self._programs = Programs(
-            self.plan, self._runtime_dir, self.run_id, self._echo, self._on_log_match, self.mask
-        )
         for name in self._programs.names():
             self.members[name] = Member(
                 name,
@@ -134,17 +141,35 @@ class Supervisor:
         for member in self.members.values():
             member.feed(lifecycle.Start())
         self._watch()
+        tail = self._programs.tail()
+        if tail is not None:
+            self._follow(tail)
 
     def _end(self) -> None:
         """Whatever the reason: nothing of this run is left running, and no file of it."""
-        for timer in self._timers:
+        for timer in self._timers.values():
             timer.cancel()
         for member in self.members.values():
             member.close()
         process_tree.sweep(self.run_id, exclude=(os.getpid(),))
-        self._programs.close()
-        self._control.close()
-        shutil.rmtree(self._runtime_dir, ignore_errors=True)
+
+    @property
+    def stopping(self) -> bool:
+        """It was told to end."""
+        return self._stopping is not None
+
+    @property
+    def serving(self) -> bool:
+        """Requests can be answered: the model is ready and so is every member."""
+        return self.model_ready and all(
+            member.state is ChildState.READY for member in self.members.values()
+        )
+
+    @property
+    def ready(self) -> bool:
+        """And the engine knows."""
+        reporter = self.members.get("reporter")
+        return self.serving and reporter is not None and _knows(reporter.gauges)
 
     def _hand_off(self) -> None:
         settings = self.plan.settings
@@ -191,7 +216,7 @@ class Supervisor:
     def _model_state(self) -> ModelState:
         member = self.members.get("model")
         if member is None:
-            return ModelState("external", started_at=self.started_at)
+            return ModelState("external", started_at=self.started_at, max_perf=self._max_perf)
         life = member.life
         return ModelState(
             life.state,
@@ -200,6 +225,7 @@ class Supervisor:
             self.mask(life.reason or member.last_exit),
             life.started_at,
             life.restarts,
+            self._max_perf,
         )
 
     def _note(self, member: Member) -> ChildNote:
@@ -208,7 +234,6 @@ class Supervisor:
 
     def _on_give_up(self, member: Member) -> None:
         """A model server that cannot run is reported and answered for; one of ours ends the run."""
-        _log.error("%s: gave up: %s", member.name, member.life.reason)
         if self._programs.ours(member.name):
             self._code = ExitCode.CHILD_FAILED
             self.loop.call_soon(self.stop, f"{member.name} failed")
@@ -217,6 +242,8 @@ class Supervisor:
         """A child (or the command line) connected: tell it where the others stand."""
         if name in ("backend_adapter", "reporter"):
             self._control.send(name, self._model_state())
+        if name == "backend_adapter" and self._ready_line is not None:
+            self._control.send(name, self._ready_line)  # said before it could hear, or to another
         if name == "reporter":
             for member in self.members.values():
                 if self._programs.ours(member.name):
@@ -225,7 +252,7 @@ class Supervisor:
     def _watch(self) -> None:
         """Once a beat: who has gone mute? And bury what was left to us."""
         restart = self.plan.settings.restart
-        self._timers[:] = [self.loop.call_later(restart.beat_s, self._watch)]
+        self._timers["watch"] = self.loop.call_later(restart.beat_s, self._watch)
         now = self.loop.time()
         late_s = now - self._last_look - restart.beat_s
         self._last_look = now
@@ -240,6 +267,12 @@ class Supervisor:
                 member.feed(lifecycle.Hung(f"no heartbeat for {mute_s:.1f} s"))
         known = {m.process.pid for m in self.members.values() if m.process is not None}
         process_tree.reap_orphans(known)
+
+    def _follow(self, tail: Tail) -> None:
+        """Read on in the log of a model server that something else starts."""
+        more = tail.poll()
+        delay_s = 0.0 if more else FOLLOW_EVERY_S
+        self._timers["tail"] = self.loop.call_later(delay_s, self._follow, tail)
 
     # ------------------------------------------------------------------ messages
 
@@ -259,34 +292,40 @@ class Supervisor:
         if member is None or member.process is None or beat.pid != member.process.pid:
             return
         member.beaten_at = self.loop.time()
+        knew = _knows(member.gauges)
         member.gauges, member.detail = beat.gauges, beat.detail
+        if _knows(beat.gauges) != knew:
+            self._on_change(self, member)
         if beat.ready and member.state is not ChildState.READY:
             member.feed(lifecycle.BecameReady())
         elif not beat.ready and member.state is ChildState.READY:
             member.feed(lifecycle.BecameUnhealthy(beat.detail))
 
     def _on_verdict(self, verdict: ModelVerdict) -> None:
-        self.model_verdict = verdict
         member = self.members.get("model")
+        if member is not None and verdict.generation != member.life.generation:
+            return
+        changed = verdict != self.model_verdict
+        self.model_verdict, self.model_ready = verdict, verdict.ready
+        self._max_perf = verdict.max_perf or self._max_perf
         if member is not None:
-            if verdict.generation != member.life.generation:
-                return
             if verdict.wedged:
                 member.feed(lifecycle.Hung(verdict.reason))
             elif verdict.healthy:
                 member.feed(lifecycle.BecameReady())
             else:
                 member.feed(lifecycle.BecameUnhealthy(verdict.reason))
-        if verdict.ready != self.model_ready:
-            self.model_ready = verdict.ready
-            if member is not None:
-                self._on_change(self, member)
+        if changed:
+            self._on_change(self, member or self.members["backend_adapter"])
 
     def _on_log_match(self, name: str, generation: int, kind: str, pattern: str, line: str) -> None:
         if kind == "info":
             _log.info("%s: %s", name, line)
         elif name == "model":
-            self._control.send("backend_adapter", LogMatch(generation, kind, pattern, line[:512]))
+            match = LogMatch(generation, kind, pattern, line[:512])
+            if kind == "ready":
+                self._ready_line = match
+            self._control.send("backend_adapter", match)
         elif kind == "ready":
             self.members[name].feed(lifecycle.BecameReady())
 
@@ -304,7 +343,7 @@ class Supervisor:
                 body = status_of(self)
             case "restart", [name]:
                 self._member(name).feed(lifecycle.Restart())
-            case ("drain" | "stop"), []:
+            case (("drain" | "stop"), []):
                 self.stop("drain asked for")
             case "reload", []:
                 faults = self._reload()
@@ -350,7 +389,7 @@ class Supervisor:
     def stop(self, reason: str) -> None:
         """Drain and end, in order."""
         if self._stopping is None:
-            _log.info("stopping: %s", reason)
+            self.stop_reason = reason
             self._stopping = self.loop.create_task(self._stop(reason))
             self._stopping.add_done_callback(self._stopped)
 
@@ -381,3 +420,8 @@ class Supervisor:
             self._changed.clear()
             waiting: Awaitable[bool] = self._changed.wait()
             await waiting
+
+
+def _knows(gauges: dict[str, Any]) -> bool:
+    """The engine has acknowledged a report that says ready (a gauge of the reporter)."""
+    return bool(gauges.get("reported_ready"))

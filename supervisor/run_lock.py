@@ -9,6 +9,7 @@ The file holds the facts of the run as JSON, for the command line. It must not k
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -65,7 +66,9 @@ class RunLock:
                 raise AlreadyRunning(facts.get("pid", 0), self.state_dir)
             time.sleep(_PAUSE_S)
         self._fd = fd
-        os.ftruncate(fd, 0)  # nobody shall take the facts of an earlier run for ours
+        with contextlib.suppress(OSError):  # an odd file: the facts will cover what it holds
+            os.ftruncate(fd, 0)  # nobody shall take the facts of an earlier run for ours
+        self._size_bytes = os.fstat(fd).st_size
         self.publish(pid=os.getpid(), started_at=time.time())
 
     def publish(self, **facts: Any) -> bool:

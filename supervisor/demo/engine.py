@@ -31,7 +31,7 @@ from supervisor.demo.engine_api import (
 from supervisor.demo.engine_faults import ENGINE_FAULT, NO_FAULT, EngineFault, FaultSwitch
 from supervisor.demo.record import Record
 from supervisor.demo.routing import Registry
-from supervisor.demo.serving import Server, give_up, until_told
+from supervisor.demo.serving import Server, give_up, stop_signal
 from supervisor.demo.signing import BadKey, Signer
 
 #: Bytes of one request body; a report has a few hundred.
@@ -266,9 +266,10 @@ def _error(status: int, kind: str, message: str) -> web.Response:
 
 
 async def _run(server: Server, engine: Engine) -> None:
+    stop = stop_signal()
     await server.start(engine.app())
     try:
-        await until_told()
+        await stop.wait()
     finally:
         await server.stop()
 

@@ -51,7 +51,7 @@ from supervisor.demo.generation import Generation
 from supervisor.demo.markov import Markov, Token
 from supervisor.demo.model_api import Context, Parser, Refusal, Request, Result
 from supervisor.demo.model_flags import flags
-from supervisor.demo.serving import Server, give_up, say, until_told
+from supervisor.demo.serving import Server, give_up, say, stop_signal
 from supervisor.demo.tally import Tally
 from supervisor.demo.voice_openai import openai_error, parse_chat, parse_completion
 from supervisor.demo.voice_tgi import parse_generate, parse_generate_stream
@@ -168,7 +168,7 @@ class ModelServer:
             response = _json({"ok": True})
             await response.prepare(request)
             await response.write_eof()
-            await asyncio.sleep(0.01)
+            await sabotage.written()
             await self._carry_out(fault)
             return response
         done = await self._carry_out(fault)
@@ -295,8 +295,7 @@ async def _cut_off(cut: MidStreamFault | None, words: int) -> None:
     if cut is None or words < cut.after:
         return
     if isinstance(cut, MidStreamCrash):
-        # What was written before has to leave this process first.
-        await asyncio.sleep(0.05)
+        await sabotage.written()
         sabotage.kill_self()
     raise sabotage.CutOff
 
@@ -312,11 +311,12 @@ def _json(body: object, status: int = 200) -> web.Response:
 
 async def _run(args: argparse.Namespace, server: Server, journal: int | None) -> None:
     model = ModelServer(args, server, journal)
+    stop = stop_signal(model.refuses_term)
     await server.start(model.app())
     loading = asyncio.create_task(model.load())
     loading.add_done_callback(_raise_failure)
     try:
-        await until_told(model.refuses_term)
+        await stop.wait()
         say("INFO Shutting down")
     finally:
         loading.cancel()

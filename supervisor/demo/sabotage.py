@@ -46,6 +46,11 @@ class CutOff(Exception):
     """The connection was, or is to be, closed without a proper end."""
 
 
+async def written() -> None:
+    """Let what was written leave this process: the loop sends it at the end of its turn."""
+    await asyncio.sleep(0)
+
+
 def kill_self() -> NoReturn:
     """SIGKILL."""
     os.kill(os.getpid(), signal.SIGKILL)

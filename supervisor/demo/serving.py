@@ -78,8 +78,8 @@ class Server:
         self.socket.close()
 
 
-async def until_told(refuse: Callable[[], bool] = lambda: False) -> None:
-    """Wait for SIGTERM or SIGINT; a signal that comes while ``refuse()`` is true does not count."""
+def stop_signal(refuse: Callable[[], bool] = lambda: False) -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set, from now on, unless ``refuse()`` is true then."""
     told = asyncio.Event()
 
     def on_signal() -> None:
@@ -91,4 +91,4 @@ async def until_told(refuse: Callable[[], bool] = lambda: False) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    await told.wait()
+    return told

@@ -111,8 +111,8 @@ def main(mode: str, *args: str) -> None:
         case "flood", [size, line]:
             _flood(int(size), int(line))
         case "print_lines", [count]:
-            for line in range(int(count)):
-                _say(f"line {line}")
+            for index in range(int(count)):
+                _say(f"line {index}")
         case "listen", []:
             with socket.create_server(("127.0.0.1", 0)) as listener:
                 _say(f"port {listener.getsockname()[1]}")

@@ -84,6 +84,11 @@ class RawServer:
     def requests(self) -> list[tuple[bytes, bytes]]:
         return [request for peer in self.peers for request in peer.requests]
 
+    def stop_listening(self) -> None:
+        """Refuse new connections from now on; those that stand stay."""
+        assert self._server is not None
+        self._server.close()
+
     async def __aenter__(self) -> RawServer:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
@@ -96,7 +101,7 @@ class RawServer:
         tb: TracebackType | None,
     ) -> None:
         assert self._server is not None
-        self._server.close()
+        self.stop_listening()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

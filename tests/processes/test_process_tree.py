@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -129,6 +131,7 @@ def test_a_kill_counted_by_the_cgroup_is_named(run: Run, monkeypatch: pytest.Mon
 def test_a_stolen_exit_status_is_survived(run: Run) -> None:
     process = run.misbehave("exit", "3")
     os.waitpid(process.pid, 0)
+    assert not process.signal(signal.SIGTERM)
     assert process.reap().describe() == "ended, and something else took its exit status"
 
 
@@ -250,6 +253,28 @@ def test_out_of_descriptors_is_not_permanent(run: Run) -> None:
     finally:
         for fd in held:
             os.close(fd)
+
+
+def test_a_child_that_cannot_be_held_by_its_pidfd_is_not_left_behind(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(pid: int) -> int:
+        raise OSError(errno.EMFILE, f"too many open files for {pid}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pidfd_open", refuse)
+        with pytest.raises(SpawnError, match="too many open files"):
+            run.misbehave("sleep")
+    assert process_tree.find_run(run.id) == []
+
+
+def test_spawning_from_another_thread(run: Run) -> None:
+    """Handlers can be set in the main thread only; the rest is the same."""
+    ended: list[Exit] = []
+    thread = threading.Thread(target=lambda: ended.append(reap(run.misbehave("exit", "3"))))
+    thread.start()
+    thread.join()
+    assert [one.code for one in ended] == [3]
 
 
 # --------------------------------------------------------------------------------- sweep

@@ -280,7 +280,7 @@ def test_models_are_listed(server: Program) -> None:
     ("path", "body", "status", "says"),
     [
         ("/generate", b"{", 422, "no valid JSON"),
-        ("/generate", b"[" * 100_000, 422, "no valid JSON"),
+        ("/generate", b'{"z": ' + b"[" * 100_000, 422, "no valid JSON"),
         ("/generate", {}, 422, "inputs"),
         ("/generate", {"inputs": 3}, 422, "$.inputs"),
         ("/generate", {"inputs": "", "parameters": {"max_new_tokens": 0}}, 422, "max_new_tokens"),
@@ -312,7 +312,7 @@ def test_a_client_that_leaves_frees_its_slot_and_is_counted(tmp_path: Path) -> N
         endless = {"prompt": QUESTION, "max_tokens": 60_000, "stream": True}
         running_one.request("POST", "/v1/completions", json.dumps(endless | {"user": "first"}))
         answer = running_one.getresponse()
-        assert answer.fp.readline().startswith(b"data: ")
+        assert answer.readline().startswith(b"data: ")
         waiting_one.request("POST", "/v1/completions", json.dumps(endless | {"user": "second"}))
         wait_until(lambda: program.get("/demo/stats")["waiting"] == 1)
         waiting_one.close()
@@ -510,7 +510,7 @@ def test_sigterm_ends_a_running_stream(tmp_path: Path) -> None:
         body = {"inputs": QUESTION, "parameters": {"max_new_tokens": 60_000}}
         connection.request("POST", "/generate_stream", json.dumps(body))
         answer = connection.getresponse()
-        assert answer.fp.readline()
+        assert answer.readline()
         assert program.stop() == 0
         with pytest.raises((http.client.IncompleteRead, ConnectionError)):
             answer.read()

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backend_adapter.model_client import ModelClient, ProbeResult, parse_url
-from backend_adapter.model_connection import HEAD_LIMIT_BYTES, Request
+from backend_adapter.model_connection import HEAD_LIMIT_BYTES, Connection, Request
 from backend_adapter.response_headers import ResponseHead, read_head
 from tests.kit.raw_server import Peer, RawServer, Script
 
@@ -49,7 +49,6 @@ class Recorder:
         self.ended = asyncio.Event()
         self.then: Callable[[], None] | None = None  #: called at the end, from inside it
         self.on_piece: Callable[[], None] | None = None
-        self.tick: list[float] = []
 
     @property
     def head(self) -> ResponseHead:
@@ -312,22 +311,13 @@ def test_stale_connection_is_replaced_and_nobody_notices() -> None:
 
 
 def test_stale_connection_and_then_nobody_listens() -> None:
-    async def main() -> None:
-        async with client_of_raw() as (client, server):
-            await fetch(client)
-            server._server.close()
-            sink = await fetch(client)
-            assert sink.outcome == ("lost", True)  # the first copy may have arrived
+    async def check(client: ModelClient, server: RawServer) -> None:
+        await fetch(client)
+        server.stop_listening()
+        sink = await fetch(client)
+        assert sink.outcome == ("lost", True)  # the first copy may have arrived
 
-    def client_of_raw() -> Any:
-        @asynccontextmanager
-        async def both() -> AsyncIterator[tuple[ModelClient, RawServer]]:
-            async with RawServer(closing_after(1)) as server, client_of(server.url) as client:
-                yield client, server
-
-        return both()
-
-    run(main())
+    exchange(closing_after(1), check)
 
 
 def test_new_connection_closed_before_the_head_is_told() -> None:
@@ -580,52 +570,81 @@ SAMPLES = [
 ]
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    st.sampled_from(SAMPLES),
-    st.one_of(st.just(list(range(1, 200))), st.lists(st.integers(1, 120), max_size=6, unique=True)),
-)
-def test_however_it_is_cut_the_answer_is_the_same(response: bytes, cuts: list[int]) -> None:
-    """Each piece is sent only when the client has read the one before it."""
+class Wire(asyncio.Transport):
+    """A transport without a socket: the test itself decides what each read brings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def abort(self) -> None:
+        self.closed = True
+
+
+class Pool:
+    """The owner of one connection that starts its first request as soon as it stands."""
+
+    progress_at = 0.0
+    reusable = False
+
+    def connected(self, connection: Connection, request: Request) -> None:
+        connection.start(request)
+
+    def freed(self, connection: Connection, reusable: bool) -> None:
+        self.reusable = reusable
+
+    def closed(self, connection: Connection) -> None:
+        pass
+
+    def resend(self, request: Request) -> None:
+        raise AssertionError("the connection is a new one")
+
+
+def read_in_pieces(pieces: list[bytes]) -> tuple[object, ...]:
+    """What is told of a response that is read like this, and then the connection ends."""
+    loop = asyncio.new_event_loop()
+    try:
+        sink, wire, pool = Recorder(), Wire(), Pool()
+        connection = Connection(pool, loop, request(sink), counted=True)
+        connection.connection_made(wire)
+        for piece in pieces:
+            if not wire.closed:
+                connection.data_received(piece)
+        connection.eof_received()
+        connection.connection_lost(None)
+        head = sink.heads[0] if sink.heads else None
+        return head, sink.body, sink.outcome, pool.reusable
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize("response", SAMPLES)
+def test_byte_by_byte_the_answer_is_the_same(response: bytes) -> None:
+    assert read_in_pieces([bytes([byte]) for byte in response]) == read_in_pieces([response])
+
+
+@settings(deadline=None)
+@given(st.sampled_from(SAMPLES), st.sets(st.integers(1, 120), max_size=6))
+def test_however_it_is_cut_the_answer_is_the_same(response: bytes, cuts: set[int]) -> None:
     edges = [0, *sorted(cut for cut in cuts if cut < len(response)), len(response)]
     pieces = [response[a:b] for a, b in itertools.pairwise(edges)]
-    told: list[tuple[object, ...]] = []
+    assert read_in_pieces(pieces) == read_in_pieces([response])
 
-    for parts in ([response], pieces):
-        seen = [0]
 
-        async def script(peer: Peer, parts: list[bytes] = parts, seen: list[int] = seen) -> None:
-            await peer.request()
-            for number, part in enumerate(parts):
-                await until(lambda number=number: seen[0] >= number)  # type: ignore[misc]
-                await peer.send(part)
-
-        async def main(seen: list[int] = seen) -> None:
-            async with RawServer(script) as server, client_of(server.url) as client:
-                sink = Recorder()
-                wanted = request(sink)
-                client.send(wanted)
-                await until(lambda: wanted.connection is not None)
-                connection = wanted.connection
-                assert connection is not None
-                loop = asyncio.get_running_loop()
-
-                def read_on() -> None:
-                    # Progress is counted from outside: the connection notes when it last read.
-                    if connection._last_at != marks[-1]:
-                        marks.append(connection._last_at)
-                        seen[0] += 1
-                    if sink.end is None:
-                        loop.call_later(0.001, read_on)
-
-                marks = [connection._last_at]
-                read_on()
-                await asyncio.wait_for(sink.ended.wait(), DEADLINE_S)
-                head = sink.heads[0] if sink.heads else None
-                told.append((head, sink.body, sink.outcome))
-
-        run(main())
-    assert told[0] == told[1]
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([*SAMPLES, b"\r\n", b"HTTP/1.1 ", b"0\r\n\r\n"]), max_size=4))
+def test_whatever_comes_there_is_one_end(pieces: list[bytes]) -> None:
+    """The recorder itself fails on a second end, and on anything that follows the end."""
+    assert read_in_pieces(pieces)[2]
 
 
 # ------------------------------------------------------------------- cancel, pause, deadlines
@@ -688,11 +707,10 @@ def test_pause_stops_the_model_server_and_resume_lets_it_go_on() -> None:
         while sent[0] < total:
             await peer.send(piece)
             sent[0] += len(piece)
-        await peer.hold()
+        await serve_all(peer)
 
     async def check(client: ModelClient, server: RawServer) -> None:
         sink = Recorder()
-        sink.body = b""
         wanted = request(sink)
         received = [0]
 
@@ -857,6 +875,16 @@ def test_probe() -> None:
             await client.probe("https://127.0.0.1/health", DEADLINE_S)
 
     exchange(script, check)
+
+
+def test_reach() -> None:
+    async def check(client: ModelClient, server: RawServer) -> None:
+        assert await client.reach(DEADLINE_S) == ""
+        server.stop_listening()
+        await until(lambda: server.open == 0)
+        assert "cannot connect" in await client.reach(DEADLINE_S)
+
+    exchange(serve_all, check)
 
 
 def test_probe_of_a_mute_or_broken_server() -> None:

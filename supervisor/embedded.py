@@ -1,0 +1,92 @@
+"""The embedded default: with nothing configured, the demo model is the model, on loopback.
+
+``python -m supervisor`` alone shows a working worker within two seconds. Nothing is bypassed: the
+demo model is a process like any model server, the local engine signs with its own key, and the
+figures below are settings that could stand in a worker.toml. What the person did set stays, except
+that a default port that is taken gives way to a free one.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import msgspec
+
+from supervisor import settings_sources
+from supervisor.plan import python_module
+from supervisor.ports import free_port, is_free
+from supervisor.settings import (
+    BenchmarkSettings,
+    EngineSettings,
+    RouteSettings,
+    Settings,
+    WorkerSettings,
+    Workload,
+)
+
+HOST = "127.0.0.1"
+MODEL = "supervisor.demo.model"
+#: As fast as a person likes to read along, and a mid-sized GPU writes.
+TOKENS_PER_SECOND = 120.0
+LOAD_SECONDS = 0.4
+_MAX_TOKENS = 256
+_WORDS = {
+    "/generate": "parameters.max_new_tokens",
+    "/generate_stream": "parameters.max_new_tokens",
+    "/v1/completions": "max_tokens",
+    "/v1/chat/completions": "max_tokens",
+}
+
+
+def embedded(settings: Settings) -> Settings:
+    """The settings with the demo model and its routes filled in.
+
+    Args:
+        settings: configure neither model, route nor engine.
+    """
+    port = free_port(HOST)
+    environ = settings_sources.inherited_environment(secret_variables=False)
+    command = python_module(
+        environ, MODEL, "--port", str(port), "--tokens-per-second", f"{TOKENS_PER_SECOND:g}",
+        "--load-seconds", f"{LOAD_SECONDS:g}",
+    )  # fmt: skip
+    change = msgspec.structs.replace
+    worker, engine, usual = settings.worker, settings.engine, WorkerSettings()
+    return change(
+        settings,
+        worker=change(
+            worker,
+            port=_give_way(worker.host, worker.port, usual.port),
+            public_url="",  # built from host and port: nobody outside is served
+            admin_port=_give_way(worker.admin_host, worker.admin_port, usual.admin_port),
+            id=worker.id or 1,
+        ),
+        engine=change(
+            engine,
+            local_port=_give_way(HOST, engine.local_port, EngineSettings().local_port),
+            token=secrets.token_urlsafe(24),
+        ),
+        model=change(
+            settings.model,
+            command=command,
+            env={**settings.model.env, "PYTHONPATH": environ["PYTHONPATH"]},
+            url=f"http://{HOST}:{port}",
+            name=settings.model.name or "demo",
+            health="/health",
+            ready_log=["Application startup complete."],
+        ),
+        route=[
+            RouteSettings(path=path, workload=Workload(field=field, default=_MAX_TOKENS))
+            for path, field in _WORDS.items()
+        ],
+        benchmark=BenchmarkSettings(
+            route="/v1/completions",
+            payload={"prompt": "The harbour at night", "max_tokens": 32},
+            runs=2,
+            concurrency=4,
+        ),
+    )
+
+
+def _give_way(host: str, port: int, usual: int) -> int:
+    return free_port(host) if port == usual and not is_free(host, port) else port

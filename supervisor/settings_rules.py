@@ -1,0 +1,216 @@
+"""Pure: which values fit at all, what several settings must agree on, and what follows from them.
+
+Law: every rule names its fault and goes on, so that all faults are found in one pass; a secret, or
+an address that may hold one, is in no fault's text. Where a value came from is somebody else's
+business (``settings_sources.py``): a place is only a text here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from supervisor.settings import Settings
+
+#: Levels of tables and lists in one value.
+MAX_DEPTH = 32
+_WEB = ("http", "https")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong: where, what, and what to do."""
+
+    place: str
+    message: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}" + (f" ({self.hint})" if self.hint else "")
+
+
+def near(word: str, words: Iterable[str]) -> str:
+    """A hint that names the most similar of ``words``, or nothing."""
+    close = difflib.get_close_matches(word, list(words), 1)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+def unfit(value: Any) -> str:
+    """Why no setting can hold this value, whatever its type; empty when one can.
+
+    What passes can be handed to every process and shown in every message.
+    """
+    rest = [(value, 1)]
+    while rest:
+        each, depth = rest.pop()
+        if depth > MAX_DEPTH:
+            return f"is nested more than {MAX_DEPTH} levels deep"
+        if isinstance(each, dict):
+            rest += [(part, depth + 1) for pair in each.items() for part in pair]
+        elif isinstance(each, list):
+            rest += [(part, depth + 1) for part in each]
+        elif isinstance(each, float) and math.isnan(each):
+            return "is nan, give a number"
+        elif isinstance(each, int) and not -(2**63) <= each < 2**63:
+            return "is a number of more than 64 bits"
+        elif isinstance(each, str):
+            if "\0" in each:
+                return "holds a NUL character"
+            if any("\ud800" <= letter <= "\udfff" for letter in each):
+                return "is not UTF-8 text"
+    return ""
+
+
+def across(
+    settings: Settings,
+    places: Mapping[str, str],
+    environ: Mapping[str, str],
+    faulty: Set[str] = frozenset(),
+) -> list[Fault]:
+    """Faults of a tree whose fields are right one by one.
+
+    Args:
+        settings: the tree, before ``derive``.
+        places: ``section.name`` or ``route[n].name`` → where it was set.
+        environ: the variables that ``derive`` reads.
+        faulty: sections that lack what was wrong in them; rules that read one are left out.
+    """
+    return [
+        Fault(places.get(path, path), message, hint)
+        for read, rules in _RULES
+        if not read & faulty
+        for path, message, hint in rules(settings, environ)
+    ]
+
+
+_Found = Iterator[tuple[str, str, str]]
+
+
+def _model(settings: Settings, _: Mapping[str, str]) -> _Found:
+    model = settings.model
+    if model.url:
+        if reason := _url_fault(model.url, ("http",)):
+            yield "model.url", f"model.url {reason}", 'url = "http://127.0.0.1:18000"'
+        elif urlsplit(model.url).path not in ("", "/"):
+            yield "model.url", "model.url must be http://host:port", "no https, no path"
+    elif settings.route or model.command:
+        yield "model.url", "model.url is missing", 'url = "http://127.0.0.1:18000"'
+    if model.health.startswith("/"):
+        if _broken(model.health):
+            yield "model.health", "model.health holds a blank", 'health = "/health"'
+    elif model.health and _url_fault(model.health, _WEB):
+        yield "model.health", "model.health is neither a path nor a URL", 'health = "/health"'
+    if model.ready_log and not model.command and not model.log_file:
+        yield (
+            "model.ready_log",
+            "model.ready_log needs model.command or model.log_file",
+            "there is no log to read",
+        )
+
+
+def _routes(settings: Settings, _: Mapping[str, str]) -> _Found:
+    seen: set[str] = set()
+    for index, route in enumerate(settings.route):
+        place = f"route[{index}].path"
+        if route.path in seen:
+            yield place, f"the path {route.path} is configured twice", ""
+        if _broken(route.path) or "?" in route.path or "#" in route.path:
+            yield place, f"{route.path!r} is no path", "no blanks, no ?, no #"
+        if route.upstream and (not route.upstream.startswith("/") or _broken(route.upstream)):
+            hint = "a path on the model server"
+            yield f"route[{index}].upstream", f"{route.upstream!r} is no path", hint
+        seen.add(route.path)
+    if not seen and (settings.model.command or settings.model.url):
+        yield "route", "no route is configured", "add a [[route]] with a path"
+    wanted = settings.benchmark.route
+    if wanted and wanted not in seen:
+        hint = near(wanted, seen) or "name a configured path"
+        yield "benchmark.route", "benchmark.route is not a configured route", hint
+
+
+def _addresses(settings: Settings, _: Mapping[str, str]) -> _Found:
+    for address in settings.engine.addresses:
+        if reason := _url_fault(address, _WEB):
+            shown = "an address" if "@" in address else repr(address)
+            yield "engine.addresses", f"{shown} {reason}", "https://run.example.com"
+    worker = settings.worker
+    if worker.public_url and (reason := _url_fault(worker.public_url, _WEB)):
+        yield "worker.public_url", f"worker.public_url {reason}", "https://192.0.2.1:3000"
+    if worker.port and worker.port == worker.admin_port:
+        yield "worker.admin_port", "worker.admin_port and worker.port are the same", ""
+
+
+def _platform(settings: Settings, environ: Mapping[str, str]) -> _Found:
+    if settings.worker.public_url or not environ.get("PUBLIC_IPADDR", "").strip():
+        return
+    variable = f"VAST_TCP_PORT_{settings.worker.port}"
+    mapped = environ.get(variable, "").strip()
+    if mapped and not (mapped.isascii() and mapped.isdigit() and 0 < int(mapped[:9]) < 65536):
+        yield f"${variable}", f"{mapped[:60]!r} is no port", "a number from 1 to 65535"
+    elif _url_fault(_public_url(settings, environ), _WEB):
+        yield "$PUBLIC_IPADDR", "is no address", "192.0.2.1"
+
+
+#: The sections that some rules read, and the rules.
+_RULES: tuple[tuple[frozenset[str], Callable[[Settings, Mapping[str, str]], _Found]], ...] = (
+    (frozenset(("model", "route")), _model),
+    (frozenset(("model", "route", "benchmark")), _routes),
+    (frozenset(("engine", "worker")), _addresses),
+    (frozenset(("worker", "tls")), _platform),
+)
+
+
+def _broken(text: str) -> bool:
+    """It could not stand in the first line of a request."""
+    return any(letter.isspace() or not letter.isprintable() for letter in text)
+
+
+def _url_fault(text: str, schemes: tuple[str, ...]) -> str:
+    """Why this is no base URL; empty when it is one."""
+    if _broken(text):
+        return "holds a blank"
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError:
+        return "is no URL"
+    if url.scheme not in schemes or not url.hostname or port == 0:
+        return f"must be {' or '.join(schemes)}://host:port"
+    if "@" in url.netloc:
+        return "must not hold a user name"
+    return "must end with the path" if url.query or url.fragment else ""
+
+
+def _public_url(settings: Settings, environ: Mapping[str, str]) -> str:
+    host = environ.get("PUBLIC_IPADDR", "").strip()
+    port = environ.get(f"VAST_TCP_PORT_{settings.worker.port}", "").strip()
+    scheme = "https" if settings.tls.enabled else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port or settings.worker.port}"
+
+
+def derive(settings: Settings, environ: Mapping[str, str], state_dir: str) -> Settings:
+    """Fill in what several variables make, and write every base URL without a last slash.
+
+    Args:
+        settings: a tree without faults.
+        environ: PUBLIC_IPADDR and VAST_TCP_PORT_<port> give the public URL where none is set.
+        state_dir: absolute path of the state directory.
+    """
+    public = settings.worker.public_url
+    if not public and environ.get("PUBLIC_IPADDR", "").strip():
+        public = _public_url(settings, environ)
+    replace = msgspec.structs.replace
+    return replace(
+        settings,
+        worker=replace(settings.worker, public_url=public.rstrip("/"), state_dir=state_dir),
+        model=replace(settings.model, url=settings.model.url.rstrip("/")),
+        engine=replace(
+            settings.engine, addresses=[each.rstrip("/") for each in settings.engine.addresses]
+        ),
+    )

@@ -1,0 +1,124 @@
+"""One run per state directory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from supervisor.run_lock import AlreadyRunning, RunLock, RunLockError, read_running
+
+ROOT = str(Path(__file__).parents[2])
+
+
+def test_nobody_runs_without_a_file(tmp_path: Path) -> None:
+    assert read_running(str(tmp_path)) is None
+    assert read_running(str(tmp_path / "missing")) is None
+
+
+def test_facts_are_read_while_the_lock_is_held(tmp_path: Path) -> None:
+    state_dir = str(tmp_path / "deep" / "state")
+    lock = RunLock(state_dir)
+    lock.acquire()
+    assert os.stat(state_dir).st_mode & 0o777 == 0o700
+    assert lock.publish(worker_url="http://127.0.0.1:3000")
+    facts = read_running(state_dir)
+    assert facts is not None
+    assert facts["pid"] == os.getpid()
+    assert facts["worker_url"] == "http://127.0.0.1:3000"
+    lock.publish(worker_url="x")
+    assert (read_running(state_dir) or {})["worker_url"] == "x"
+    lock.release()
+    lock.release()
+    assert read_running(state_dir) is None  # the file is still there
+
+
+def test_a_second_run_is_told_who_runs(tmp_path: Path) -> None:
+    first, second = RunLock(str(tmp_path)), RunLock(str(tmp_path))
+    first.acquire()
+    with pytest.raises(AlreadyRunning, match=f"pid {os.getpid()}") as caught:
+        second.acquire()
+    assert caught.value.pid == os.getpid()
+    assert "worker.state_dir" in str(caught.value)
+    first.release()
+    second.acquire()
+    second.release()
+
+
+def test_a_file_left_by_a_crash_is_harmless(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys\n"
+        "from supervisor.run_lock import RunLock\n"
+        "lock = RunLock(sys.argv[1])\n"
+        "lock.acquire()\n"
+        "lock.publish(worker_url='http://dead' * 100)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, check=False)
+    assert b"http://dead" in (tmp_path / "run.lock").read_bytes()
+    assert read_running(str(tmp_path)) is None
+    lock = RunLock(str(tmp_path))
+    lock.acquire()
+    assert "worker_url" not in (read_running(str(tmp_path)) or {})
+    lock.release()
+
+
+def test_a_reader_never_sees_half_a_text_nor_keeps_a_run_from_starting(tmp_path: Path) -> None:
+    lock = RunLock(str(tmp_path))
+    lock.acquire()
+    done = threading.Event()
+    bad: list[object] = []
+
+    def read() -> None:
+        while not done.is_set():
+            facts = read_running(str(tmp_path))
+            if facts is not None and facts.get("pid") != os.getpid():
+                bad.append(facts)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for size in range(0, 3000, 7):
+            lock.publish(text="x" * (size % 500))
+        for _ in range(20):
+            lock.release()
+            lock.acquire()
+    finally:
+        done.set()
+        reader.join()
+        lock.release()
+    assert bad == []
+
+
+def test_a_holder_that_published_nothing(tmp_path: Path) -> None:
+    lock = RunLock(str(tmp_path))
+    lock.acquire()
+    (tmp_path / "run.lock").write_bytes(b"")
+    assert read_running(str(tmp_path)) == {}
+    with pytest.raises(AlreadyRunning, match="pid unknown"):
+        RunLock(str(tmp_path)).acquire()
+    lock.release()
+
+
+def test_a_full_disk_does_not_stop_the_run(tmp_path: Path) -> None:
+    lock = RunLock(str(tmp_path))
+    os.symlink("/dev/full", tmp_path / "run.lock")
+    lock.acquire()
+    assert not lock.publish(worker_url="x")
+    lock.release()
+
+
+def test_a_state_directory_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunLockError, match=r"set worker\.state_dir"):
+        RunLock(str(tmp_path / "file" / "state")).acquire()
+    os.mkdir(tmp_path / "run.lock")
+    with pytest.raises(RunLockError, match="cannot use"):
+        RunLock(str(tmp_path)).acquire()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(RunLockError, match="cannot look"):
+        read_running(str(tmp_path / "loop"))
