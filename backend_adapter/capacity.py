@@ -3,9 +3,9 @@
 Responsible for one figure, ``max_perf``: the benchmark's, raised by what real traffic has reached
 for a while. Without a benchmark it is what traffic has reached so far.
 
-Law: only time in which something ran counts, so an idle worker does not look slow; the figure never
-falls, so a quiet hour does not make a fast worker look full. It is a lower bound: what the model
-server has shown that it can do.
+Law: only time in which something ran counts, so an idle worker does not look slow; a sustained
+figure never falls, so a quiet hour does not make a fast worker look full. It is a lower bound: what
+the model server has shown that it can do.
 
 Not known here: the clock (``now`` is ``time.monotonic()`` seconds), what a request is.
 """

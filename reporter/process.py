@@ -74,6 +74,7 @@ class Reporter:
         self._model_state = ModelState(ChildState.WAITING)
         self._queue = QueueReport(0, 0, 0, 0)
         self._children: dict[str, ChildNote] = {}
+        self._was_ready = False
         self._told_ready = False  #: the engine has accepted a report that says so
         self._last_error = ""
         self._last_post_at = 0.0
@@ -282,6 +283,7 @@ class Reporter:
 
     def _facts(self) -> Facts:
         settings, model = self._runtime.settings, self._model
+        self._was_ready = self._was_ready or self._is_ready()
         return Facts(
             worker_id=settings.worker.id,
             version=settings.engine.version,
@@ -289,7 +291,8 @@ class Reporter:
             error_msg=self._faults.text,
             load_time_s=model.load_time_s if self._is_ready() else 0.0,
             generation=model.generation,
-            max_perf=model.max_perf,
+            # before the first readiness a figure would say that there is one already
+            max_perf=model.max_perf if self._was_ready else 0.0,
             disk_gb=psutil.disk_usage("/").used / _GB,
         )
 

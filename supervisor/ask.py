@@ -61,14 +61,14 @@ class Question:
     cafile: str | None = None
 
 
-def choose_route(routes: list[str]) -> str:
-    """The route to ask when none is named.
+def choose_route(routes: list[str], stream: bool) -> str:
+    """The route to ask when none is named; ``stream``: the answer may come as a stream.
 
     Raises:
         AskError: there is none.
     """
     for path in PREFERRED:
-        if path in routes:
+        if path in routes and (stream or path != "/generate_stream"):
             return path
     if not routes:
         raise AskError("which route? name one: --route /generate")
@@ -85,7 +85,7 @@ def make_payload(route: str, text: str, max_tokens: int, stream: bool) -> dict[s
     return {"inputs": text, "parameters": {"max_new_tokens": max_tokens}}
 
 
-def ask(question: Question, show: Show, write: Callable[[str], object]) -> None:
+def walk(question: Question, show: Show, write: Callable[[str], object]) -> None:
     """Walk the steps; ``write`` gets the answer's text as it comes.
 
     Raises:

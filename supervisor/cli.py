@@ -209,11 +209,8 @@ def _init(argv: Sequence[str]) -> int:
 
 
 def _help(argv: Sequence[str]) -> int:
-    return _COMMAND_OF(argv[0])(["--help"]) if argv and argv[0] in COMMANDS else _run(["--help"])
-
-
-def _COMMAND_OF(name: str) -> Callable[[Sequence[str]], int]:
-    return COMMANDS[name][0]
+    command = COMMANDS[argv[0]][0] if argv and argv[0] in COMMANDS else _run
+    return command(["--help"])
 
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {

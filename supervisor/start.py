@@ -136,4 +136,5 @@ def _run(plan: Plan, lock: RunLock, source: Source, color: bool) -> int:
 
 
 def _why(code: int) -> str:
-    return f"exit {int(code)}, {ExitCode(code).doc}"
+    reasons = {int(known): known.doc for known in ExitCode}
+    return f"exit {int(code)}, {reasons[code]}"

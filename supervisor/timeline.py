@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 PROGRESS_S = 10.0
 #: Characters of a log line that is shown as progress.
 MAX_QUOTE = 100
+#: Said of a member that is being restarted because somebody asked for it.
+_RECYCLED = ("recycled", "")
 _DOWN = (ChildState.BACKOFF, ChildState.FAILED, ChildState.UNHEALTHY)
 
 
@@ -34,7 +36,8 @@ class Timeline:
         self._ticked: set[str] = set()
         #: members that are down, and since when (loop time)
         self._down: dict[str, float] = {}
-        self._fell: dict[str, tuple[ChildState, str]] = {}
+        #: what was said of each of them last
+        self._fell: dict[str, tuple[str, str]] = {}
         self._ready_once = False
         self._ready = False
         self._stopping = False
@@ -72,11 +75,11 @@ class Timeline:
             self._screen.say(" no model is configured: the demo model answers", Tone.QUIET)
         self._progress = supervisor.loop.call_later(PROGRESS_S, self._say_progress, supervisor)
 
-    def _tick(self, supervisor: Supervisor, key: str, text: str, tone: Tone = Tone.GOOD) -> None:
+    def _tick(self, key: str, text: str) -> None:
         """One step of the start, once."""
         if key not in self._ticked and not self._ready_once:
             self._ticked.add(key)
-            self._parts.append(Part(text, tone))
+            self._parts.append(Part(text, Tone.GOOD))
             self._screen.show(self._parts)
 
     def _tick_model(self, supervisor: Supervisor) -> None:
@@ -85,12 +88,12 @@ class Timeline:
             return
         since = _elapsed(supervisor)
         if verdict.healthy:
-            self._tick(supervisor, "model", f"✓ model loaded {since}")
+            self._tick("model", f"✓ model loaded {since}")
         if verdict.ready and verdict.max_perf > 0:
             plan = supervisor.plan.settings
             unit = "tok/s" if _counts_tokens(supervisor) else "work/s"
             how = "capacity" if plan.benchmark.max_perf else "benchmark"
-            self._tick(supervisor, "benchmark", f"✓ {how} {verdict.max_perf:.0f} {unit}")
+            self._tick("benchmark", f"✓ {how} {verdict.max_perf:.0f} {unit}")
 
     def _say_progress(self, supervisor: Supervisor) -> None:
         self._progress = supervisor.loop.call_later(PROGRESS_S, self._say_progress, supervisor)
@@ -118,13 +121,19 @@ class Timeline:
                 self._screen.say(f" ✓ {name} is back after {took_s:.1f} s", Tone.GOOD)
                 self._ticked.add(name)
             elif name not in ("model", "engine"):
-                self._tick(supervisor, name, f"✓ {_short(name)} {_elapsed(supervisor)}")
+                shown = name if "ingress-1" in supervisor.members else name.removesuffix("-0")
+                self._tick(name, f"✓ {shown} {_elapsed(supervisor)}")
         elif state in _DOWN:
             self._down.setdefault(name, supervisor.loop.time())
             reason = supervisor.mask(member.life.reason or member.last_exit)
-            if self._fell.get(name) != (state, reason):
-                self._fell[name] = (state, reason)
+            fell = (str(state), reason)
+            if self._fell.get(name) not in (fell, _RECYCLED):
+                self._fell[name] = fell
                 self._screen.say(f" ✗ {name}: {reason}{_outlook(state)}", Tone.BAD)
+        elif state is ChildState.STOPPING and self._fell.get(name) != _RECYCLED:
+            self._down.setdefault(name, supervisor.loop.time())
+            self._fell[name] = _RECYCLED
+            self._screen.say(f" ↻ {name}: {member.life.reason}")
 
     def _readiness(self, supervisor: Supervisor) -> None:
         ready = supervisor.ready
@@ -167,11 +176,6 @@ class Timeline:
 
 def _elapsed(supervisor: Supervisor) -> str:
     return f"{supervisor.loop.time() - supervisor.started_at:.1f} s"
-
-
-def _short(name: str) -> str:
-    """A lone ingress needs no number."""
-    return name.removesuffix("-0")
 
 
 def _outlook(state: ChildState) -> str:

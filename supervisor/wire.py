@@ -22,6 +22,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -189,6 +190,7 @@ class Client(_Endpoint):
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         super().__init__(zmq.DEALER, receives, max_message_bytes)
+        self._address = address
         self._on_messages = on_messages
         self._on_up = on_up
         self._on_down = on_down
@@ -243,11 +245,18 @@ class Client(_Endpoint):
     def _due(self) -> None:
         due = self._link.tick(time.monotonic())
         if due == "greet":
-            self._put(pack(self._link.greeting))
+            if not self._put(pack(self._link.greeting)):
+                self._reconnect()
         elif due == "keepalive":
             self._out.offer(pack(self._link.wrap()))
         elif due == "reset":
             self._down()
+
+    def _reconnect(self) -> None:
+        """ZeroMQ never does it after a frame that was too long, or other bytes than its own."""
+        with suppress(zmq.ZMQError):
+            self._socket.disconnect(self._address)
+        self._socket.connect(self._address)
 
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(CLIENT_TICK_S, self._tick)

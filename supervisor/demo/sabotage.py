@@ -93,7 +93,7 @@ def leave_grandchild(fault: LeaveGrandchild, listening_fd: int) -> int:
         [sys.executable, "-S", "-c", _DAEMON, str(fault.for_s)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        pass_fds=[listening_fd] if fault.hold_port else [],
+        pass_fds=[listening_fd] if fault.hold_port and listening_fd >= 0 else [],
     ) as middle:
         output, _ = middle.communicate(timeout=30)
     return int(output)

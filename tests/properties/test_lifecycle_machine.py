@@ -18,6 +18,7 @@ from supervisor.lifecycle import (
     Hung,
     Kill,
     Life,
+    Phase,
     Recovered,
     Restart,
     SetTimer,
@@ -37,7 +38,7 @@ from supervisor.lifecycle import (
 from supervisor.restart import Policy
 
 POLICY = Policy(
-    budget=2,
+    budget=1,
     window_s=100.0,
     first_delay_s=0.5,
     max_delay_s=4.0,
@@ -176,7 +177,11 @@ class LifeMachine(RuleBasedStateMachine):
             self.restarts_at.clear()
         self.gave_up = self.gave_up and self.life.state is ChildState.FAILED
 
-    @rule(deadline_s=st.floats(0.0, 10.0))
+    @rule(deadline_s=st.floats(0.0, 10.0), rarely=st.integers(0, 9))
+    def somebody_stops(self, deadline_s: float, rarely: int) -> None:
+        if rarely == 9 or self.stopped:  # most lives shall last longer
+            self.stop(deadline_s)
+
     def stop(self, deadline_s: float) -> None:
         self.stopped = True
         self.feed(Stop(deadline_s))
@@ -188,6 +193,10 @@ class LifeMachine(RuleBasedStateMachine):
     def never_stuck(self) -> None:
         moving = self.alive or self.spawn_due or self.sweep_due or self.timers
         assert moving or self.life.state in FINAL
+
+    @invariant()
+    def what_is_doomed_was_killed(self) -> None:
+        assert self.killed or self.life.phase is not Phase.DOOMED
 
     @invariant()
     def failed_has_a_cause(self) -> None:
@@ -212,7 +221,7 @@ class LifeMachine(RuleBasedStateMachine):
         assert self.life.state is not ChildState.READY or self.life.reason == ""
 
     def teardown(self) -> None:
-        """Whatever state it was left in, a stop ends it."""
+        """Whatever state it was left in, a stop ends it, whatever else is asked for."""
         if not hasattr(self, "life"):
             return
         self.stop(1.0)
@@ -223,6 +232,8 @@ class LifeMachine(RuleBasedStateMachine):
                 self.time_passes(1.0)
                 assert self.killed
                 self.exits(0, 0.0)
+            self.feed(Restart())
+            self.feed(Start())
             if self.sweep_due:
                 self.swept()
         assert self.life.state is ChildState.STOPPED
@@ -230,4 +241,4 @@ class LifeMachine(RuleBasedStateMachine):
 
 
 TestLifeMachine = LifeMachine.TestCase
-TestLifeMachine.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestLifeMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

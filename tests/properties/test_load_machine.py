@@ -39,11 +39,13 @@ from supervisor.settings import EngineSettings
 PRODUCERS = ("ingress-0", "ingress-1")
 FACTS = Facts(7, "0", "http://1.2.3.4:5", "", 3.0, 1, 100.0, 10.0)
 ENGINE = EngineSettings(addresses=["http://a", "http://b"], tries=2, retry_s=1.0)
+SUM_OF = dict(zip(Outcome, ("served", "errored", "cancelled", "rejected")))
 SUMS = ("received", "served", "errored", "cancelled", "rejected", "requests")
 
 workloads = st.integers(0, 4096).map(lambda units: units / 1024)
 outcomes = st.sampled_from(list(Outcome))
 names = st.sampled_from(PRODUCERS)
+fates = st.sampled_from(["arrive", "repeat", "lose"])
 
 
 @dataclass(eq=False)
@@ -130,21 +132,25 @@ class Accounts(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------------- ingress
 
-    @rule(name=names, workload=workloads)
-    def open(self, name: str, workload: float) -> None:
+    @rule(
+        name=names,
+        opens=st.lists(workloads, max_size=4),
+        ends=st.lists(st.tuples(outcomes, st.integers(0, 100)), max_size=4),
+    )
+    def work(self, name: str, opens: list[float], ends: list[tuple[Outcome, int]]) -> None:
         producer = self.live[name]
-        producer.key += 1
-        self.request_idx += 1
-        request = Opened(producer.key, self.request_idx, workload, self.now)
-        producer.open[producer.key] = producer.new[producer.key] = request
-        producer.sums["received"] += workload
-        producer.sums["requests"] += 1
+        for workload in opens:
+            producer.key += 1
+            self.request_idx += 1
+            request = Opened(producer.key, self.request_idx, workload, self.now)
+            producer.open[producer.key] = producer.new[producer.key] = request
+            producer.sums["received"] += workload
+            producer.sums["requests"] += 1
+        for outcome, pick in ends:
+            if producer.open:
+                self.end(producer, outcome, pick)
 
-    @rule(name=names, outcome=outcomes, pick=st.integers(0, 100))
-    def end(self, name: str, outcome: Outcome, pick: int) -> None:
-        producer = self.live[name]
-        if not producer.open:
-            return
+    def end(self, producer: Producer, outcome: Outcome, pick: int) -> None:
         request = producer.open.pop(sorted(producer.open)[pick % len(producer.open)])
         producer.new.pop(request.key, None)
         producer.closed.append(
@@ -158,8 +164,7 @@ class Accounts(RuleBasedStateMachine):
                 self.now,
             )
         )
-        sums = dict(zip(Outcome, ("served", "errored", "cancelled", "rejected")))
-        producer.sums[sums[outcome]] += request.workload
+        producer.sums[SUM_OF[outcome]] += request.workload
 
     @rule(name=names)
     def send(self, name: str) -> None:
@@ -179,14 +184,16 @@ class Accounts(RuleBasedStateMachine):
     # ------------------------------------------------------------------------ the wire
 
     @precondition(lambda self: self.wire)
-    @rule(pick=st.integers(0, 1000), again=st.booleans())
-    def deliver(self, pick: int, again: bool) -> None:
-        """Any message under way arrives, and maybe stays under way to arrive once more."""
-        index = pick % len(self.wire)
-        producer, seq = self.wire[index]
-        if not again:
-            del self.wire[index]
-        self.arrive(producer, seq)
+    @rule(fates=st.lists(st.tuples(st.integers(0, 100), fates), min_size=1, max_size=4))
+    def deliver(self, fates: list[tuple[int, str]]) -> None:
+        """Messages under way, in any order, arrive, arrive twice, or are lost."""
+        for pick, fate in fates:
+            if self.wire:
+                index = pick % len(self.wire)
+                if fate != "lose":
+                    self.arrive(*self.wire[index])
+                if fate != "repeat":
+                    del self.wire[index]
 
     @precondition(lambda self: self.wire)
     @rule()
@@ -194,11 +201,6 @@ class Accounts(RuleBasedStateMachine):
         for producer, seq in self.wire:
             self.arrive(producer, seq)
         self.wire.clear()
-
-    @precondition(lambda self: self.wire)
-    @rule(pick=st.integers(0, 1000))
-    def lose(self, pick: int) -> None:
-        del self.wire[pick % len(self.wire)]
 
     def arrive(self, producer: Producer, seq: int) -> Applied:
         applied = self.load.apply(producer.batches[seq - 1], 0.0, 0.0)
@@ -339,17 +341,19 @@ class Accounts(RuleBasedStateMachine):
         """All that is under way ends, and nothing is lost any more."""
         for name, producer in self.live.items():
             while producer.open:
-                self.end(name, Outcome.SUCCESS, 0)
+                self.end(producer, Outcome.SUCCESS, 0)
             self.send(name)
             self.wire = []
             self.send_again(name)
             self.deliver_in_order()
-        self.outbox.flush()
-        for _ in range(10):
-            self.post(30.0, [])
+        for _ in range(2):
+            self.outbox.flush()
+            for _ in range(5):
+                self.post(30.0, [])
+            assert self.outbox.idle
+            self.kill_reporter()
         self.the_sums_are_the_truth()
         self.no_request_is_reported_twice_or_too_early()
-        assert self.outbox.idle
         ended, alive = self.requests()
         assert not alive
         assert self.record == Counter(ended)
@@ -361,5 +365,5 @@ class Accounts(RuleBasedStateMachine):
         assert self.load_times == 1
 
 
-Accounts.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Accounts.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 TestAccounts = Accounts.TestCase

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -153,6 +155,36 @@ class ModelServer(RuleBasedStateMachine):
         if self.now >= self.wake:
             self.carry_out(self.machine.tick(self.now))
 
+    @rule()
+    def fire_the_timer_early(self) -> None:
+        self.wake = math.inf
+        self.carry_out(self.machine.tick(self.now))
+
+    # ---------------------------------------------------- longer stories, so that they happen
+
+    @precondition(lambda self: self.state in ALIVE)
+    @rule()
+    def get_well(self) -> None:
+        self.log_line(0, "ready", "loaded")
+        for _ in range(3):
+            if self.probe_began is None:
+                self.pass_time(PROBE_EVERY_S)
+            if self.probe_began is not None:
+                self.answer_probe(True)
+            if self.attempt:
+                self.end_benchmark(True, False)
+
+    @precondition(lambda self: self.state in ALIVE)
+    @rule(seconds=st.sampled_from([PROBE_EVERY_S, STALL_S, 2 * STALL_S]), moves=st.booleans())
+    def fail_probes(self, seconds: float, moves: bool) -> None:
+        until = self.now + seconds
+        while self.now < until:
+            self.pass_time(1.0)
+            if self.probe_began is not None:
+                self.answer_probe(False)
+            if moves:
+                self.make_progress()
+
     # ------------------------------------------------------------------------------ laws
 
     def healthy(self) -> bool:
@@ -246,5 +278,5 @@ class ModelServer(RuleBasedStateMachine):
         assert self.verdict is not None and self.verdict.ready
 
 
-ModelServer.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+ModelServer.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestModelServer = ModelServer.TestCase

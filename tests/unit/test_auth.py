@@ -195,6 +195,13 @@ def test_signatures_that_are_none(key: RSAPrivateKey, signature: str) -> None:
     assert verdict(authenticator(key), auth_data(signature=signature)) == "bad_signature"
 
 
+@pytest.mark.parametrize("extra", ["\n", " ", "=", "\0", "-", "é"])
+def test_a_good_signature_with_something_added(key: RSAPrivateKey, extra: str) -> None:
+    good = signed_url(key).signature
+    for signature in (good + extra, extra + good, good[:9] + extra + good[9:]):
+        assert verdict(authenticator(key), auth_data(signature=signature)) == "bad_signature"
+
+
 def test_without_a_signature(key: RSAPrivateKey) -> None:
     assert verdict(authenticator(key), auth_data()) == "signature_missing"
     assert verdict(authenticator(key), None) == "signature_missing"

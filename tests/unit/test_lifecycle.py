@@ -306,6 +306,13 @@ def test_a_child_that_hangs_while_stopping_is_killed() -> None:
     assert script.life.state is ChildState.STOPPING
 
 
+@pytest.mark.parametrize("phase", [Phase.ABORTING, Phase.ENDING, Phase.ENDED, Phase.STOPPED])
+def test_nothing_undoes_a_stop(phase: Phase) -> None:
+    script = Script(*WAYS[phase])
+    assert script(Restart()) == script(Start()) == []
+    assert script.life.phase is phase
+
+
 def test_stop_overtakes_a_spawn_under_way() -> None:
     script = Script(Start())
     assert script(Stop(5.0)) == [Announce(ChildState.STOPPING, "stop asked for")]

@@ -1,0 +1,165 @@
+"""The embedded default, and when it may be used at all."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from supervisor import settings_sources
+from supervisor.embedded import embedded
+from supervisor.plan import make
+from supervisor.settings import Settings
+from supervisor.settings_sources import SettingsError
+from supervisor.source import Source, UsageError
+
+_MODEL_FILE = """
+[model]
+url = "http://127.0.0.1:18000"
+[[route]]
+path = "/generate"
+"""
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No platform, no worker.toml: what a person has who types the command for the first time."""
+    for field in settings_sources.fields():
+        for name in (field.variable, field.own_variable):
+            if name:
+                monkeypatch.delenv(name, raising=False)
+    for name in ("PUBLIC_IPADDR", "UNSECURED"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_it_is_a_tree_that_a_file_could_hold() -> None:
+    settings = embedded(Settings())
+    assert settings.model.command[1:4] == ["-P", "-m", "supervisor.demo.model"]
+    port = settings.model.command[settings.model.command.index("--port") + 1]
+    assert settings.model.url == f"http://127.0.0.1:{port}"
+    assert settings.benchmark.route in {route.path for route in settings.route}
+    assert {route.path for route in settings.route} == {
+        "/generate",
+        "/generate_stream",
+        "/v1/completions",
+        "/v1/chat/completions",
+    }
+    assert all(route.workload.default == 256 for route in settings.route)
+
+
+def test_every_run_has_a_token_of_its_own_that_is_masked() -> None:
+    first, second = embedded(Settings()), embedded(Settings())
+    assert first.engine.token != second.engine.token
+    assert first.secrets == (first.engine.token,)
+
+
+def test_nothing_configured_runs_the_demo_on_loopback() -> None:
+    plan = Source().plan()
+    assert plan.embedded
+    assert plan.settings.worker.host == "127.0.0.1"
+    assert plan.settings.worker.id == 1
+    assert plan.worker_url == f"http://127.0.0.1:{plan.settings.worker.port}"
+    assert plan.local_engine_port and plan.engine_url.startswith("http://127.0.0.1:")
+
+
+def test_what_the_person_set_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CONTAINER_ID", "77")
+    monkeypatch.setenv("LIGHTERMAN_WORKER_DRAIN_S", "5")
+    flags = {"worker.host": "0.0.0.0", "worker.port": "34567", "worker.state_dir": str(tmp_path)}
+    plan = Source(None, flags).plan()
+    worker = plan.settings.worker
+    assert (worker.host, worker.port, worker.id, worker.drain_s) == ("0.0.0.0", 34567, 77, 5.0)
+    assert worker.state_dir == str(tmp_path)
+
+
+def test_a_default_port_that_is_taken_gives_way() -> None:
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            holder.bind(("127.0.0.1", 3000))
+            holder.listen()
+        except OSError:
+            pass  # somebody else holds it: just as good
+        assert Source().plan().settings.worker.port != 3000
+
+
+def test_a_port_that_was_asked_for_does_not_give_way() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        assert Source(None, {"worker.port": str(port)}).plan().settings.worker.port == port
+
+
+def test_worker_toml_is_found_and_a_model_is_no_demo(tmp_path: Path) -> None:
+    (tmp_path / "worker.toml").write_text(_MODEL_FILE)
+    plan = Source().plan()
+    assert not plan.embedded
+    assert plan.settings.model.url == "http://127.0.0.1:18000"
+    assert plan.settings.worker.host == "0.0.0.0"
+
+
+def test_worker_py_that_was_not_named_is_ignored(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text("raise SystemExit")
+    assert Source().plan().embedded
+
+
+def test_worker_py_that_was_named_is_refused_in_one_line() -> None:
+    with pytest.raises(UsageError, match=r"^worker.py: .*worker.toml") as caught:
+        Source("worker.py").plan()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("REPORT_ADDR", "https://run.example.com"),
+        ("MASTER_TOKEN", "hunter2hunter2"),
+        ("MODEL_HEALTH_ENDPOINT", "/health"),
+        ("MODEL_LOG", "/var/log/model.log"),
+    ],
+)
+def test_an_instance_never_runs_the_demo(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match="no model is configured") as caught:
+        Source().plan()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_reload_keeps_the_ports_that_were_left_open(tmp_path: Path) -> None:
+    open_ports = "[worker]\nport = 0\nadmin_port = 0\n[engine]\nlocal_port = 0\n"
+    (tmp_path / "worker.toml").write_text(open_ports + _MODEL_FILE)
+    source = Source("worker.toml")
+    plan = source.plan()
+    changed = open_ports + _MODEL_FILE + "concurrency = 1\n"
+    (tmp_path / "worker.toml").write_text(changed)
+    again = source.plan_again(plan)
+    assert again.worker_url == plan.worker_url
+    assert again.admin_url == plan.admin_url
+    assert again.engine_url == plan.engine_url
+    assert again.settings.route[0].concurrency == 1
+
+
+def test_reload_of_the_demo_changes_nothing_and_of_a_model_never_becomes_the_demo(
+    tmp_path: Path,
+) -> None:
+    demo = make(embedded(Settings()), embedded=True)
+    assert Source().plan_again(demo) is demo
+    (tmp_path / "worker.toml").write_text(_MODEL_FILE)
+    plan = Source("worker.toml").plan()
+    (tmp_path / "worker.toml").write_text("")
+    with pytest.raises(SettingsError, match="any more"):
+        Source("worker.toml").plan_again(plan)
+
+
+def test_state_dir_is_found_where_other_settings_are_wrong(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LIGHTERMAN_WORKER_PORT", "no port")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert Source().state_dir() == str(tmp_path / "lighterman")
+    assert Source(None, {"worker.state_dir": "/tmp/elsewhere"}).state_dir() == "/tmp/elsewhere"
