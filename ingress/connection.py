@@ -246,6 +246,8 @@ class Connection(asyncio.Protocol):
         self._exchange = exchange
         try:
             fault = shared.app.on_head(exchange)
+        except Problem as problem:
+            fault = problem
         except Exception as error:
             fault = self._app_failed(error)
         if fault is not None:
@@ -268,6 +270,8 @@ class Connection(asyncio.Protocol):
         self._framer.next()
         try:
             self.shared.app.on_request(exchange)
+        except Problem as problem:
+            exchange.fail(problem)
         except Exception as error:
             exchange.fail(self._app_failed(error))
 
@@ -286,8 +290,9 @@ class Connection(asyncio.Protocol):
 
     def _forget_exchange(self) -> None:
         shared = self.shared
-        shared.buffered_bytes -= self._counted_bytes
-        self._counted_bytes = 0
+        if self._counted_bytes:
+            shared.buffered_bytes -= self._counted_bytes
+            self._counted_bytes = 0
         if self._exchange is not None:
             self._exchange = None
             shared.active -= 1
@@ -324,14 +329,14 @@ class Connection(asyncio.Protocol):
     ) -> None:
         """Write a complete answer to ``request``, framed by its length."""
         size = len(body)
-        bodiless = status in responses.BODILESS
-        head = b"%b%b%b%b" % (
-            self.shared.prefixes.of(status),
-            headers,
-            b"" if bodiless else b"content-length: %d\r\n" % size,
-            responses.ending(keep_alive, request.http10),
-        )
-        if not size or bodiless or request.method == b"HEAD":
+        prefixes = self.shared.prefixes
+        prefix = prefixes.by_status.get(status) or prefixes.of(status)
+        ending = responses.ending(keep_alive, request.http10)
+        if status in responses.BODILESS:
+            self._transport.write(prefix + headers + ending)
+            return
+        head = b"%b%bcontent-length: %d\r\n%b" % (prefix, headers, size, ending)
+        if not size or request.method == b"HEAD":
             self._transport.write(head)
         elif size <= JOIN_BYTES:
             self._transport.write(head + body)
@@ -341,17 +346,17 @@ class Connection(asyncio.Protocol):
     def end_exchange(self, keep_alive: bool) -> None:
         """The exchange's answer has been written in full."""
         self._forget_exchange()
-        if not keep_alive:
+        if keep_alive:
+            self._state = _IDLE
+            self._deadline = 0.0
+            if self._held and not self._parsing:
+                # Not now: the application is in the midst of its own work.
+                self.shared.loop.call_soon(self._resume)
+        elif self._held or self._framer.begun:
             # A request refused by its head has left its body unread.
-            if self._held or self._framer.begun:
-                self._linger()
-            else:
-                self.close()
-            return
-        self._enter(_IDLE)
-        if self._held and not self._parsing:
-            # Not now: the application is in the midst of its own work.
-            self.shared.loop.call_soon(self._resume)
+            self._linger()
+        else:
+            self.close()
 
     def cut(self, reset: bool) -> None:
         """End the connection after a broken answer; ``reset`` where a close would look regular."""

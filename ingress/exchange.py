@@ -52,7 +52,7 @@ class Exchange(Request):
     __slots__ = ("_left", "_phase", "arrived_at", "connection", "context")
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__()
+        Request.__init__(self)  # not super(): this runs once per request
         self.connection = connection
         self.arrived_at = 0.0
         self.context: Any = None

@@ -45,7 +45,7 @@ class Request:
     """One request as it was received.
 
     ``headers`` are (lowercased name, value) pairs in their order; ``content_length`` is -1 where
-    none was sent. ``keep_alive`` says whether the connection may serve another request.
+    none was sent; ``has_body`` says whether body bytes follow the head. ``keep_alive`` says whether the connection may serve another request.
     """
 
     __slots__ = (
@@ -53,6 +53,7 @@ class Request:
         "chunked",
         "content_length",
         "expects_continue",
+        "has_body",
         "headers",
         "host",
         "http10",
@@ -71,6 +72,7 @@ class Request:
         self.content_length = -1
         self.chunked = False
         self.expects_continue = False
+        self.has_body = False
         self.http10 = False
         self.keep_alive = True
         self.body = b""
@@ -81,11 +83,6 @@ class Request:
             if have == name:
                 return value
         return None
-
-    @property
-    def has_body(self) -> bool:
-        """Whether body bytes follow the head."""
-        return self.content_length > 0 or self.chunked
 
 
 R = TypeVar("R", bound=Request)
@@ -107,6 +104,8 @@ class Framer(Generic[R]):
         "_expect",
         "_head_bytes",
         "_head_complete",
+        "_header_bytes",
+        "_header_count",
         "_limits",
         "_new_request",
         "_noted_connection",
@@ -115,11 +114,14 @@ class Framer(Generic[R]):
         "_target",
         "_upgraded",
         "begun",
+        "body_bytes",
         "request",
     )
 
     def __init__(self, limits: LimitSettings, new_request: Callable[[], R]) -> None:
         self._limits = limits
+        self._header_count = limits.header_count
+        self._header_bytes = limits.header_bytes
         self._new_request = new_request
         self._parser = httptools.HttpRequestParser(self)
         self.next()
@@ -134,6 +136,8 @@ class Framer(Generic[R]):
         self.request = self._new_request()
         #: A byte of it has come.
         self.begun = False
+        #: Bytes of its body held so far.
+        self.body_bytes = 0
         #: Collects a body that comes in pieces.
         self._body: Body | None = None
         self._target = b""
@@ -179,7 +183,7 @@ class Framer(Generic[R]):
         except httptools.HttpParserError as error:
             raise self._explain(error, piece) from None
         self._head_bytes += len(piece)
-        if self._head_bytes > self._limits.header_bytes:
+        if self._head_bytes > self._header_bytes:
             self._check_head_size(complete=end >= 0)
         if self._head_complete != (end >= 0):
             raise Problem(ErrorKind.INVALID_REQUEST, "The request's head has no proper end.")
@@ -229,10 +233,10 @@ class Framer(Generic[R]):
     def on_header(self, name: bytes, value: bytes) -> None:
         """httptools: one header line."""
         name = name.lower()
-        value = value.rstrip(b" \t")
+        value = value.rstrip()
         request = self.request
         headers = request.headers
-        if len(headers) == self._limits.header_count:
+        if len(headers) == self._header_count:
             raise Problem(
                 ErrorKind.TOO_MANY_HEADERS,
                 f"The request has more than {self._limits.header_count} header lines.",
@@ -283,9 +287,12 @@ class Framer(Generic[R]):
             request.path = b"/" + request.path.partition(b"://")[2].partition(b"/")[2]
         if request.host is None and not request.http10:
             raise Problem(ErrorKind.INVALID_REQUEST, "The request has no Host header.")
-        if request.content_length > self._limits.body_bytes:
-            raise too_large(self._limits.body_bytes)
-        if request.chunked:
+        if request.content_length > 0:
+            if request.content_length > self._limits.body_bytes:
+                raise too_large(self._limits.body_bytes)
+            request.has_body = True
+        elif request.chunked:
+            request.has_body = True
             if request.http10:
                 raise Problem(ErrorKind.INVALID_REQUEST, "HTTP/1.0 has no chunks; use HTTP/1.1.")
             self._body = ChunkedBody(self._limits.body_bytes)
@@ -295,11 +302,6 @@ class Framer(Generic[R]):
             request.expects_continue = request.has_body
 
     # ------------------------------------------------------------------ body
-
-    @property
-    def body_bytes(self) -> int:
-        """Bytes of the body that are held so far."""
-        return len(self.request.body) if self._body is None else self._body.size_bytes
 
     def body(self, data: bytes, start: int = 0) -> int:
         """Read the body from ``data[start:]``; ``request.body`` is set once it is complete.
@@ -314,10 +316,12 @@ class Framer(Generic[R]):
             if stop <= len(data):
                 # It came in one piece, as most do: nothing to collect.
                 request.body = data[start:stop]
+                self.body_bytes = request.content_length
             else:
                 body = self._body = SizedBody(request.content_length)
         if body is not None:
             stop = body.read(data, start)
+            self.body_bytes = body.size_bytes
             if stop < 0:
                 return -1
             request.body = body.join()

@@ -40,23 +40,24 @@ class Prefixes:
     :param wall_s: seconds since 1970, for the Date header.
     """
 
-    __slots__ = ("_by_status", "_date")
+    __slots__ = ("_date", "by_status")
 
     def __init__(self, wall_s: float) -> None:
-        self._by_status: dict[int, bytes] = {}
+        #: What is in use this second. May be read; ``of`` adds to it.
+        self.by_status: dict[int, bytes] = {}
         self.tick(wall_s)
 
     def tick(self, wall_s: float) -> None:
         """Take a new second into the Date header. Call once a second."""
         self._date = f"date: {formatdate(wall_s, usegmt=True)}\r\n".encode()
-        self._by_status.clear()
+        self.by_status.clear()
 
     def of(self, status: int) -> bytes:
         """Status line and Date header of ``status``; bounded by the 900 statuses there are.
 
         :raises ValueError: ``status`` is no final HTTP status (200–999).
         """
-        prefix = self._by_status.get(status)
+        prefix = self.by_status.get(status)
         if prefix is None:
             if not 200 <= status <= 999:
                 raise ValueError(f"{status} is no final HTTP status; pass one from 200 to 999")
@@ -65,5 +66,5 @@ class Prefixes:
             except ValueError:
                 phrase = ""
             prefix = f"HTTP/1.1 {status} {phrase}\r\n".encode() + self._date
-            self._by_status[status] = prefix
+            self.by_status[status] = prefix
         return prefix

@@ -199,6 +199,8 @@ class Load:
             ledger = Ledger(LedgerRecord(events.producer, events.epoch, 0, Totals()))
             self._ledgers[events.producer] = ledger
         if events.seq <= ledger.seq:
+            # Something to commit, so that no acknowledgement overtakes the commits before it.
+            changed.changes.append(SaveLedger(ledger.record))
             return self._applied(events.producer, changed, ledger.seq)
         ledger.hold(events, now)
         return self._settle(ledger, now, wall_offset_s, changed)

@@ -36,7 +36,7 @@ def check(source: Source, color: bool) -> int:
 def _facts(plan: Plan, where: str) -> list[tuple[str, str]]:
     settings, mask = plan.settings, masker(plan.settings.secrets)
     model, benchmark = settings.model, settings.benchmark
-    command = shlex.join(model.command) if model.command else "(something else starts it)"
+    command = shlex.join(map(mask, model.command)) or "(something else starts it)"
     if benchmark.max_perf:
         capacity = f"{benchmark.max_perf:g} work/s, as the settings say"
     elif benchmark.route:

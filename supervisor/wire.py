@@ -51,11 +51,7 @@ def draw_epoch() -> int:
 
 
 def ipc_address(directory: str, name: str) -> str:
-    """Address of a socket file.
-
-    Raises:
-        ValueError: the path is longer than a socket address may be (107 bytes).
-    """
+    """Address of a socket file. ValueError: it is longer than a socket address may be."""
     path = os.path.join(directory, name)
     if len(os.fsencode(path)) > 107:
         raise ValueError(
@@ -67,6 +63,7 @@ def ipc_address(directory: str, name: str) -> str:
 class _Endpoint:
     """What both ends share: the socket, the drain loop, one flush per tick, counters."""
 
+    _ticker: asyncio.TimerHandle
     # what each end does in its own way
     _arrived: Callable[[list[Any]], None]
     _flush: Callable[[], None]
@@ -86,7 +83,6 @@ class _Endpoint:
         self._closed = False
         self._flushing = False
         self._draining = False
-        self._ticker: asyncio.TimerHandle | None = None
         #: batches dropped because they did not decode
         self.malformed = 0
 
@@ -106,8 +102,7 @@ class _Endpoint:
             return
         self._closed = True
         self._loop.remove_reader(self._fd)
-        if self._ticker is not None:
-            self._ticker.cancel()
+        self._ticker.cancel()
         self._socket.close()
 
     def _drain(self) -> None:
@@ -191,11 +186,10 @@ class Client(_Endpoint):
     ) -> None:
         super().__init__(zmq.DEALER, receives, max_message_bytes)
         self._address = address
-        self._on_messages = on_messages
-        self._on_up = on_up
-        self._on_down = on_down
+        self._on_messages, self._on_up, self._on_down = on_messages, on_up, on_down
         self._link = link.ClientLink(draw_epoch)
         self._out = Backlog(self._put)
+        self._unblock = self._out.unblock
         self._socket.setsockopt(zmq.IDENTITY, identity.encode())
         self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 100)
@@ -223,9 +217,6 @@ class Client(_Endpoint):
         self._flushing = False
         self._out.flush(self._link.wrap)
 
-    def _unblock(self) -> None:
-        self._out.unblock()
-
     def _arrived(self, frames: list[Any]) -> None:
         header, messages = self._unpack(frames)
         verdict = self._link.receive(header, time.monotonic())
@@ -244,9 +235,8 @@ class Client(_Endpoint):
 
     def _due(self) -> None:
         due = self._link.tick(time.monotonic())
-        if due == "greet":
-            if not self._put(pack(self._link.greeting)):
-                self._reconnect()
+        if due == "greet" and not self._put(pack(self._link.greeting)):
+            self._reconnect()
         elif due == "keepalive":
             self._out.offer(pack(self._link.wrap()))
         elif due == "reset":
@@ -295,9 +285,7 @@ class Server(_Endpoint):
         super().__init__(zmq.ROUTER, receives, max_message_bytes)
         self._small_frames = 2  # the client's name comes first
         self._address = address
-        self._on_messages = on_messages
-        self._on_up = on_up
-        self._on_down = on_down
+        self._on_messages, self._on_up, self._on_down = on_messages, on_up, on_down
         self._peers: dict[str, _Peer] = {}
         self._listeners = 1
         #: times that a vanished socket file was bound again
@@ -378,11 +366,10 @@ class Server(_Endpoint):
 
     def _drop(self, name: str) -> None:
         peer = self._peers.pop(name, None)
-        if peer is None:
-            return
-        peer.out.clear()
-        if self._on_down is not None:
-            self._on_down(name)
+        if peer is not None:
+            peer.out.clear()
+            if self._on_down is not None:
+                self._on_down(name)
 
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(SERVER_TICK_S, self._tick)

@@ -57,8 +57,11 @@ FINAL = (ChildState.WAITING, ChildState.STOPPED, ChildState.FAILED)
 class LifeMachine(RuleBasedStateMachine):
     """Carries every command out on a world that holds at most what Linux would hold."""
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(stops_after=st.integers(0, 60), start_at_once=st.integers(0, 9))
+    def begin(self, stops_after: int, start_at_once: int) -> None:
+        #: most lives shall be long, so nobody stops them before this many events
+        self.stops_after = stops_after
+        self.fed = 0
         self.now = 0.0
         self.life = Life("model", POLICY)
         self.spawn_due = False
@@ -74,8 +77,11 @@ class LifeMachine(RuleBasedStateMachine):
         self.gave_up = False
         self.spawns = 0
         self.not_before = 0.0
+        if start_at_once:
+            self.start()
 
     def feed(self, event: Event, jitter: float = 0.0) -> None:
+        self.fed += 1
         before, restarts = self.life.state, self.life.restarts
         commands = self.life.handle(event, self.now, jitter)
         if self.life.restarts > restarts:
@@ -121,6 +127,7 @@ class LifeMachine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------ what a world can do
 
+    @precondition(lambda self: self.life.state in FINAL)
     @rule()
     def start(self) -> None:
         self.feed(Start())
@@ -138,6 +145,17 @@ class LifeMachine(RuleBasedStateMachine):
     def spawn_fails(self, permanent: bool, jitter: float) -> None:
         self.spawn_due = False
         self.feed(SpawnFailed("cannot", permanent), jitter)
+
+    @precondition(lambda self: self.life.state is ChildState.STARTING and self.alive)
+    @rule()
+    def becomes_ready(self) -> None:
+        self.feed(BecameReady())
+        assert self.life.state is ChildState.READY
+
+    @precondition(lambda self: self.alive)
+    @rule()
+    def hangs(self) -> None:
+        self.feed(Hung("mute"))
 
     @precondition(lambda self: self.alive)
     @rule(code=st.integers(0, 2), jitter=st.floats(0.0, 0.999))
@@ -169,18 +187,20 @@ class LifeMachine(RuleBasedStateMachine):
             self.feed(FIRED[kind])
         self.now = end
 
-    @rule()
-    def user_restarts(self) -> None:
+    @rule(seldom=st.integers(0, 2))
+    def user_restarts(self, seldom: int) -> None:
+        if seldom != 1 and self.life.state is not ChildState.FAILED:
+            return
         self.not_before = self.now if self.life.state is ChildState.BACKOFF else self.not_before
         self.feed(Restart())
         if self.life.state is not ChildState.WAITING:
             self.restarts_at.clear()
         self.gave_up = self.gave_up and self.life.state is ChildState.FAILED
 
-    @rule(deadline_s=st.floats(0.0, 10.0), rarely=st.integers(0, 9))
-    def somebody_stops(self, deadline_s: float, rarely: int) -> None:
-        if rarely == 9 or self.stopped:  # most lives shall last longer
-            self.stop(deadline_s)
+    @precondition(lambda self: self.fed >= self.stops_after)
+    @rule(deadline_s=st.floats(0.0, 10.0))
+    def somebody_stops(self, deadline_s: float) -> None:
+        self.stop(deadline_s)
 
     def stop(self, deadline_s: float) -> None:
         self.stopped = True
@@ -241,4 +261,4 @@ class LifeMachine(RuleBasedStateMachine):
 
 
 TestLifeMachine = LifeMachine.TestCase
-TestLifeMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestLifeMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

@@ -179,7 +179,10 @@ class Accounts(RuleBasedStateMachine):
 
     @rule(name=names)
     def kill_ingress(self, name: str) -> None:
+        """Its last words may arrive after the first ones of its successor."""
+        self.send(name)
         self.live[name] = self.new_life(name)
+        self.send(name)
 
     # ------------------------------------------------------------------------ the wire
 
@@ -213,7 +216,8 @@ class Accounts(RuleBasedStateMachine):
         self.outbox.add(applied.rows)
         self.outbox.changed()
         self.commit(applied.changes)
-        assert applied.ack in (None, producer.counted)
+        counts = producer not in self.over and seq <= producer.counted
+        assert applied.ack == (producer.counted if counts else None)
         if applied.ack is not None:
             producer.acked = applied.ack
         return applied
@@ -271,7 +275,7 @@ class Accounts(RuleBasedStateMachine):
                         figure = report.body[name]
                         assert isinstance(figure, float) and figure >= 0.0
                         self.told[name] += figure
-                    self.load_times += report.body["loadtime"] > 0
+                    self.load_times += report.body["loadtime"] != 0.0
                     totals = self.truth()
                     processing = totals.received - totals.cancelled - totals.rejected
                     self.peak = max(self.peak, processing)
@@ -365,5 +369,5 @@ class Accounts(RuleBasedStateMachine):
         assert self.load_times == 1
 
 
-Accounts.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+Accounts.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 TestAccounts = Accounts.TestCase

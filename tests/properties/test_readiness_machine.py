@@ -177,6 +177,7 @@ class ModelServer(RuleBasedStateMachine):
     @precondition(lambda self: self.state in ALIVE)
     @rule(seconds=st.sampled_from([PROBE_EVERY_S, STALL_S, 2 * STALL_S]), moves=st.booleans())
     def fail_probes(self, seconds: float, moves: bool) -> None:
+        self.get_well()
         until = self.now + seconds
         while self.now < until:
             self.pass_time(1.0)
@@ -184,6 +185,14 @@ class ModelServer(RuleBasedStateMachine):
                 self.answer_probe(False)
             if moves:
                 self.make_progress()
+
+    @precondition(lambda self: self.state in ALIVE)
+    @rule(ok=st.booleans())
+    def refuse_during_a_probe(self, ok: bool) -> None:
+        self.get_well()
+        self.pass_time(PROBE_EVERY_S)
+        self.refuse_connection()
+        self.answer_probe(ok)
 
     # ------------------------------------------------------------------------------ laws
 
@@ -278,5 +287,5 @@ class ModelServer(RuleBasedStateMachine):
         assert self.verdict is not None and self.verdict.ready
 
 
-ModelServer.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+ModelServer.TestCase.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
 TestModelServer = ModelServer.TestCase

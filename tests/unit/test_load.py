@@ -14,6 +14,7 @@ from reporter.records import (
     Marks,
     OpenRequest,
     SaveBase,
+    SaveLedger,
     SaveMarks,
     SaveRun,
     State,
@@ -140,7 +141,9 @@ def test_a_repeated_batch_is_acknowledged_and_counts_once() -> None:
     first = batch(1, closes=[closed(1)], totals=Totals(received=100.0, served=100.0, requests=1))
     load.apply(first, 0.0, 0.0)
     again = load.apply(first, 0.0, 0.0)
-    assert (again.ack, again.changes, again.rows, again.closed) == (1, (), (), ())
+    assert (again.ack, again.rows, again.closed) == (1, (), ())
+    # The acknowledgement waits in the store's queue, behind the commit that it stands for.
+    assert again.changes == (SaveLedger(LedgerRecord("ingress-0", 1, 1, first.totals)),)
     assert load.totals.served == 100.0
 
 
@@ -219,12 +222,14 @@ def test_a_new_epoch_cancels_what_the_old_one_had_open() -> None:
         0.0,
         OFFSET_S,
     )
-    reborn = batch(1, [opened(1, 50.0)], totals=Totals(received=50.0, requests=1), epoch=2)
-    applied = load.apply(
-        Events(*[getattr(reborn, name) for name in reborn.__struct_fields__[:-1]], {"bad_json": 1}),
-        1.0,
-        OFFSET_S,
+    reborn = batch(
+        1,
+        [opened(1, 50.0)],
+        totals=Totals(received=50.0, requests=1),
+        epoch=2,
+        refused={"bad_json": 1},
     )
+    applied = load.apply(reborn, 1.0, OFFSET_S)
     assert applied.ack == 1
     assert [(row.request_idx, row.status) for row in applied.rows] == [(1001, "Cancelled")]
     assert load.totals == Totals(received=150.0, cancelled=100.0, requests=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from reporter import outbox as rules
 from reporter.delivery import HOME_AFTER_S, Delivery
@@ -71,7 +72,7 @@ def test_a_report_that_failed_is_tried_again_then_elsewhere_then_with_pauses() -
             outbox.status_done(False, now)
         now = max(now + 0.25, outbox.wake_at())
     assert [address for _, address in begun[:8]] == [A, A, A, B, B, B, A, A]
-    gaps = [round(after - before, 2) for (before, _), (after, _) in zip(begun, begun[1:])]
+    gaps = [round(after - before, 2) for (before, _), (after, _) in pairwise(begun)]
     assert gaps[:2] == [2.0, 2.0]
     assert gaps[2] == 1.0  # the next address, but not within the same second
     assert gaps[3:5] == [2.0, 2.0]

@@ -172,13 +172,14 @@ def test_a_full_disk_stops_nobody_and_heals(
     assert opened.failures == 2
     assert len(caplog.records) == 1
     assert "full" in caplog.text
-    assert not opened.wants_state
+    wants_at_once = opened.wants_state
+    assert not wants_at_once
     monkeypatch.setattr(opened, "_retry_at", 0.0)
     assert opened.wants_state
     newer = records.State(run_id="run", rows=(row(3), row(7)), delivered_through_id=2)
     assert opened.rewrite(newer).result(DEADLINE_S)
-    assert not opened.behind
     assert commit(opened, records.SaveRows((row(8),)))
+    assert opened.failures == 2
     assert [each.id for each in stores.open().load().rows] == [3, 7, 8]
 
 
@@ -197,14 +198,24 @@ def test_nothing_goes_into_a_file_that_misses_an_earlier_commit(stores: Stores) 
     opened = stores.open()
     assert commit(opened, *EVERYTHING)
     fill_the_disk(opened)
+    begun = threading.Event()
     gate = threading.Event()
-    opened._thread.submit(gate.wait, DEADLINE_S)
-    first = opened.commit((too_much(),))
-    opened._thread.submit(gate.wait, DEADLINE_S)
-    gate.set()
+
+    class Slow(list[records.Change]):
+        """Changes that take until the gate opens."""
+
+        def __iter__(self) -> Iterator[records.Change]:
+            begun.set()
+            assert gate.wait(DEADLINE_S)
+            return super().__iter__()
+
+    first = opened.commit(Slow([too_much()]))
+    assert begun.wait(DEADLINE_S)
     later = opened.commit((records.SaveRun("later"),))
+    gate.set()
     assert not first.result(DEADLINE_S)
     assert not later.result(DEADLINE_S)
+    assert opened.failures == 2
     assert stores.open().load() == STATE
 
 
@@ -218,6 +229,7 @@ def test_a_directory_that_cannot_be_made_is_retried(tmp_path: Path) -> None:
         assert not commit(opened, *EVERYTHING)
         assert opened.page(0, 10).result(DEADLINE_S) is None
         blocker.unlink()
+        assert opened.behind
         assert opened.rewrite(STATE).result(DEADLINE_S)
         page = opened.page(0, 10).result(DEADLINE_S)
         assert page is not None
@@ -283,6 +295,22 @@ def test_a_file_that_cannot_be_opened_for_writing_is_read(
     monkeypatch.setattr(accounts_file, "_connect", full)
     opened = stores.open()
     assert opened.load() == STATE
+    assert opened.behind
+
+
+def test_a_file_that_cannot_be_read_at_all_gives_an_empty_state(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(stores.open(), *EVERYTHING)
+    stores.close()
+    (stores.directory / FILE_NAME).write_bytes(b"not a database" * 100)
+
+    def full(path: Path) -> sqlite3.Connection:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(accounts_file, "_connect", full)
+    opened = stores.open()
+    assert opened.load() == records.State()
     assert opened.behind
 
 

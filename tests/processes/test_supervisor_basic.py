@@ -1,0 +1,179 @@
+"""The worker as a person starts it: the demo on loopback, its commands, its ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from supervisor.exit_codes import ExitCode
+from tests.kit.running_worker import ANY_PORT, RunningWorker, command, environment
+from tests.kit.wait import wait_until
+
+
+def _run(directory: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """A worker that is expected to end by itself."""
+    return subprocess.run(
+        command(*args), cwd=directory, env=environment(**env), capture_output=True, text=True,
+        timeout=90, check=False,
+    )  # fmt: skip
+
+
+def test_the_first_minute(tmp_path: Path) -> None:
+    """Start, ask, look, restart, drain: everything that the timeline says to type."""
+    with RunningWorker(tmp_path) as worker:
+        status = worker.until_ready()
+        assert status["ready"] and status["embedded"] and not status["reason"]
+        names = [member["name"] for member in status["members"]]
+        assert names == ["engine", "model", "backend_adapter", "ingress-0", "reporter"]
+        assert all(member["state"] == "ready" for member in status["members"])
+        assert status["urls"]["worker"].startswith("http://127.0.0.1:")
+
+        asked = worker.say("ask", "What is the answer to the universe?")
+        assert asked.returncode == 0, asked.stderr
+        assert len(asked.stdout.split()) > 10
+        steps = worker.say("ask", "--json", "--max-tokens", "8", "--route", "/generate", "Hello")
+        assert steps.returncode == 0, steps.stderr
+        messages = [json.loads(line) for line in steps.stdout.splitlines()]
+        assert [message["step"] for message in messages] == [1, 2, 3, 4, 5, 6, 7]
+        assert messages[6]["message"]["request"]["status"] == "Success"
+        refused = worker.say("ask", "--route", "/nowhere", "Hello")
+        assert refused.returncode == ExitCode.NOT_READY and "404" in refused.stderr
+
+        shown = worker.say("status")
+        assert shown.returncode == 0 and "backend_adapter" in shown.stdout
+        lines = worker.say("logs", "model", "-n", "1")
+        assert lines.returncode == 0 and lines.stdout.count("\n") == 1
+
+        before = worker.member("ingress-0")["pid"]
+        assert worker.say("restart", "ingress-0").returncode == 0
+        wait_until(
+            lambda: worker.member("ingress-0")["pid"] not in (before, 0), what="a new ingress"
+        )
+        wait_until(lambda: worker.status()["ready"], what="ready again")
+        nobody = worker.say("restart", "nobody")
+        assert nobody.returncode == ExitCode.NOT_READY and "there are: engine" in nobody.stderr
+        assert worker.say("reload").returncode == 0
+
+        assert worker.say("drain").returncode == 0
+        assert worker.until_gone() == ExitCode.CLEAN, worker.output
+        assert worker.left_over() == []
+        assert worker.say("status").returncode == ExitCode.NOT_RUNNING
+
+
+def test_sigterm_ends_it_cleanly_and_leaves_no_file_behind(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    with RunningWorker(tmp_path, TMPDIR=str(tmp_path / "tmp")) as worker:
+        worker.until_ready()
+        assert any((tmp_path / "tmp").glob("lighterman-*"))
+        worker.signal(signal.SIGTERM)
+        assert worker.until_gone() == ExitCode.CLEAN, worker.output
+        assert worker.left_over() == []
+        assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_killed_supervisor_leaves_nothing_and_the_next_start_works(tmp_path: Path) -> None:
+    with RunningWorker(tmp_path) as worker:
+        worker.until_ready()
+        worker.kill()
+        wait_until(lambda: not worker.left_over(), what="everything to be gone")
+    with RunningWorker(tmp_path) as again:
+        assert again.until_ready()["ready"]
+
+
+def test_a_killed_member_comes_back(tmp_path: Path) -> None:
+    with RunningWorker(tmp_path) as worker:
+        status = worker.until_ready()
+        for name in ("model", "reporter"):
+            pid = next(m["pid"] for m in status["members"] if m["name"] == name)
+            os.kill(pid, signal.SIGKILL)
+            wait_until(
+                lambda name=name, pid=pid: worker.member(name)["pid"] not in (pid, 0),  # type: ignore[misc]
+                what=f"a new {name}",
+            )
+        wait_until(lambda: worker.status()["ready"], what="ready again")
+        assert "signal 9" in worker.member("model")["last_exit"]
+
+
+def test_started_twice_the_second_names_the_first(tmp_path: Path) -> None:
+    with RunningWorker(tmp_path) as worker:
+        pid = worker.facts()["pid"]
+        second = _run(tmp_path, *ANY_PORT, "--state-dir", worker.state_dir)
+        assert second.returncode == ExitCode.ALREADY_RUNNING
+        assert f"pid {pid}" in second.stderr and worker.state_dir in second.stderr
+        assert worker.process.poll() is None
+
+
+def test_the_state_directory_comes_from_where_the_person_says(tmp_path: Path) -> None:
+    with RunningWorker(tmp_path) as worker:
+        worker.facts()
+        variable = {"LIGHTERMAN_WORKER_STATE_DIR": worker.state_dir}
+        assert _run(tmp_path, "status", "--json", **variable).returncode in (0, 1)
+        elsewhere = _run(tmp_path, "status", XDG_STATE_HOME=str(tmp_path / "elsewhere"))
+        assert elsewhere.returncode == ExitCode.NOT_RUNNING
+
+
+def test_wrong_settings_end_it_with_every_fault(tmp_path: Path) -> None:
+    (tmp_path / "worker.toml").write_text("[worker]\nport = 99999\nprot = 1\n[model]\nurl = 3\n")
+    ended = _run(tmp_path, "--state-dir", str(tmp_path / "state"))
+    assert ended.returncode == ExitCode.SETTINGS
+    faults = ended.stderr.splitlines()
+    assert [line.split(" ")[0] for line in faults] == [
+        "worker.toml:2:",
+        "worker.toml:3:",
+        "worker.toml:5:",
+    ]
+
+
+def test_a_state_directory_that_cannot_be_made_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    ended = _run(tmp_path, *ANY_PORT, "--state-dir", str(tmp_path / "file" / "state"))
+    assert ended.returncode == ExitCode.SETTINGS
+    assert "cannot use the state directory" in ended.stderr
+
+
+def test_a_port_that_is_taken_is_named_with_its_holder(tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = str(holder.getsockname()[1])
+        state = str(tmp_path / "state")
+        ended = _run(tmp_path, *ANY_PORT, "--port", port, "--state-dir", state)
+    assert ended.returncode == ExitCode.PORT_TAKEN
+    assert f"port {port} (worker.port)" in ended.stderr
+    assert f"pid {os.getpid()}" in ended.stderr
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_without_a_terminal_every_line_is_a_log_line(tmp_path: Path, style: str) -> None:
+    with RunningWorker(tmp_path, "--log-format", style) as worker:
+        worker.until_ready()
+        worker.signal(signal.SIGINT)
+        assert worker.until_gone() == ExitCode.CLEAN
+        lines = [line for line in worker.output.splitlines() if line.strip()]
+    assert "\x1b" not in "".join(lines)
+    if style == "json":
+        told = [json.loads(line) for line in lines]
+        assert any(entry["message"].startswith("● ready in") for entry in told)
+        assert {"supervisor", "ingress-0"} <= {entry["process"] for entry in told}
+
+
+def test_a_model_that_cannot_run_is_reported_and_the_worker_stays(tmp_path: Path) -> None:
+    (tmp_path / "worker.toml").write_text(
+        '[model]\ncommand = ["/nowhere/model-server"]\nurl = "http://127.0.0.1:9"\n'
+        '[[route]]\npath = "/generate"\n'
+    )
+    with RunningWorker(tmp_path) as worker:
+        worker.facts()
+        wait_until(lambda: worker.member("model")["state"] == "failed", what="giving up")
+        status = worker.status()
+        assert not status["ready"] and status["model"]["state"] == "failed"
+        assert "command not found" in worker.member("model")["reason"]
+        assert worker.process.poll() is None
+        worker.signal(signal.SIGTERM)
+        assert worker.until_gone() == ExitCode.CLEAN
