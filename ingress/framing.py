@@ -45,7 +45,8 @@ class Request:
     """One request as it was received.
 
     ``headers`` are (lowercased name, value) pairs in their order; ``content_length`` is -1 where
-    none was sent; ``has_body`` says whether body bytes follow the head. ``keep_alive`` says whether the connection may serve another request.
+    none was sent; ``has_body`` says whether body bytes follow the head, ``keep_alive`` whether
+    the connection may serve another request.
     """
 
     __slots__ = (
@@ -128,7 +129,7 @@ class Framer(Generic[R]):
 
     def close(self) -> None:
         """Let go of what points back here, so that memory is freed at once."""
-        del self._parser, self._new_request
+        del self._parser, self._new_request, self.request
 
     def next(self) -> None:
         """Forget the request that was read and get ready for the next."""

@@ -51,6 +51,8 @@ LAST_WORDS_S = 5.0
 #: Between two looks at a log file that something else writes.
 FOLLOW_EVERY_S = 0.2
 _log = logging.getLogger("supervisor")
+#: Lines of the model server that the person wants to see.
+_model_log = logging.getLogger("supervisor.model")
 
 
 class Supervisor:
@@ -320,7 +322,7 @@ class Supervisor:
 
     def _on_log_match(self, name: str, generation: int, kind: str, pattern: str, line: str) -> None:
         if kind == "info":
-            _log.info("%s: %s", name, line)
+            _model_log.info("%s: %s", name, line)
         elif name == "model":
             match = LogMatch(generation, kind, pattern, line[:512])
             if kind == "ready":

@@ -105,12 +105,13 @@ def _run(plan: Plan, lock: RunLock, source: Source, color: bool) -> int:
         screen = stream = Terminal(console.write, width, color)
     # On a terminal the timeline says it all; the files hold every line (`logs NAME`).
     quiet = terminal and worker.log_level == "info"
-    level = "warning" if quiet else worker.log_level
     mask = log_lines.masker(plan.settings.secrets)
-    log_lines.configure("supervisor", worker.log_format, level, mask)
+    log_lines.configure("supervisor", worker.log_format, worker.log_level, mask)
     handler = logging.getLogger().handlers[0]
     assert isinstance(handler, logging.StreamHandler)
     handler.setStream(stream)
+    if quiet:
+        handler.addFilter(_matters)
 
     def echo(line: str) -> None:
         if not (quiet and line[_LEVEL] in _UNSEEN):
@@ -133,6 +134,11 @@ def _run(plan: Plan, lock: RunLock, source: Source, color: bool) -> int:
         timeline.close()
         console.close()
     return code
+
+
+def _matters(record: logging.LogRecord) -> bool:
+    """It is shown beside the timeline: trouble, and what ``model.info_log`` asks for."""
+    return record.levelno >= logging.WARNING or record.name == "supervisor.model"
 
 
 def _why(code: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,7 @@ class RunningWorker:
         self._env = environment(**env)
         self.process: subprocess.Popen[bytes]
         self.run_id = ""
+        self._runtime_dir = ""
 
     def __enter__(self) -> RunningWorker:
         with open(self.directory / "output", "wb") as output:
@@ -73,6 +75,7 @@ class RunningWorker:
         self.process.wait()
         if self.run_id:
             process_tree.sweep(self.run_id, deadline_s=DEADLINE_S)
+            shutil.rmtree(self._runtime_dir, ignore_errors=True)
 
     @property
     def output(self) -> str:
@@ -95,7 +98,7 @@ class RunningWorker:
             return facts if "run_id" in facts else {}
 
         facts = wait_until(published, what="the run's facts")
-        self.run_id = facts["run_id"]
+        self.run_id, self._runtime_dir = facts["run_id"], facts["runtime_dir"]
         return facts
 
     def status(self) -> dict[str, Any]:

@@ -67,14 +67,14 @@ def test_the_first_minute(tmp_path: Path) -> None:
 
 
 def test_sigterm_ends_it_cleanly_and_leaves_no_file_behind(tmp_path: Path) -> None:
-    (tmp_path / "tmp").mkdir()
-    with RunningWorker(tmp_path, TMPDIR=str(tmp_path / "tmp")) as worker:
+    with RunningWorker(tmp_path) as worker:
         worker.until_ready()
-        assert any((tmp_path / "tmp").glob("lighterman-*"))
+        runtime_dir = Path(worker.facts()["runtime_dir"])
+        assert runtime_dir.is_dir()
         worker.signal(signal.SIGTERM)
         assert worker.until_gone() == ExitCode.CLEAN, worker.output
         assert worker.left_over() == []
-        assert list((tmp_path / "tmp").iterdir()) == []
+        assert not runtime_dir.exists()
 
 
 def test_a_killed_supervisor_leaves_nothing_and_the_next_start_works(tmp_path: Path) -> None:

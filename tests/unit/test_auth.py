@@ -133,6 +133,7 @@ def test_an_engine_that_repeats_numbers_cannot_fill_the_memory(key: RSAPrivateKe
     messages = [signed_2024(key, 5, cost=str(cost)) for cost in range(9)]
     assert [verdict(door, auth) for auth in messages] == ["ok"] * 9
     assert {verdict(door, auth) for auth in messages} == {"replayed"}
+    assert verdict(door, signed_2024(key, 5, cost="99")) == "replayed"  # too many to remember
     assert verdict(door, signed_2024(key, 6)) == "ok"
 
 
