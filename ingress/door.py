@@ -13,7 +13,7 @@ from collections.abc import Callable
 from backend_adapter.messages import Submit
 from ingress.admission import Admission, Job
 from ingress.auth import Authenticator
-from ingress.envelope import Refused, decode
+from ingress.envelope import Envelope, Refused
 from ingress.errors import KINDS, ErrorKind, Problem
 from ingress.exchange import Exchange
 from ingress.ledger import Ledger
@@ -31,6 +31,7 @@ class Door:
 
     Args:
         routes: path → Route.
+        decode: takes the envelope apart, strictly or not.
         submit: hands a taken job to the adapter, now or when a session stands.
         cancel: tells the adapter that nobody wants a job any more.
         writable: the client of a streaming job has room again.
@@ -43,6 +44,7 @@ class Door:
         admission: Admission,
         ledger: Ledger,
         *,
+        decode: Callable[[bytes], Envelope],
         credit_bytes: int,
         submit: Callable[[Job], None],
         cancel: Callable[[Job], None],
@@ -52,6 +54,7 @@ class Door:
         self.authenticator = authenticator
         self._admission = admission
         self._ledger = ledger
+        self._decode = decode
         self._credit_bytes = credit_bytes
         self._submit = submit
         self._cancel = cancel
@@ -87,7 +90,7 @@ class Door:
         """A complete request: refuse it, or take it as a job."""
         now = time.monotonic()
         try:
-            envelope = decode(exchange.body)
+            envelope = self._decode(exchange.body)
             self.authenticator.check(envelope.auth_data)
         except Refused as refused:
             self._ledger.refuse(refused.kind)

@@ -182,12 +182,14 @@ class Framer(Generic[R]):
             # Another protocol is offered, not demanded: the answer comes in this one.
             self._upgraded = True
         except httptools.HttpParserError as error:
-            raise self._explain(error, piece) from None
+            if isinstance(error.__context__, Problem):  # raised in one of the callbacks below
+                raise error.__context__ from None
+            raise self._explain(str(error), piece) from None
         self._head_bytes += len(piece)
         if self._head_bytes > self._header_bytes:
             self._check_head_size(complete=end >= 0)
         if self._head_complete != (end >= 0):
-            raise Problem(ErrorKind.INVALID_REQUEST, "The request's head has no proper end.")
+            raise self._explain("the head has no proper end", piece)
         if end >= 0:
             return stop
         self._tail = probe[-3:]
@@ -204,18 +206,17 @@ class Framer(Generic[R]):
                 f"The headers are over {limits.header_bytes} bytes; send fewer or shorter ones.",
             )
 
-    def _explain(self, error: httptools.HttpParserError, piece: bytes) -> Problem:
-        if isinstance(error.__context__, Problem):
-            return error.__context__
-        if self._head_bytes == 0 and piece[0] == _TLS_HANDSHAKE:
+    def _explain(self, reason: str, piece: bytes) -> Problem:
+        """What llhttp did not accept, in words that help."""
+        if not self._target and piece[0] == _TLS_HANDSHAKE:
             return Problem(
                 ErrorKind.INVALID_REQUEST,
                 "This port speaks plain HTTP, and the client began with TLS; use http://.",
             )
-        if self._parser.get_method() == b"PRI" or str(error) == "Invalid HTTP version":
+        if self._parser.get_method() == b"PRI" or reason == "Invalid HTTP version":
             return Problem(ErrorKind.HTTP_VERSION)
         return Problem(
-            ErrorKind.INVALID_REQUEST, f"The bytes received are no valid HTTP/1.1: {error}."
+            ErrorKind.INVALID_REQUEST, f"The bytes received are no valid HTTP/1.1: {reason}."
         )
 
     def on_url(self, piece: bytes) -> None:

@@ -29,6 +29,7 @@ from backend_adapter.messages import (
 from ingress.admission import Admission, Job, Lost
 from ingress.auth import Authenticator
 from ingress.door import Door
+from ingress.envelope import decode, decode_unsigned
 from ingress.errors import KINDS, ErrorKind, Problem, sse_error
 from ingress.http import Server
 from ingress.ledger import Ledger
@@ -71,6 +72,7 @@ class Ingress:
             self._authenticator,
             self._admission,
             self._ledger,
+            decode=decode_unsigned if auth.mode == "none" else decode,
             credit_bytes=settings.limits.stream_credit_bytes,
             submit=self._submit,
             cancel=self._cancel,

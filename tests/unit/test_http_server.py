@@ -15,7 +15,7 @@ import pytest
 import uvloop
 
 from ingress.connection import HOLD_BYTES, LINGER_S, OVERFLOW_CONNECTIONS, WRITE_HIGH_BYTES
-from ingress.errors import ErrorKind, Problem
+from ingress.errors import KINDS, ErrorKind, Problem
 from ingress.http import Exchange, Server
 from supervisor.settings import LimitSettings
 from tests.kit.wait import DEADLINE_S, wait_until_async
@@ -244,7 +244,7 @@ def check_refused(rig: Rig, answer: bytes, status: int) -> None:
     assert head.startswith(b"HTTP/1.1 %d " % status), answer
     assert b"\r\nconnection: close" in head
     error = json.loads(body)["error"]
-    assert ErrorKind(error["kind"]).status == status
+    assert KINDS[error["kind"]].status == status
     assert error["message"]
     assert rig.app.requests == []
     assert rig.server.refused == {error["kind"]: 1}
@@ -540,7 +540,7 @@ def test_an_early_refusal_does_not_wait_for_the_body(path: bytes) -> None:
         reader, writer = await rig.connect()
         writer.write(b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: 9000000\r\n\r\n" % path)
         head, body = await read_answer(reader)
-        kind = ErrorKind(json.loads(body)["error"]["kind"])
+        kind = KINDS[json.loads(body)["error"]["kind"]]
         assert head.startswith(b"HTTP/1.1 %d " % kind.status)
         assert b"\r\nconnection: close\r\n" in head
         assert (b"\r\nx-why: busy\r\nretry-after: 3\r\n" in head) == (path == b"/busy")
@@ -760,7 +760,7 @@ def test_no_departure_is_told_after_the_end() -> None:
     serve(scenario)
 
 
-# ------------------------------------------------------------------------------- limits of the whole
+# ------------------------------------------------------------------------- limits on the whole
 
 
 def test_connections_over_the_limit_are_told_so() -> None:
