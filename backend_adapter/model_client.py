@@ -308,10 +308,14 @@ class _ProbeSink:
         pass
 
     def on_end(self) -> None:
-        self._result.set_result(ProbeResult(self._status))
+        self._settle(ProbeResult(self._status))
 
     def on_lost(self, sent: bool, reason: str) -> None:
-        self._result.set_result(ProbeResult(0, reason))
+        self._settle(ProbeResult(0, reason))
 
     def on_broken(self, kind: str, message: str) -> None:
-        self._result.set_result(ProbeResult(0, message))
+        self._settle(ProbeResult(0, message))
+
+    def _settle(self, outcome: ProbeResult) -> None:
+        if not self._result.done():  # whoever waited may have been cancelled in the same tick
+            self._result.set_result(outcome)

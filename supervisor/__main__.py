@@ -11,8 +11,8 @@ import sys
 
 import supervisor
 
-#: ``ExitCode.BUG``; that module may be somebody else's by now.
-_BROKEN = 70
+#: ``ExitCode.MIXED_INSTALL``; that module may be somebody else's by now.
+_BROKEN = 72
 _REMEDY = "install lighterman in an environment of its own: python -m venv"
 
 

@@ -14,6 +14,7 @@ import asyncio
 import gc
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -182,6 +183,7 @@ class Runtime:
 
     def _orphaned(self) -> NoReturn:
         process_tree.sweep(self.handoff.run_id, exclude=(os.getpid(),))
+        shutil.rmtree(self.handoff.runtime_dir, ignore_errors=True)  # it holds the engine's token
         os._exit(ExitCode.ORPHANED)
 
 

@@ -20,6 +20,7 @@ class ExitCode(enum.IntEnum):
     CHILD_FAILED = 69, "one of our own processes died more often than its restart budget allows"
     BUG = 70, "an error of ours; the log holds the traceback"
     ORPHANED = 71, "a child: the supervisor is gone, everything of the run was swept"
+    MIXED_INSTALL = 72, "another distribution's package `supervisor` lies where ours should"
     ALREADY_RUNNING = 75, "another worker holds the run lock; its pid is named"
     PORT_TAKEN = 76, "a port that we were told to bind belongs to another program"
     SETTINGS = 78, "the settings are wrong; every fault is named"

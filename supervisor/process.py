@@ -14,14 +14,13 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, assert_never
 
-import msgspec
-
 from supervisor import lifecycle, process_tree, wire
 from supervisor.child import CONTROL_SOCKET
+from supervisor.commands import obey
 from supervisor.exit_codes import ExitCode
 from supervisor.log_lines import masker
 from supervisor.logs import Tail
@@ -30,7 +29,6 @@ from supervisor.messages import (
     Beat,
     ChildNote,
     ChildState,
-    CommandReply,
     CommandRequest,
     Drain,
     LogMatch,
@@ -42,7 +40,6 @@ from supervisor.messages import (
 from supervisor.plan import Plan, Programs
 from supervisor.run_lock import RunLock
 from supervisor.settings_sources import Handoff, SettingsError, write_handoff
-from supervisor.status import status_of
 
 #: Beyond the drain deadline, before a child is killed.
 DRAIN_MARGIN_S = 3.0
@@ -50,6 +47,10 @@ DRAIN_MARGIN_S = 3.0
 LAST_WORDS_S = 5.0
 #: Between two looks at a log file that something else writes.
 FOLLOW_EVERY_S = 0.2
+#: A second signal this soon is the same wish: shells and process managers signal whole groups.
+SAME_SIGNAL_S = 0.5
+#: Beyond a group's deadline, for SIGKILL to do its work; then it is left behind and named.
+KILL_S = 5.0
 _log = logging.getLogger("supervisor")
 #: Lines of the model server that the person wants to see.
 _model_log = logging.getLogger("supervisor.model")
@@ -87,6 +88,7 @@ class Supervisor:
         self._reread = reread
         self.mask = masker(plan.settings.secrets)
         self.stop_reason = ""
+        self._stop_began = 0.0
         self._max_perf = 0.0  # what the adapter measured, for its next life
         self._stopping: asyncio.Task[None] | None = None
         self._finished: asyncio.Future[int] = self.loop.create_future()
@@ -182,13 +184,14 @@ class Supervisor:
     def _signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(number, self._on_stop_signal)
-        self.loop.add_signal_handler(signal.SIGHUP, self._reload)
+        self.loop.add_signal_handler(signal.SIGHUP, self.reload)
 
     def _on_stop_signal(self) -> None:
-        if self._stopping is not None:
+        if self._stopping is None:
+            self.stop("stop asked for")
+        elif self.loop.time() - self._stop_began > SAME_SIGNAL_S:
             _log.warning("asked twice: ending everything now")
             self._finish(ExitCode.CLEAN)
-        self.stop("stop asked for")
 
     def _finish(self, code: int) -> None:
         if not self._finished.done():
@@ -285,7 +288,7 @@ class Supervisor:
             elif isinstance(message, ModelVerdict):
                 self._on_verdict(message)
             elif isinstance(message, CommandRequest):
-                self._on_command(name, message)
+                self._control.send(name, obey(self, message))
             else:
                 assert_never(message)
 
@@ -331,46 +334,7 @@ class Supervisor:
         elif kind == "ready":
             self.members[name].feed(lifecycle.BecameReady())
 
-    def _on_command(self, name: str, request: CommandRequest) -> None:
-        try:
-            reply = self._obey(request)
-        except LookupError as error:
-            reply = CommandReply(False, msgspec.json.encode(str(error.args[0])).decode())
-        self._control.send(name, reply)
-
-    def _obey(self, request: CommandRequest) -> CommandReply:
-        body: Any = "done"
-        match request.verb, request.args:
-            case "status", []:
-                body = status_of(self)
-            case "restart", [name]:
-                self._member(name).feed(lifecycle.Restart())
-            case (("drain" | "stop"), []):
-                self.stop("drain asked for")
-            case "reload", []:
-                faults = self._reload()
-                if faults:
-                    return CommandReply(False, msgspec.json.encode(faults).decode())
-            case "logs", [name, cursor]:
-                body = self._logs(name, int(cursor) if cursor.isdigit() else 0)
-            case verb, args:
-                raise LookupError(f"cannot do {verb!r} with {args!r}")
-        return CommandReply(True, msgspec.json.encode(body).decode())
-
-    def _member(self, name: str) -> Member:
-        if name not in self.members:
-            raise LookupError(f"there is no {name!r}; there are: {', '.join(self.members)}")
-        return self.members[name]
-
-    def _logs(self, name: str, cursor: int) -> dict[str, Any]:
-        """Lines of one member from ``cursor`` on, and where to go on reading."""
-        capture = self._member(name).capture
-        if capture is None:
-            return {"lines": [], "cursor": 0}
-        lines, after = capture.ring.since(cursor)
-        return {"lines": lines, "cursor": after}
-
-    def _reload(self) -> str:
+    def reload(self) -> str:
         """Read the settings again; "" when they were taken, else what is wrong with them."""
         try:
             plan = self._reread()
@@ -392,6 +356,7 @@ class Supervisor:
         """Drain and end, in order."""
         if self._stopping is None:
             self.stop_reason = reason
+            self._stop_began = self.loop.time()
             self._stopping = self.loop.create_task(self._stop(reason))
             self._stopping.add_done_callback(self._stopped)
 
@@ -414,14 +379,14 @@ class Supervisor:
         group = [self.members[name] for name in names if name in self.members]
         for member in group:
             member.feed(lifecycle.Stop(deadline_s, reason))
-        await self._until(lambda: all(member.gone for member in group))
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        """Wait for a change of state that makes it true; every life ends by its own deadlines."""
-        while not condition():
-            self._changed.clear()
-            waiting: Awaitable[bool] = self._changed.wait()
-            await waiting
+        try:
+            async with asyncio.timeout(deadline_s + KILL_S):
+                while not all(member.gone for member in group):
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            left = [member.name for member in group if not member.gone]
+            _log.error("cannot be killed, left behind: %s", ", ".join(left))
 
 
 def _knows(gauges: dict[str, Any]) -> bool:

@@ -358,6 +358,7 @@ class Accounts(RuleBasedStateMachine):
             self.kill_reporter()
         self.the_sums_are_the_truth()
         self.no_request_is_reported_twice_or_too_early()
+        self.reports_add_up()
         ended, alive = self.requests()
         assert not alive
         assert self.record == Counter(ended)

@@ -1,0 +1,61 @@
+"""What the command line may ask of a running supervisor, and what it is answered.
+
+Every request gets one reply, JSON text; one that makes no sense gets the reason. It decides nothing
+about the run: that is ``process.py``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from supervisor import lifecycle
+from supervisor.messages import CommandReply, CommandRequest
+from supervisor.status import status_of
+
+if TYPE_CHECKING:
+    from supervisor.member import Member
+    from supervisor.process import Supervisor
+
+
+def obey(supervisor: Supervisor, request: CommandRequest) -> CommandReply:
+    """Do it, and say how that went."""
+    try:
+        match request.verb, request.args:
+            case "status", []:
+                return _reply(status_of(supervisor))
+            case "restart", [name]:
+                _member(supervisor, name).feed(lifecycle.Restart())
+                return _reply("done")
+            case (("drain" | "stop"), []):
+                supervisor.stop("drain asked for")
+                return _reply("done")
+            case "reload", []:
+                faults = supervisor.reload()
+                return _reply(faults or "done", ok=not faults)
+            case "logs", [name, cursor]:
+                return _reply(_logs(_member(supervisor, name), cursor))
+            case verb, args:
+                return _reply(f"cannot do {verb!r} with {args!r}", ok=False)
+    except LookupError as error:
+        return _reply(str(error.args[0]), ok=False)
+
+
+def _reply(body: Any, *, ok: bool = True) -> CommandReply:
+    return CommandReply(ok, msgspec.json.encode(body).decode())
+
+
+def _member(supervisor: Supervisor, name: str) -> Member:
+    members = supervisor.members
+    if name not in members:
+        raise LookupError(f"there is no {name!r}; there are: {', '.join(members)}")
+    return members[name]
+
+
+def _logs(member: Member, cursor: str) -> dict[str, Any]:
+    """Lines from ``cursor`` on, and where to go on reading."""
+    if member.capture is None:
+        return {"lines": [], "cursor": 0}
+    lines, after = member.capture.ring.since(int(cursor) if cursor.isdecimal() else 0)
+    return {"lines": lines, "cursor": after}
