@@ -78,7 +78,6 @@ class Adapter:
         self._runs: dict[Key, Run] = {}
         self._measurement: Measurement | None = None
         self._benchmarked = 0
-        self._probe: asyncio.Task[None] | None = None
         self._wake: asyncio.TimerHandle | None = None
         self._verdict: words.Verdict | None = None
         self._report: words.Report | None = None
@@ -168,8 +167,6 @@ class Adapter:
         if self._wake is not None:
             self._wake.cancel()
         self._stop_measuring()
-        if self._probe is not None:
-            self._probe.cancel()
         await self._client.close()
         self._jobs.close()
         self._events.close()
@@ -310,7 +307,7 @@ class Adapter:
         for command in commands:
             match command:
                 case words.Probe():
-                    self._probe = self._runtime.loop.create_task(self._probed())
+                    self._runtime.spawn(self._probed())
                 case words.StartBenchmark(attempt):
                     self._measure(attempt)
                 case words.StopBenchmark():

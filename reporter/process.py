@@ -79,7 +79,6 @@ class Reporter:
         self._last_error = ""
         self._last_post_at = 0.0
         self._started_at = time.monotonic()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._server: wire.Server
 
     # ------------------------------------------------------------------ the runtime's side
@@ -94,7 +93,7 @@ class Reporter:
         self._server = wire.Server(
             runtime.address(EVENTS_SOCKET), ToReporter, self._on_messages, on_up=self._on_producer
         )
-        self._go(self._open_pages())
+        self._runtime.spawn(self._open_pages())
         runtime.every(STEP_EVERY_S, self._step)
         runtime.every(HOUSEKEEPING_EVERY_S, self._housekeep)
 
@@ -156,19 +155,10 @@ class Reporter:
 
     async def stop(self) -> None:
         """Close everything; what the engine has not got stays in the store."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._server.close()
         await self._pages.stop()
         await self._engine.close()
         self._store.close()
-
-    def _go(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run something slow aside. Bounded: one per kind of post, one key, one page, the pages."""
-        task = self._runtime.loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _open_pages(self) -> None:
         try:
@@ -234,16 +224,16 @@ class Reporter:
                 self._carry_out(command)
         address = self._keyring.step(now)
         if address is not None:
-            self._go(self._fetch_key(address))
+            self._runtime.spawn(self._fetch_key(address))
 
     def _carry_out(self, command: outbox.Command) -> None:
         match command:
             case outbox.PostStatus(address):
-                self._go(self._post_status(address))
+                self._runtime.spawn(self._post_status(address))
             case outbox.PostRequests():
-                self._go(self._post_requests(command))
+                self._runtime.spawn(self._post_requests(command))
             case outbox.LoadRows():
-                self._go(self._load_rows(command))
+                self._runtime.spawn(self._load_rows(command))
             case DropRows():
                 self._commit(command)
             case _:

@@ -17,7 +17,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, NoReturn, Protocol
 
@@ -68,6 +68,7 @@ class Runtime:
         self._service: Service | None = None
         self._control: wire.Client | None = None
         self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._aside: set[asyncio.Task[None]] = set()
         self._finished: asyncio.Future[int] = self.loop.create_future()
         self._draining: asyncio.Task[None] | None = None
 
@@ -88,6 +89,20 @@ class Runtime:
             callback()
 
         fire()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run something slow aside. What it raises unexpectedly ends the process, like any bug."""
+        task = self.loop.create_task(work)
+        self._aside.add(task)
+        task.add_done_callback(self._aside_done)
+        return task
+
+    def _aside_done(self, task: asyncio.Task[None]) -> None:
+        self._aside.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.loop.call_exception_handler(
+                {"message": "a task failed", "exception": task.exception()}
+            )
 
     def beat_now(self) -> None:
         """Send a heartbeat at once: readiness changed."""
@@ -122,8 +137,10 @@ class Runtime:
         finally:
             for timer in self._timers.values():
                 timer.cancel()
-            if self._draining is not None:
-                self._draining.cancel()
+            aside = list(self._aside)
+            for task in aside:
+                task.cancel()
+            await asyncio.gather(*aside, return_exceptions=True)
             await service.stop()
             self._control.close()
 
@@ -158,7 +175,7 @@ class Runtime:
             if self._service is None:
                 self.finish(0)
             else:
-                self._draining = self.loop.create_task(self._drained(self._service, deadline_s))
+                self._draining = self.spawn(self._drained(self._service, deadline_s))
 
     async def _drained(self, service: Service, deadline_s: float) -> None:
         with suppress(TimeoutError):

@@ -207,7 +207,7 @@ def test_a_mixed_installation_is_told_in_one_line(tmp_path: Path, file: str, tex
     assert good.returncode == 0, good.stderr
     (package / file).write_text(text)
     mixed = _start(tmp_path / "site")
-    assert mixed.returncode == ExitCode.BUG
+    assert mixed.returncode == ExitCode.MIXED_INSTALL
     assert mixed.stderr.count("\n") == 1
     assert "environment of its own" in mixed.stderr
 
