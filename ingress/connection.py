@@ -251,7 +251,7 @@ class Connection(asyncio.Protocol):
         except Exception as error:
             fault = self._app_failed(error)
         if fault is not None:
-            self._state = _BUSY
+            self._enter(_BUSY)
             if exchange.has_body:
                 # The body is not read, so where the next request would begin is not known.
                 exchange.keep_alive = False
@@ -267,6 +267,7 @@ class Connection(asyncio.Protocol):
 
     def _hand_over(self, exchange: Exchange) -> None:
         self._state = _BUSY
+        self._deadline = 0.0
         self._framer.next()
         try:
             self.shared.app.on_request(exchange)
@@ -366,7 +367,7 @@ class Connection(asyncio.Protocol):
             self.close()
         elif transport.get_extra_info("sslcontext") is not None:
             # Without the closing words of TLS, which would vouch for a complete answer.
-            self._state = _CLOSED
+            self._enter(_CLOSED)
             transport.abort()
         else:
             client = transport.get_extra_info("socket")
@@ -377,7 +378,7 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Close once everything written has left."""
-        self._state = _CLOSED
+        self._enter(_CLOSED)
         self._transport.close()
 
     def abort(self) -> None:

@@ -27,7 +27,8 @@ _WAITING, _SIZED, _CHUNKED, _TO_CLOSE, _BODILESS, _ENDED = range(6)
 
 
 class Application(Protocol):
-    """What the server asks. Must not block; an exception becomes a 500."""
+    """What the server asks. Must not block. A ``Problem`` that is raised is the answer, any other
+    exception becomes a 500."""
 
     def on_head(self, exchange: Exchange) -> ErrorKind | Problem | None:
         """The head is complete, the body unread. A return other than None refuses the request;
@@ -142,11 +143,11 @@ class Exchange(Request):
 
     def write(self, data: bytes | memoryview) -> None:
         """Send a piece of the begun answer. Writing more than announced aborts it."""
-        phase = self._phase
         size = len(data)
-        connection = self.connection
         if not size:
-            return
+            return  # as a chunk it would be the last
+        phase = self._phase
+        connection = self.connection
         if phase == _CHUNKED:
             if size <= JOIN_BYTES:
                 connection.write(b"".join((b"%x\r\n" % size, data, b"\r\n")))

@@ -5,8 +5,10 @@ Law 5 holds at every instant: received = served + errored + cancelled + rejected
 since workloads are multiples of 1/1024.
 
 Every batch is kept until the reporter acknowledges it and is sent again, unchanged, in every new
-session. While nothing is acknowledged the changes wait here: bounded by the open requests plus
-``MAX_ROWS`` closed ones; beyond, the oldest rows are dropped and counted, the totals stay exact.
+session. While nothing is acknowledged the changes wait here, bounded by a few times ``MAX_ROWS``
+and the open requests: beyond, the oldest ends are dropped and counted. Those of requests that the
+reporter was told of as open are not (it would count them as open for ever), and the totals stay
+exact.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections import deque
 
 from reporter.messages import Closed, Events, Opened, Outcome, Totals
 
-#: Closed requests that are kept while the reporter does not confirm.
+#: Beginnings and ends of requests that are kept while the reporter does not confirm.
 MAX_ROWS = 50_000
 #: Batches under way without an acknowledgement before new ones wait.
 MAX_UNACKED = 64
@@ -35,7 +37,9 @@ class Ledger:
         self._key = 0
         self._open: dict[int, Opened] = {}
         self._new: dict[int, Opened] = {}
-        self._closed: deque[Closed] = deque()
+        #: ends of requests that were announced as open, and of those that were not
+        self._closed: list[Closed] = []
+        self._quick: deque[Closed] = deque()
         self._unacked: deque[Events] = deque()
         self._unacked_rows = 0
         self._refused: dict[str, int] = {}
@@ -73,7 +77,7 @@ class Ledger:
     ) -> None:
         """The request ended. Its key is unknown from now on (closing twice is a KeyError)."""
         opened = self._open.pop(key)
-        self._new.pop(key, None)
+        ends = self._closed if self._new.pop(key, None) is None else self._quick
         workload = opened.workload
         self.pending -= workload
         if outcome is Outcome.SUCCESS:
@@ -84,7 +88,7 @@ class Ledger:
             self.cancelled += workload
         else:
             self.rejected += workload
-        self._closed.append(
+        ends.append(
             Closed(
                 key,
                 opened.request_idx,
@@ -99,8 +103,8 @@ class Ledger:
                 sent_bytes,
             )
         )
-        if len(self._closed) + self._unacked_rows > MAX_ROWS:
-            self._closed.popleft()
+        if self._quick and len(self._closed) + len(self._quick) + self._unacked_rows > MAX_ROWS:
+            self._quick.popleft()
             self.dropped += 1
         self._changed = True
 
@@ -112,7 +116,7 @@ class Ledger:
     def refused_at_port(self, counts: dict[str, int]) -> None:
         """Refusals that the HTTP server counted itself, since it started."""
         if counts != self._refused_at_port:
-            self._refused_at_port = counts
+            self._refused_at_port = dict(counts)
             self._changed = True
 
     @property
@@ -124,7 +128,7 @@ class Ledger:
 
     def batch(self) -> Events | None:
         """The next batch to send, or None: nothing changed, or too much is under way."""
-        if not self._changed or len(self._unacked) >= MAX_UNACKED:
+        if not self._changed or len(self._unacked) >= MAX_UNACKED or self._unacked_rows >= MAX_ROWS:
             return None
         self._changed = False
         self._seq += 1
@@ -133,7 +137,7 @@ class Ledger:
             self._epoch,
             self._seq,
             list(self._new.values()),
-            list(self._closed),
+            [*self._closed, *self._quick],
             self.totals,
             {
                 kind: self._refused.get(kind, 0) + self._refused_at_port.get(kind, 0)
@@ -142,14 +146,16 @@ class Ledger:
         )
         self._new.clear()
         self._closed.clear()
+        self._quick.clear()
         self._unacked.append(events)
-        self._unacked_rows += len(events.closed)
+        self._unacked_rows += len(events.opened) + len(events.closed)
         return events
 
     def acked(self, seq: int) -> None:
         """The reporter has everything up to ``seq``."""
         while self._unacked and self._unacked[0].seq <= seq:
-            self._unacked_rows -= len(self._unacked.popleft().closed)
+            events = self._unacked.popleft()
+            self._unacked_rows -= len(events.opened) + len(events.closed)
 
     def unacked(self) -> list[Events]:
         """What to send again in a new session, oldest first."""

@@ -240,11 +240,13 @@ class Reporter:
                 assert_never(command)
 
     async def _post_status(self, address: str) -> None:
-        facts = self._facts()
+        facts, faults = self._facts(), self._faults.snapshot()
         report = self._load.status_report(facts)
         accepted = await self._accepted(self._engine.post_status(address, report.body))
         if accepted:
             self._commit(self._load.report_acknowledged(report))
+            if self._faults.told(faults):
+                self._outbox.changed()
             told_ready = facts.load_time_s > 0 and not facts.error_msg
             if told_ready != self._told_ready:
                 self._told_ready = told_ready

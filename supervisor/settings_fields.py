@@ -9,6 +9,7 @@ from __future__ import annotations
 import tomllib
 import typing
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -44,7 +45,8 @@ class Field:
         return f"{PREFIX}{self.section}_{self.name}".upper()
 
 
-def fields_of(section: str, struct: type[Section]) -> list[Field]:
+@cache
+def fields_of(section: str, struct: type[Section]) -> tuple[Field, ...]:
     """Every setting of one section."""
     hints = get_type_hints(struct, include_extras=True)
     found = []
@@ -66,7 +68,7 @@ def fields_of(section: str, struct: type[Section]) -> list[Field]:
                 bool(extra.get("secret")),
             )
         )
-    return found
+    return tuple(found)
 
 
 def sections() -> dict[str, type[Section]]:

@@ -203,8 +203,11 @@ class _Lines:
         self._path = path
         self._lines = text.split("\n")
 
-    def find(self, section: str, name: str = "", nth: int = 0) -> str:
-        """``file:line`` of a section, or of a key in it; only ``file`` when it is well hidden."""
+    def find(self, section: str, name: str = "", nth: int | None = None) -> str:
+        """``file:line`` of a section, or of a key in it; only ``file`` when it is well hidden.
+
+        ``nth`` counts tables of the same name, from 0.
+        """
         top = re.compile(rf"\s*[\"']?{re.escape(section)}[\"']?\s*[.=].*{re.escape(name)}")
         key = re.compile(rf"\s*[\"']?{re.escape(name)}[\"']?\s*[.=]")
         table: list[str] = []
@@ -218,7 +221,7 @@ class _Lines:
                 hit = bool(name) and table == [section] and key.match(line) is not None
             else:
                 hit = top.match(line) is not None
-            if hit and max(seen, 0) == nth:
+            if hit and nth in (None, max(seen, 0)):
                 return f"{self._path}:{number}"
         return self._path
 

@@ -33,6 +33,8 @@ from supervisor import link
 from supervisor.batch import Backlog, Frames, Malformed, pack, unpacker
 from supervisor.messages import Message
 
+#: Frames below this are cheaper to copy than to lend: a lent one is given back by another thread.
+COPY_BYTES = 2**20
 #: Messages that are received in one go before the loop gets its turn.
 DRAIN_LIMIT = 200
 #: Batches that may lie in a pipe; beyond, they wait in our own queue.
@@ -78,6 +80,7 @@ class _Endpoint:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
         socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+        socket.copy_threshold = COPY_BYTES
         socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
         self._small_frames = 1  # before the first large body
         self._closed = False
@@ -151,7 +154,7 @@ class _Endpoint:
         if self._closed:
             return True  # a callback closed us: what is left to send is dropped
         try:
-            # copy=False copies all the same what is smaller than the socket's copy_threshold
+            # copy=False copies all the same what is smaller than COPY_BYTES
             self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return False

@@ -7,7 +7,7 @@ from collections import defaultdict, deque
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from supervisor import link
 
@@ -169,6 +169,10 @@ class Sessions(RuleBasedStateMachine):
     @rule()
     def server_restarts(self) -> None:
         self.server = None
+
+    @initialize()
+    def it_begins_well(self) -> None:
+        self.quiet()
 
     @rule()
     def quiet(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from reporter.faults import MAX_CAUSES, MAX_CHARS, Faults
 from reporter.ledger import pending
 from reporter.load import GAP_PATIENCE_S, HELD_EVENTS, Facts, Load
 from reporter.messages import Closed, Events, Opened, Outcome, Totals
@@ -360,29 +359,3 @@ def test_new_load_is_never_negative_and_still_adds_up() -> None:
         batch(3, [opened(2, 150.0)], totals=Totals(received=250.0, cancelled=100.0)), 0.0, 0.0
     )
     assert load.status_report(facts()).body["new_load"] == 50.0
-
-
-# ----------------------------------------------------------------------------------- faults
-
-
-def test_a_fault_lasts_as_long_as_its_cause() -> None:
-    faults = Faults()
-    assert faults.text == ""
-    assert faults.set("model", "killed by\nsignal 9")
-    assert not faults.set("model", "killed by signal 9")
-    assert faults.set("engine-key", "no answer")
-    assert faults.text == "model: killed by signal 9; engine-key: no answer"
-    assert faults.set("model", "exit 3")
-    assert faults.text == "model: exit 3; engine-key: no answer"
-    assert faults.clear("model")
-    assert not faults.clear("model")
-    assert faults.set("engine-key", "")
-    assert faults.text == ""
-
-
-def test_faults_are_bounded() -> None:
-    faults = Faults()
-    for number in range(MAX_CAUSES):
-        assert faults.set(f"cause-{number}", "x" * 5_000)
-    assert not faults.set("one-more", "x")
-    assert len(faults.text) == MAX_CHARS

@@ -1,0 +1,246 @@
+"""Whole workers in other shapes: a third-party model server, one started by somebody else, TLS,
+several ingress processes, no authentication, slow clients."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import psutil
+
+from supervisor.plan import free_port
+from tests.kit.certificates import make_pair
+from tests.kit.load import Load
+from tests.kit.wait import wait_until
+from tests.kit.worker import Worker, end, get_json, running
+
+#: A program of the kind that people run: a few lines on uvicorn, JSON and a stream.
+APP = """
+import asyncio, json
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            message = await receive()
+            await send({"type": message["type"] + ".complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+    body = b""
+    while scope["path"] != "/health":
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+    stream = scope["path"] == "/stream"
+    kind = b"text/event-stream" if stream else b"application/json"
+    headers = [(b"content-type", kind), (b"x-model", b"ten lines"), (b"set-cookie", b"a=1"),
+               (b"set-cookie", b"b=2")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if stream:
+        for n in range(json.loads(body)["n"]):
+            await send({"type": "http.response.body", "body": b"data: %d\\n\\n" % n,
+                        "more_body": True})
+            await asyncio.sleep(0.01)
+        await send({"type": "http.response.body", "body": b"data: [DONE]\\n\\n"})
+    else:
+        answer = json.dumps({"you_said": json.loads(body or b"{}")}).encode()
+        await send({"type": "http.response.body", "body": answer})
+"""
+ROUTES = '[[route]]\npath = "/echo"\n[[route]]\npath = "/stream"\n'
+
+
+def post(worker: Worker, route: str, payload: Any, **more: Any) -> tuple[int, Any, bytes]:
+    async def ask() -> tuple[int, Any, bytes]:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(60)) as session,
+            session.post(
+                worker.url + route,
+                json={"auth_data": worker.auth(), "payload": payload} | more,
+                ssl=False,
+            ) as answer,
+        ):
+            return answer.status, answer.headers, await answer.read()
+
+    return asyncio.run(ask())
+
+
+def test_a_uvicorn_program_as_model_server(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    port = free_port("127.0.0.1")
+    command = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port)]
+    toml = (
+        f'[model]\ncommand = {json.dumps(command)}\ncwd = "{tmp_path}"\n'
+        f'url = "http://127.0.0.1:{port}"\nready_log = ["Application startup complete."]\n'
+        'health = "/health"\n'
+        '[benchmark]\nroute = "/echo"\nruns = 2\nconcurrency = 4\n'
+    )
+    with running(tmp_path, toml=toml, routes=ROUTES) as worker:
+        status, headers, body = post(worker, "/echo", {"text": "naïve ☃", "n": [1, 2.5, None]})
+        assert status == 200
+        assert json.loads(body) == {"you_said": {"text": "naïve ☃", "n": [1, 2.5, None]}}
+        assert headers["x-model"] == "ten lines"
+        assert headers.getall("set-cookie") == ["a=1", "b=2"]
+        status, headers, body = post(worker, "/stream", {"n": 30})
+        assert status == 200 and headers["content-type"] == "text/event-stream"
+        assert body == b"".join(b"data: %d\n\n" % n for n in range(30)) + b"data: [DONE]\n\n"
+        assert worker.status()["queue"]["max_perf"] > 0
+        old = worker.kill("model")
+        worker.wait_replaced("model", old)
+        wait_until(lambda: worker.status()["model"]["ready"], what="the model to be ready again")
+        assert post(worker, "/echo", {"again": True})[0] == 200
+
+
+def test_a_model_server_that_something_else_starts(tmp_path: Path) -> None:
+    port, log = free_port("127.0.0.1"), tmp_path / "model.log"
+    toml = (
+        f'[model]\nurl = "http://127.0.0.1:{port}"\nhealth = "/health"\nlog_file = "{log}"\n'
+        'ready_log = ["startup complete"]\nerror_log = ["HARBOUR ON FIRE"]\nprobe_every_s = 0.3\n'
+    )
+    argv = [sys.executable, "-m", "supervisor.demo.model", "--port", str(port)]
+
+    def reports() -> list[Any]:
+        return [entry.get("report", entry) for entry in worker.record()["status"]]
+
+    with log.open("wb") as output:
+        model = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        with running(tmp_path, toml=toml) as worker:
+            assert "model" not in worker.members()
+            assert post(worker, "/generate", {"inputs": "x"})[0] == 200
+            with log.open("a") as output:
+                output.write("HARBOUR ON FIRE\n")
+            wait_until(
+                lambda: any("HARBOUR ON FIRE" in report["error_msg"] for report in reports()),
+                what="the error line to be reported",
+            )
+            wait_until(lambda: reports()[-1]["error_msg"] == "", what="the error to clear")
+            model.kill()
+            model.wait()
+            wait_until(
+                lambda: "does not answer" in reports()[-1]["error_msg"], what="its death to be told"
+            )
+            with log.open("wb") as output:
+                model = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT)
+            wait_until(lambda: reports()[-1]["error_msg"] == "", what="its return to be told")
+            assert post(worker, "/generate", {"inputs": "x"})[0] == 200
+    finally:
+        model.kill()
+        model.wait()
+
+
+def test_tls_and_a_new_certificate_without_a_restart(tmp_path: Path) -> None:
+    cert, key = make_pair(tmp_path, "first")
+    settings = ("tls.enabled=true", f"tls.cert={cert}", f"tls.key={key}")
+
+    def subject(worker: Worker) -> bytes:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        address = urlsplit(worker.url)
+        with (
+            socket.create_connection((address.hostname, address.port), 30) as plain,
+            context.wrap_socket(plain) as secure,
+        ):
+            assert secure.version() in ("TLSv1.2", "TLSv1.3")
+            return secure.getpeercert(binary_form=True) or b""
+
+    with running(tmp_path, settings=settings) as worker:
+        assert worker.url.startswith("https://")
+        assert post(worker, "/generate", {"inputs": "x"})[0] == 200
+        old, pid = subject(worker), worker.pid("ingress-0")
+        make_pair(tmp_path, "second")
+        wait_until(lambda: subject(worker) != old, what="the new certificate to be used")
+        assert worker.pid("ingress-0") == pid
+
+
+def test_several_ingress_processes_share_the_port(tmp_path: Path) -> None:
+    async def scene(worker: Worker, auth: dict[str, Any]) -> Counter[str]:
+        async with Load(worker.url, auth) as load:
+            for _ in range(60):
+                load.start("/generate", {"inputs": "x"})
+            return await load.outcomes()
+
+    with running(tmp_path, settings=("worker.processes=2",)) as worker:
+        assert asyncio.run(scene(worker, worker.auth())) == {"ok": 60}
+        gauges = [worker.members()[f"ingress-{n}"]["gauges"] for n in range(2)]
+        wait_until(
+            lambda: sum(
+                worker.members()[f"ingress-{n}"]["gauges"]["requests"] for n in range(2)
+            ) == 60,
+            what="both beats",
+        )  # fmt: skip
+        assert len(gauges) == 2
+
+
+def test_without_authentication_only_where_asked_for(tmp_path: Path) -> None:
+    with running(tmp_path, environ={"UNSECURED": "true"}) as worker:
+        assert "AUTHENTICATION IS OFF" in worker.printed
+
+        async def ask() -> int:
+            async with (
+                aiohttp.ClientSession() as session,
+                session.post(worker.url + "/generate", json={"payload": {"inputs": "x"}}) as answer,
+            ):
+                return answer.status
+
+        assert asyncio.run(ask()) == 200
+
+
+def test_a_slow_reader_slows_the_model_and_not_this_workers_memory(tmp_path: Path) -> None:
+    with running(tmp_path) as worker:
+        members = ("ingress-0", "backend_adapter")
+        before = {name: rss(worker.pid(name)) for name in members}
+        address = urlsplit(worker.url)
+        payload = {"prompt": "x", "max_tokens": 65_536, "stream": True}
+        body = json.dumps({"auth_data": worker.auth(), "payload": payload}).encode()
+        clients = []
+        for _ in range(4):
+            client = socket.socket()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect((address.hostname, address.port))
+            head = b"POST /v1/completions HTTP/1.1\r\nhost: w\r\ncontent-length: %d\r\n\r\n"
+            client.sendall(head % len(body) + body)
+            clients.append(client)
+
+        def stats() -> dict[str, Any]:
+            return dict(get_json(f"http://127.0.0.1:{worker.model_port}/demo/stats"))
+
+        def stalled() -> bool:
+            """The model produces nothing more, because nobody takes it."""
+            seen = stats()["served_tokens"]
+            time.sleep(1.0)
+            return bool(seen > 1000 and stats()["served_tokens"] == seen)
+
+        wait_until(stalled, 90.0, "the model to be slowed down")
+        grown = {name: rss(worker.pid(name)) - before[name] for name in members}
+        assert all(size < 24 * 2**20 for size in grown.values()), grown
+        for client in clients:
+            client.close()
+        wait_until(lambda: stats()["running"] == 0, what="the slots to be free")
+
+
+def rss(pid: int) -> int:
+    return int(psutil.Process(pid).memory_info().rss)
+
+
+def test_a_worker_that_cannot_bind_its_port_names_the_holder(tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        worker = Worker(tmp_path, settings=(f"worker.port={port}", "restart.budget=1")).start()
+        try:
+            assert worker.process.wait(60) == 76
+            assert str(os.getpid()) in worker.printed
+        finally:
+            end(worker)

@@ -1,0 +1,530 @@
+"""Where settings come from, which source wins, and how every fault is told."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from supervisor import settings_sources
+from supervisor.settings import RouteSettings, Settings
+from supervisor.settings_rules import Fault
+from supervisor.settings_sources import Handoff, SettingsError, load
+
+MODEL = '[model]\nurl = "http://127.0.0.1:18000"\n[[route]]\npath = "/generate"\n'
+
+
+def toml(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "worker.toml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def faults(
+    path: Path | None, environ: dict[str, str] | None = None, **flags: str
+) -> dict[str, Fault]:
+    """Every fault, by its place without the directory."""
+    with pytest.raises(SettingsError) as caught:
+        load(path, environ or {}, {name.replace("__", "."): text for name, text in flags.items()})
+    assert str(caught.value) == "\n".join(map(str, caught.value.faults))
+    by_place = {each.place.rsplit("/", 1)[-1]: each for each in caught.value.faults}
+    assert len(by_place) == len(caught.value.faults)
+    return by_place
+
+
+# ------------------------------------------------------------------ sources
+
+
+def test_nothing_at_all_is_the_default_tree() -> None:
+    got = load(None, {"HOME": "/home/me"})
+    expected = Settings()
+    worker = msgspec.structs.replace(expected.worker, state_dir="/home/me/.local/state/lighterman")
+    assert got == msgspec.structs.replace(expected, worker=worker)
+    assert got.secrets == ()
+
+
+def test_a_flag_beats_the_environment_and_that_the_file(tmp_path: Path) -> None:
+    path = toml(tmp_path, "[worker]\nport = 1\nprocesses = 2\nid = 3\n[engine]\ntries = 9\n")
+    environ = {"WORKER_PORT": "11", "LIGHTERMAN_WORKER_PROCESSES": "12", "CONTAINER_ID": "13"}
+    got = load(path, environ, {"worker.processes": "22"})
+    assert (got.worker.port, got.worker.processes, got.worker.id) == (11, 22, 13)
+    assert got.engine.tries == 9
+
+
+def test_our_own_variable_beats_the_platforms() -> None:
+    environ = {"WORKER_PORT": "11", "LIGHTERMAN_WORKER_PORT": "12", "UNSECURED": "true"}
+    assert load(None, environ).worker.port == 12
+    assert load(None, environ).auth.mode == "none"
+    assert load(None, environ | {"LIGHTERMAN_AUTH_MODE": "signature"}).auth.mode == "signature"
+
+
+def test_every_kind_of_value_as_text() -> None:
+    environ = {
+        "LIGHTERMAN_AUTH_CHECK_URL": " Off ",
+        "LIGHTERMAN_MODEL_COMMAND": '["serve", "--name", "a, b"]',
+        "LIGHTERMAN_MODEL_READY_LOG": "Application startup complete., Connected ,",
+        "LIGHTERMAN_MODEL_ENV": '{ A = "1", B = "two" }',
+        "LIGHTERMAN_MODEL_URL": "http://127.0.0.1:1/",
+        "LIGHTERMAN_BENCHMARK_PAYLOAD": "{ input = { prompt = 'x', n = 3 } }",
+        "LIGHTERMAN_WORKER_LOG_FORMAT": "json",
+        "LIGHTERMAN_MODEL_PROBE_EVERY_S": "1e1",
+        "LIGHTERMAN_MODEL_START_TIMEOUT_S": "inf",
+    }
+    with pytest.raises(SettingsError, match="no route is configured"):
+        load(None, environ)
+    del environ["LIGHTERMAN_MODEL_COMMAND"], environ["LIGHTERMAN_MODEL_URL"]
+    got = load(None, environ | {"MODEL_LOG": "/var/log/model.log"})
+    assert got.auth.check_url is False
+    assert got.model.ready_log == ["Application startup complete.", "Connected"]
+    assert got.model.env == {"A": "1", "B": "two"}
+    assert got.benchmark.payload == {"input": {"prompt": "x", "n": 3}}
+    assert got.worker.log_format == "json"
+    assert got.model.probe_every_s == 10.0
+    assert got.model.start_timeout_s == float("inf")
+
+
+@pytest.mark.parametrize("text", ["true", "TRUE", " Yes ", "1", "on"])
+def test_what_means_true(text: str) -> None:
+    assert load(None, {"USE_SSL": text}).tls.enabled is True
+    assert load(None, {"UNSECURED": text}).auth.mode == "none"
+
+
+@pytest.mark.parametrize("text", ["false", "No", "0", "off", ""])
+def test_what_means_false(text: str) -> None:
+    assert load(None, {"USE_SSL": text}).tls.enabled is False
+    assert load(None, {"UNSECURED": text}).auth.mode == "signature"
+
+
+@pytest.mark.parametrize("variable", ["USE_SSL", "UNSECURED", "LIGHTERMAN_TLS_ENABLED"])
+def test_what_means_neither(variable: str) -> None:
+    fault = faults(None, {variable: "maybe"})[f"${variable}"]
+    assert "say true or false" in fault.message
+    assert "'maybe'" in fault.message
+
+
+def test_the_platforms_variables(tmp_path: Path) -> None:
+    environ = {
+        "CONTAINER_ID": "4711",
+        "REPORT_ADDR": "https://run.vast.ai, https://cloud.vast.ai/api/v0/ ,",
+        "MASTER_TOKEN": "geheim",
+        "PYWORKER_VERSION": "2",
+        "WORKER_PORT": "3100",
+        "VAST_TCP_PORT_3100": "41234",
+        "VAST_TCP_PORT_3000": "5",
+        "PUBLIC_IPADDR": "192.0.2.7",
+        "USE_SSL": "true",
+        "UNSECURED": "true",
+        "MODEL_HEALTH_ENDPOINT": "/health",
+        "MODEL_LOG": "/var/log/model.log",
+        "MODEL_NAME": "Qwen/Qwen3-8B",
+        "BACKEND": "vllm",
+        "HF_TOKEN": "not ours",
+    }
+    got = load(toml(tmp_path, MODEL), environ)
+    assert got.worker.id == 4711
+    assert got.engine.addresses == ["https://run.vast.ai", "https://cloud.vast.ai/api/v0"]
+    assert got.engine.token == "geheim"
+    assert got.secrets == ("geheim",)
+    assert got.engine.version == "2"
+    assert got.worker.port == 3100
+    assert got.worker.public_url == "https://192.0.2.7:41234"
+    assert got.auth.mode == "none"
+    assert got.model.health == "/health"
+    assert got.model.log_file == "/var/log/model.log"
+    assert got.model.name == "Qwen/Qwen3-8B"
+
+
+def test_an_empty_variable_of_the_platform_says_nothing(tmp_path: Path) -> None:
+    path = toml(tmp_path, '[worker]\nport = 7\n[engine]\naddresses = ["http://e:1"]\n')
+    empty = dict.fromkeys(
+        ("CONTAINER_ID", "REPORT_ADDR", "WORKER_PORT", "PUBLIC_IPADDR", "MODEL_LOG"), ""
+    )
+    got = load(path, empty)
+    assert (got.worker.id, got.worker.port, got.worker.public_url) == (0, 7, "")
+    assert got.engine.addresses == ["http://e:1"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "url"),
+    [
+        ({"PUBLIC_IPADDR": "192.0.2.7"}, "http://192.0.2.7:3000"),
+        ({"PUBLIC_IPADDR": " 192.0.2.7\n"}, "http://192.0.2.7:3000"),
+        ({"PUBLIC_IPADDR": "2001:db8::1", "USE_SSL": "1"}, "https://[2001:db8::1]:3000"),
+        ({"VAST_TCP_PORT_3000": "41234"}, ""),
+        (
+            {"PUBLIC_IPADDR": "1.2.3.4", "LIGHTERMAN_WORKER_PUBLIC_URL": "https://w/x/"},
+            "https://w/x",
+        ),
+    ],
+)
+def test_the_public_url(environ: dict[str, str], url: str) -> None:
+    assert load(None, environ).worker.public_url == url
+
+
+def test_the_public_url_must_come_out_right() -> None:
+    environ = {"PUBLIC_IPADDR": "192.0.2.7", "VAST_TCP_PORT_3000": "many"}
+    assert "'many' is no port" in faults(None, environ)["$VAST_TCP_PORT_3000"].message
+    assert "$VAST_TCP_PORT_3000" in faults(None, environ | {"VAST_TCP_PORT_3000": "70000"})
+    assert "$PUBLIC_IPADDR" in faults(None, {"PUBLIC_IPADDR": "a b"})
+    assert load(None, environ | {"LIGHTERMAN_WORKER_PUBLIC_URL": "http://w:1"})
+
+
+def test_the_state_directory() -> None:
+    assert load(None, {"XDG_STATE_HOME": "/x"}).worker.state_dir == "/x/lighterman"
+    assert load(None, {"LIGHTERMAN_WORKER_STATE_DIR": "/y"}).worker.state_dir == "/y"
+    relative = load(None, {"LIGHTERMAN_WORKER_STATE_DIR": "here"}).worker.state_dir
+    assert relative == os.path.join(os.getcwd(), "here")
+    assert os.path.isabs(load(None, {}).worker.state_dir)
+
+
+def test_without_a_mapping_it_is_this_processs_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTAINER_ID", "99")
+    assert load(None).worker.id == 99
+
+
+def test_a_route_in_full(tmp_path: Path) -> None:
+    text = """
+        [model]
+        url = "http://127.0.0.1:18000/"
+        [[route]]
+        path = "/v1/chat/completions"
+        upstream = "/v1/chat?x=1"
+        workload = { field = "max_tokens", default = 256 }
+        max_queue_time_s = inf
+        [[route]]
+        path = "/b"
+        concurrency = 1
+    """
+    got = load(toml(tmp_path, text), {})
+    first, second = got.route
+    assert first.target == "/v1/chat?x=1"
+    assert first.lane == "/v1/chat/completions"
+    assert first.workload.default == 256.0
+    assert first.max_queue_time_s == float("inf")
+    assert (second.lane, second.target) == ("serial", "/b")
+    assert got.model.url == "http://127.0.0.1:18000"  # paths are added to it
+
+
+# ------------------------------------------------------------------ faults
+
+
+def test_all_faults_are_told_at_once_each_with_its_line_and_a_hint(tmp_path: Path) -> None:
+    path = toml(
+        tmp_path,
+        """\
+# a comment
+[worker]
+prot = 3000
+processes = 0
+
+[engine]
+tries = "three"
+[modle]
+url = "x"
+[auth]
+mode = "open"
+cache_entries = nan
+[[route]]
+path = "generate"
+[[route]]
+max_queue_tim_s = 3
+workload = { feild = "x" }
+[route.workload]
+""".replace("[route.workload]\n", ""),
+    )
+    environ = {"LIGHTERMAN_QUEUE_MAX_JOB": "1", "CONTAINER_ID": "one"}
+    got = faults(path, environ, nothing__here="1")
+    assert set(got) == {
+        *(f"worker.toml:{line}" for line in (3, 4, 7, 8, 11, 12, 14, 15, 16, 17)),
+        "$LIGHTERMAN_QUEUE_MAX_JOB",
+        "$CONTAINER_ID",
+        "--set nothing.here",
+    }
+    assert got["worker.toml:3"].message == "unknown setting worker.prot"
+    assert got["worker.toml:3"].hint == "did you mean port?"
+    assert got["worker.toml:4"].hint == "Ingress processes sharing the client port."
+    assert "not 0" in got["worker.toml:4"].message
+    assert got["worker.toml:8"].hint == "did you mean model?"
+    assert "worker.toml:11" in str(got["worker.toml:11"])
+    assert "nan" in got["worker.toml:12"].message
+    assert got["worker.toml:15"].hint == 'path = "/generate"'
+    assert got["worker.toml:16"].hint == "did you mean max_queue_time_s?"
+    assert got["$LIGHTERMAN_QUEUE_MAX_JOB"].hint == "did you mean LIGHTERMAN_QUEUE_MAX_JOBS?"
+    assert "say a whole number" in got["$CONTAINER_ID"].message
+
+
+def test_what_does_not_fit_together_is_told_beside_other_faults(tmp_path: Path) -> None:
+    path = toml(
+        tmp_path,
+        """\
+[worker]
+port = 3002
+[model]
+url = "https://127.0.0.1:18000"
+ready_log = ["ready"]
+health = "health"
+[[route]]
+path = "/a"
+[[route]]
+path = "/a"
+[[route]]
+path = "/what?"
+upstream = "b"
+[benchmark]
+route = "/aa"
+[engine]
+addresses = ["run.example.com"]
+[queue]
+max_jobs = 0
+""",
+    )
+    got = faults(path)
+    assert set(got) == {
+        *(f"worker.toml:{line}" for line in (4, 5, 6, 10, 12, 13, 15, 17, 19)),
+        "worker.admin_port",
+    }
+    assert got["worker.toml:10"].message == "the path /a is configured twice"
+    assert got["worker.toml:15"].hint == "did you mean /a?"
+    assert got["worker.toml:4"].message == "model.url must be http://host:port"
+
+
+def test_rules_are_not_asked_about_a_section_with_faults(tmp_path: Path) -> None:
+    """A model.url that was refused is not said to be missing as well."""
+    path = toml(tmp_path, '[model]\nurl = 3\n[[route]]\npath = "/a"\n[benchmark]\nroute = "/b"\n')
+    assert set(faults(path)) == {"worker.toml:2"}
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("http://h:1/prefix", "no path"),
+        ("http://h:1//", "no path"),
+        ("http://h:1?x", "must end with the path"),
+        ("http://h:1#x", "must end with the path"),
+        ("http://u:p@h:1", "user name"),
+        ("http://h:0", "http://host:port"),
+        ("http://h:99999", "is no URL"),
+        ("http://[::1", "is no URL"),
+        ("http://", "http://host:port"),
+        ("h:1", "http://host:port"),
+        ("http://h\n:1", "blank"),
+        ("http://h :1", "blank"),
+        ("unix:///tmp/s", "http://host:port"),
+    ],
+)
+def test_a_model_url_is_a_scheme_a_host_and_a_port(url: str, says: str) -> None:
+    assert says in str(faults(None, {"LIGHTERMAN_MODEL_URL": url})["$LIGHTERMAN_MODEL_URL"])
+
+
+@pytest.mark.parametrize("url", ["http://h", "http://h:1", "http://h:1/", "http://[::1]:8000/"])
+def test_a_last_slash_of_a_url_is_taken_away(tmp_path: Path, url: str) -> None:
+    path = toml(tmp_path, '[[route]]\npath = "/a"\n')
+    assert load(path, {"LIGHTERMAN_MODEL_URL": url}).model.url == url.rstrip("/")
+
+
+@pytest.mark.parametrize("health", ["/health", "http://127.0.0.1:9/h", "https://h/ok", ""])
+def test_a_health_path_or_url(health: str) -> None:
+    assert load(None, {"LIGHTERMAN_MODEL_HEALTH": health}).model.health == health
+
+
+@pytest.mark.parametrize("health", ["health", "ftp://h", "/a b", "/a\r\nHost: x"])
+def test_what_is_neither(health: str) -> None:
+    assert set(faults(None, {"MODEL_HEALTH_ENDPOINT": health})) == {"$MODEL_HEALTH_ENDPOINT"}
+
+
+def test_what_is_missing(tmp_path: Path) -> None:
+    path = toml(tmp_path, '[model]\ncommand = ["serve"]\n')
+    assert set(faults(path)) == {"model.url", "route"}
+    assert set(faults(toml(tmp_path, '[[route]]\npath = "/a"\n'))) == {"model.url"}
+    assert "worker.toml:2" in faults(toml(tmp_path, '[benchmark]\nroute = "/a"\n'))
+    path = toml(tmp_path, '[worker]\npublic_url = "example"\n')
+    assert "worker.toml:2" in faults(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("[worker]\nport = = 3\n", 0, "is not valid TOML"),
+        ("a = " + "[" * 5000, 0, "nested too deeply"),
+        ("port = 3\n", 1, "unknown section [port]"),
+        ("\nworker = 3\n", 2, "worker is not a section"),
+        ("[[worker]]\nport = 3\n", 1, "worker is not a section"),
+        ('"\\u0077orker" = 3\n', 0, "worker is not a section"),
+        ("[route]\npath = '/a'\n", 1, "[route] is not a list"),
+        ("route = [3]\n", 1, "[route] is not a list"),
+        ("worker.port = 'x'\n", 1, "worker.port"),
+        ("worker = { id = 1, port = 'x' }\n", 1, "worker.port"),
+        ("[worker]\n'port' = 'x'\n", 2, "worker.port"),
+        ("[model.env]\nA = 3\n", 1, "model.env"),
+        ("[benchmark]\npayload = [\n  [1],\n]\nruns = 0\n", 5, "benchmark.runs"),
+        ("[model]\nname = '''\n[worker]\n'''\n[worker]\nport = -1\n", 6, "worker.port"),
+        ("[benchmark]\npayload = { x = [nan] }", 2, "is nan"),
+        ("[benchmark]\npayload" + ".a" * 50 + " = 1", 2, "levels deep"),
+        (f"[worker]\nid = {2**63}", 2, "64 bits"),
+        ("[worker]\nid = " + "9" * 5000, 0, "is not valid TOML"),
+        ('[model]\nname = "a\\u0000b"', 2, "NUL"),
+        ("[tls]\nenabled = 1\n", 2, "Expected `bool`"),
+        ("[restart]\nbeat_s = 1979-05-27\n", 2, "restart.beat_s"),
+    ],
+)
+def test_odd_files(tmp_path: Path, text: str, line: int, message: str) -> None:
+    got = faults(toml(tmp_path, text))
+    place = f"worker.toml:{line}" if line else "worker.toml"
+    assert message in got[place].message
+
+
+def test_the_line_of_a_fault_among_several_routes_with_tables_of_their_own(tmp_path: Path) -> None:
+    text = """\
+[[route]]
+path = "/a"
+[route.workload]
+field = "x"
+[[route]]  # the second
+path = "/b"
+[route.workload]
+default = 0
+[[ route ]]
+concurrency = -1
+path = "/c"
+"""
+    assert set(faults(toml(tmp_path, text))) == {"worker.toml:7", "worker.toml:10"}
+
+
+def test_a_file_that_is_not_there_or_not_readable(tmp_path: Path) -> None:
+    assert faults(tmp_path / "none.toml")["none.toml"].message == "there is no such file"
+    (tmp_path / "latin.toml").write_bytes(b'[model]\nname = "\xe4"\n')
+    assert "cannot be read" in faults(tmp_path / "latin.toml")["latin.toml"].message
+    (tmp_path / "dir").mkdir()
+    assert "cannot be read" in faults(tmp_path / "dir")["dir"].message
+    with pytest.raises(SettingsError, match="cannot be read"):
+        load(Path("a\0b"), {})
+
+
+def test_text_that_no_process_can_be_given() -> None:
+    environ = {"MODEL_NAME": "a\udcffb", "LIGHTERMAN_MODEL_CWD": "/a\0b"}
+    got = faults(None, environ)
+    assert "not UTF-8" in got["$MODEL_NAME"].message
+    assert "NUL" in got["$LIGHTERMAN_MODEL_CWD"].message
+
+
+def test_flags_and_variables_of_routes_do_not_exist() -> None:
+    got = faults(None, {"LIGHTERMAN_ROUTE_PATH": "/a"}, route__path="/a")
+    assert set(got) == {"$LIGHTERMAN_ROUTE_PATH", "--set route.path"}
+
+
+def test_our_own_marks_are_no_settings() -> None:
+    marks = {"LIGHTERMAN_RUN": "1", "LIGHTERMAN_CHILD": "x", "LIGHTERMAN_HANDOFF": "/x"}
+    assert load(None, marks) == load(None, {})
+
+
+SECRET = "s3cr3t-t0ken"
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "flags"),
+    [
+        (f'[engine]\ntoken = ["{SECRET}"]\n', {}, {}),
+        (f'[engine]\ntoken = "{SECRET}\\u0000"\n', {}, {}),
+        (f'[engine]\ntokn = "{SECRET}"\n', {}, {}),
+        (f'[engine]\ntoken = "{SECRET}\n', {}, {}),
+        (f"[engine]\ntoken = {SECRET}\n", {}, {}),
+        (f'[[engine]]\ntoken = "{SECRET}"\n', {}, {}),
+        ("", {"MASTER_TOKEN": f"{SECRET}\udcff"}, {}),
+        ("", {"LIGHTERMAN_ENGINE_TOKN": SECRET}, {}),
+        ("", {"REPORT_ADDR": f"https://user:{SECRET}@run.example.com"}, {}),
+        ("", {"REPORT_ADDR": f"ftp://{SECRET}@x"}, {}),
+        ("", {"MASTER_TOKEN": SECRET, "CONTAINER_ID": "x"}, {}),
+        ("", {}, {"engine.token": f"{SECRET}\0"}),
+        ("", {}, {"engine.tokens": SECRET}),
+    ],
+)
+def test_a_secret_is_in_no_faults_text(
+    tmp_path: Path, text: str, environ: dict[str, str], flags: dict[str, str]
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(toml(tmp_path, text), environ, flags)
+    assert SECRET not in str(caught.value)
+    assert SECRET not in repr(caught.value.faults)
+
+
+def test_a_long_value_is_shown_short() -> None:
+    fault = faults(None, {"LIGHTERMAN_WORKER_PORT": "x" * 10_000})["$LIGHTERMAN_WORKER_PORT"]
+    assert len(str(fault)) < 300
+
+
+# ------------------------------------------------------------------ the reference
+
+
+def test_every_setting_has_a_description_and_a_name_of_its_own() -> None:
+    every = settings_sources.fields()
+    assert len(every) > 80
+    assert all(field.description.endswith((".", ")")) for field in every)
+    assert len({field.own_variable for field in every}) == len(every)
+    variables = [field.variable for field in every if field.variable]
+    assert len(set(variables)) == len(variables)
+    by_path = {field.path: field for field in every}
+    assert by_path["engine.token"].secret
+    assert [field.path for field in every if field.secret] == ["engine.token"]
+    assert by_path["worker.port"].variable == "WORKER_PORT"
+    assert by_path["worker.port"].own_variable == "LIGHTERMAN_WORKER_PORT"
+    assert by_path["worker.port"].default == 3000
+    assert by_path["route.path"].default == ""
+    assert by_path["model.command"].default == []
+    assert settings_sources.sections()["route"] is RouteSettings
+
+
+# ------------------------------------------------------------------ the hand-off
+
+
+def handoff(directory: Path, settings: Settings) -> Handoff:
+    return Handoff("run", str(directory), 1, settings)
+
+
+def test_the_handoff_is_private_whole_and_replaced_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = MODEL + "max_queue_time_s = inf\n[benchmark]\npayload = { a = [1, 2.5, 'x'] }\n"
+    settings = load(toml(tmp_path, text), {"MASTER_TOKEN": "geheim"})
+    old_mask = os.umask(0)
+    try:
+        path = settings_sources.write_handoff(handoff(tmp_path, settings))
+    finally:
+        os.umask(old_mask)
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    monkeypatch.setenv(settings_sources.HANDOFF_VARIABLE, path)
+    assert settings_sources.read_handoff() == handoff(tmp_path, settings)
+    again = handoff(tmp_path, load(None, {}))
+    assert settings_sources.write_handoff(again) == path
+    assert settings_sources.read_handoff() == again
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["handoff.msgpack", "worker.toml"]
+
+
+def test_a_child_without_a_handoff_says_what_to_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(settings_sources.HANDOFF_VARIABLE, raising=False)
+    with pytest.raises(SettingsError, match="python -m supervisor"):
+        settings_sources.read_handoff()
+    path = tmp_path / "handoff.msgpack"
+    monkeypatch.setenv(settings_sources.HANDOFF_VARIABLE, str(path))
+    with pytest.raises(SettingsError, match="cannot be read"):
+        settings_sources.read_handoff()
+    for content in (b"", b"\xc1", b"\x81\xa2\xff\xfe\x01", b"\x80"):
+        path.write_bytes(content)
+        with pytest.raises(SettingsError, match="cannot be read"):
+            settings_sources.read_handoff()
+
+
+def test_only_who_may_know_it_inherits_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_TOKEN", "geheim")
+    monkeypatch.setenv("LIGHTERMAN_ENGINE_TOKEN", "geheim")
+    monkeypatch.setenv("HF_TOKEN", "the model's own")
+    kept = settings_sources.inherited_environment(secret_variables=False)
+    assert "geheim" not in kept.values()
+    assert kept["HF_TOKEN"] == "the model's own"
+    assert kept["PATH"] == os.environ["PATH"]
+    assert settings_sources.inherited_environment(secret_variables=True) == dict(os.environ)
+    assert os.environ["MASTER_TOKEN"] == "geheim"
