@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import socket
 import struct
 import time
@@ -28,6 +29,8 @@ from ingress.errors import ErrorKind, Problem
 from ingress.exchange import JOIN_BYTES, Application, Exchange
 from ingress.framing import Framer, Request
 from supervisor.settings import LimitSettings
+
+_log = logging.getLogger("ingress")
 
 #: Bytes of pipelined requests beyond which a connection is not read until its answer has ended.
 HOLD_BYTES = 65_536
@@ -257,7 +260,9 @@ class Connection(asyncio.Protocol):
                 exchange.keep_alive = False
             else:
                 self._framer.next()
-            exchange.fail(fault)
+            refusal = fault if isinstance(fault, Problem) else Problem(fault)
+            self._count_refused(refusal.kind)
+            exchange.fail(refusal)
         elif exchange.has_body:
             self._enter(_BODY)
             if exchange.expects_continue:
@@ -276,10 +281,13 @@ class Connection(asyncio.Protocol):
         except Exception as error:
             exchange.fail(self._app_failed(error))
 
+    def _count_refused(self, kind: ErrorKind) -> None:
+        refused = self.shared.refused
+        refused[kind] = refused.get(kind, 0) + 1
+
     def _app_failed(self, error: Exception) -> Problem:
-        self.shared.loop.call_exception_handler(
-            {"message": "The ingress failed at a request", "exception": error}
-        )
+        # One request's bad luck: the process and its other clients go on.
+        _log.critical("failed at a request", exc_info=error)
         return Problem(ErrorKind.INTERNAL)
 
     def _count_body(self, size_bytes: int) -> None:
@@ -300,8 +308,7 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, problem: Problem) -> None:
         """Answer a request that the application will never see, and close."""
-        refused = self.shared.refused
-        refused[problem.kind] = refused.get(problem.kind, 0) + 1
+        self._count_refused(problem.kind)
         self.send_whole(
             self._framer.request, problem.status, problem.header_lines(), problem.body(), False
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import resource
 import socket
@@ -74,6 +75,7 @@ class Rig:
         self.server = server
         self.port = port
         self.faults: list[dict[str, Any]] = []
+        self.crashes: list[logging.LogRecord] = []
         self._writers: list[asyncio.StreamWriter] = []
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -109,10 +111,15 @@ def serve(scenario: Callable[[Rig], Awaitable[None]], **limits: Any) -> None:
         server = Server(app, LimitSettings(**limits), loop)
         rig = Rig(app, server, await server.listen("127.0.0.1", 0))
         loop.set_exception_handler(lambda _, context: rig.faults.append(context))
+        handler = logging.Handler(logging.CRITICAL)
+        handler.emit = rig.crashes.append  # type: ignore[method-assign]
+        logging.getLogger("ingress").addHandler(handler)
         try:
             await scenario(rig)
         finally:
+            logging.getLogger("ingress").removeHandler(handler)
             await rig.close()
+            assert rig.faults == []
 
     uvloop.run(main())
 
@@ -556,8 +563,8 @@ def test_an_early_refusal_does_not_wait_for_the_body(path: bytes) -> None:
         writer.close()
         await asyncio.wait_for(writer.wait_closed(), DEADLINE_S)
         assert rig.app.requests == []
-        assert rig.server.refused == {}
-        assert len(rig.faults) == (path == b"/head-crash")
+        assert rig.server.refused == {kind: 1}
+        assert len(rig.crashes) == (path == b"/head-crash")
 
     serve(scenario)
 
@@ -580,7 +587,7 @@ def test_an_application_that_raises(path: bytes, status: int) -> None:
         writer.write(post(path, b"abc") + HELLO)
         assert (await read_answer(reader))[0].startswith(b"HTTP/1.1 %d " % status)
         assert (await read_answer(reader))[1] == b"GET  "
-        assert len(rig.faults) == (status == 500)
+        assert len(rig.crashes) == (status == 500)
         assert rig.app.gone == []
 
     serve(scenario)
