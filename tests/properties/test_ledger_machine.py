@@ -281,3 +281,14 @@ def test_what_the_port_refused_is_told_once_per_change() -> None:
     second = ledger.batch()
     assert second is not None
     assert second.refused == {"bad_request": 2, "too_large": 3}
+
+
+def test_the_oldest_ends_are_dropped_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_room, "MAX_ROWS", 3)
+    ledger = Ledger("ingress-0", 5)
+    for n in range(5):
+        closed_fully(ledger, ledger.open(n, 1.0, 2.0))
+    events = ledger.batch()
+    assert events is not None
+    assert [row.request_idx for row in events.closed] == [2, 3, 4]
+    assert ledger.dropped == 2

@@ -1,0 +1,176 @@
+"""The door behind the real HTTP server: what becomes a job, what is refused, what is let go of."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import uvloop
+
+from ingress.admission import Admission, Job
+from ingress.auth import Authenticator
+from ingress.door import Door
+from ingress.envelope import decode_unsigned
+from ingress.http import Server
+from ingress.ledger import Ledger
+from ingress.routes import compile_routes
+from reporter.messages import Outcome
+from supervisor.settings import LimitSettings, RouteSettings
+from tests.kit.wait import wait_until_async
+
+AUTH = {
+    "signature": "s", "cost": 1, "endpoint": "e", "reqnum": 1, "request_idx": 7, "url": "http://w"
+}  # fmt: skip
+SECRET = "k3y-of-the-endpoint"
+
+
+class Scene:
+    """A door whose jobs are answered at once; ``jobs`` holds what it took."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self.cancelled: list[Job] = []
+        self.answering = True
+        self.admission = Admission(max_jobs=2)
+        self.ledger = Ledger("ingress-0", 1)
+        self.door = Door(
+            compile_routes([RouteSettings(path="/a")]),
+            Authenticator("none", "any", "", False, 100, 16),
+            self.admission,
+            self.ledger,
+            decode=decode_unsigned,
+            credit_bytes=4096,
+            submit=self.submit,
+            cancel=self.cancelled.append,
+            writable=lambda job: None,
+        )
+        self.server = Server(self.door, LimitSettings(), asyncio.get_running_loop())
+        self.port = 0
+
+    def submit(self, job: Job) -> None:
+        self.jobs.append(job)
+        self.admission.take(job)
+        if self.answering:
+            self.admission.settle(job.submit.id)
+            exchange, job.exchange.context = job.exchange, None
+            exchange.respond(200, b"")
+            self.ledger.close(
+                job.key, Outcome.SUCCESS, time.monotonic(), route=job.route, status=200
+            )
+
+    async def send(self, head: str, body: bytes = b"") -> tuple[int, bytes]:
+        """One request on a connection of its own; status and body of the answer."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            lines = f"{head}\r\nhost: w\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+            writer.write(lines.encode() + body)
+            answer = await asyncio.wait_for(reader.read(), 30)
+        finally:
+            writer.close()
+            await writer.wait_closed()
+        start, _, rest = answer.partition(b"\r\n\r\n")
+        return int(start.split()[1]), rest
+
+
+def play(script: Callable[[Scene], Awaitable[None]]) -> None:
+    async def main() -> None:
+        scene = Scene()
+        scene.port = await scene.server.listen("127.0.0.1", 0)
+        try:
+            await script(scene)
+        finally:
+            scene.server.close()
+            await wait_until_async(lambda: scene.server.connections == 0)
+
+    uvloop.run(main())
+
+
+def envelope(**more: Any) -> bytes:
+    return json.dumps({"payload": {"x": 1}} | more).encode()
+
+
+@pytest.mark.parametrize("more", [{}, {"auth_data": AUTH}, {"auth_data": {"cost": "x"}}])
+def test_the_query_and_the_bearer_never_go_on(more: dict[str, Any]) -> None:
+    async def script(scene: Scene) -> None:
+        head = f"POST /a?api_key={SECRET} HTTP/1.1\r\nauthorization: Bearer {SECRET}"
+        assert (await scene.send(head, envelope(**more)))[0] == 200
+        submit = scene.jobs[0].submit
+        assert submit.path == "/a"
+        assert SECRET.encode() not in submit.headers + bytes(submit.body)
+
+    play(script)
+
+
+@pytest.mark.parametrize(
+    ("more", "known"),
+    [
+        ({}, -1),
+        ({"auth_data": None}, -1),
+        ({"auth_data": {"cost": 1}}, -1),
+        ({"auth_data": AUTH}, 7),
+        ({"auth_data": AUTH | {"request_idx": 0}}, 0),
+    ],
+)
+def test_a_request_that_the_engine_does_not_know_is_not_reported_as_its_number_zero(
+    more: dict[str, Any], known: int
+) -> None:
+    async def script(scene: Scene) -> None:
+        assert (await scene.send("POST /a HTTP/1.1", envelope(**more)))[0] == 200
+        events = scene.ledger.batch()
+        assert events is not None
+        assert [closed.request_idx for closed in events.closed] == [known]
+
+    play(script)
+
+
+def test_a_route_that_a_reload_took_away_while_the_body_arrived() -> None:
+    async def script(scene: Scene) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", scene.port)
+        body = envelope()
+        writer.write(b"POST /a HTTP/1.1\r\nhost: w\r\ncontent-length: %d\r\n\r\n" % len(body))
+        await wait_until_async(lambda: scene.server.active == 1)
+        scene.door.routes = {}
+        writer.write(body)
+        assert b" 404 " in await asyncio.wait_for(reader.readline(), 30)
+        writer.close()
+        await writer.wait_closed()
+        assert scene.jobs == [] and scene.ledger.requests == 0
+
+    play(script)
+
+
+def test_what_is_refused_by_its_head_is_counted() -> None:
+    async def script(scene: Scene) -> None:
+        assert (await scene.send("POST /b HTTP/1.1", envelope()))[0] == 404
+        assert (await scene.send("PUT /a HTTP/1.1", envelope()))[0] == 405
+        assert (await scene.send("PUT /a HTTP/1.1", envelope()))[0] == 405
+        events = scene.ledger.batch()
+        assert events is not None
+        assert events.refused == {"unknown_route": 1, "method_not_allowed": 2}
+
+    play(script)
+
+
+def test_no_more_jobs_than_allowed_and_a_departure_makes_room() -> None:
+    async def script(scene: Scene) -> None:
+        scene.answering = False
+        waiting = [asyncio.create_task(scene.send("POST /a HTTP/1.1", envelope()))]
+        waiting.append(asyncio.create_task(scene.send("POST /a HTTP/1.1", envelope())))
+        await wait_until_async(lambda: len(scene.jobs) == 2)
+        status, body = await scene.send("POST /a HTTP/1.1", envelope())
+        assert (status, json.loads(body)["error"]["kind"]) == (503, "overloaded")
+        waiting[0].cancel()
+        await wait_until_async(lambda: len(scene.cancelled) == 1)
+        scene.answering = True
+        assert (await scene.send("POST /a HTTP/1.1", envelope()))[0] == 200
+        waiting[1].cancel()
+        await wait_until_async(lambda: len(scene.cancelled) == 2)
+        await asyncio.gather(*waiting, return_exceptions=True)
+        ledger = scene.ledger
+        assert (ledger.cancelled, ledger.served, ledger.pending) == (200.0, 100.0, 0.0)
+
+    play(script)
