@@ -21,14 +21,13 @@ import logging
 import socket
 import struct
 import time
-from collections.abc import Callable
 from typing import cast
 
 from ingress import responses
 from ingress.errors import ErrorKind, Problem
-from ingress.exchange import JOIN_BYTES, Application, Exchange
+from ingress.exchange import JOIN_BYTES, Exchange
 from ingress.framing import Framer, Request
-from supervisor.settings import LimitSettings
+from ingress.shared import BODY, BUSY, CLOSED, HEAD, IDLE, LINGER, Shared
 
 _log = logging.getLogger("ingress")
 
@@ -39,53 +38,8 @@ HOLD_BYTES = 65_536
 WRITE_HIGH_BYTES = 65_536
 WRITE_LOW_BYTES = 16_384
 
-#: Seconds for which the rest of a refused request is thrown away before its connection closes: a
-#: close with unread bytes would reset the connection, and could take the refusal with it.
-LINGER_S = 2.0
-
 #: Connections beyond the limit that are told so at one time; further ones are just closed.
 OVERFLOW_CONNECTIONS = 64
-
-# What a connection waits for. Up to _BODY it parses what comes; from _LINGER it throws it away.
-_IDLE, _HEAD, _BODY, _BUSY, _LINGER, _CLOSED = range(6)
-
-
-class Shared:
-    """What all connections of one server have in common."""
-
-    def __init__(
-        self,
-        app: Application,
-        limits: LimitSettings,
-        loop: asyncio.AbstractEventLoop,
-        max_connections: int,
-        on_lost: Callable[[], None],
-    ) -> None:
-        self.app = app
-        self.limits = limits
-        self.loop = loop
-        self.max_connections = max_connections
-        #: Called whenever a connection has ended.
-        self.on_lost = on_lost
-        self.prefixes = responses.Prefixes(time.time())
-        self.connections: set[Connection] = set()
-        #: Exchanges whose head was accepted and whose answer has not ended.
-        self.active = 0
-        #: Bytes of request bodies held for them.
-        self.buffered_bytes = 0
-        self.draining = False
-        #: Requests that never reached the application, by kind.
-        self.refused: dict[ErrorKind, int] = {}
-        inf = float("inf")
-        #: Seconds that a connection may spend in each state.
-        self.timeouts_s = (
-            limits.keepalive_s,
-            limits.header_timeout_s,
-            limits.body_timeout_s,
-            inf,
-            LINGER_S,
-            inf,
-        )
 
 
 class Connection(asyncio.Protocol):
@@ -118,7 +72,7 @@ class Connection(asyncio.Protocol):
         self._framer = Framer(shared.limits, functools.partial(Exchange, self))
         #: The accepted exchange whose answer has not ended.
         self._exchange: Exchange | None = None
-        self._state = _IDLE
+        self._state = IDLE
         #: When the state has lasted too long; 0: the next sweep sets it.
         self._deadline = 0.0
         #: Received but not looked at: it belongs to later requests.
@@ -139,7 +93,7 @@ class Connection(asyncio.Protocol):
         shared = self.shared
         open_connections = len(shared.connections)
         if open_connections >= shared.max_connections + OVERFLOW_CONNECTIONS:
-            self._state = _CLOSED
+            self._state = CLOSED
             transport.abort()
             return
         shared.connections.add(self)
@@ -151,9 +105,9 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes from the client."""
-        if self._state <= _BODY and self.writable and not self._held:
+        if self._state <= BODY and self.writable and not self._held:
             self._parse(data)
-        elif self._state <= _BUSY:
+        elif self._state <= BUSY:
             self._hold(data)
 
     def eof_received(self) -> None:
@@ -164,8 +118,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """asyncio: the connection is gone."""
         shared = self.shared
-        handed_over = self._state == _BUSY
-        self._state = _CLOSED
+        handed_over = self._state == BUSY
+        self._state = CLOSED
         shared.connections.discard(self)
         self._framer.close()
         self._held = b""
@@ -185,7 +139,7 @@ class Connection(asyncio.Protocol):
         """asyncio: no more than ``WRITE_LOW_BYTES`` are unsent."""
         self.writable = True
         exchange = self._exchange
-        if exchange is None or self._state != _BUSY:
+        if exchange is None or self._state != BUSY:
             self._resume()
         elif exchange.begun:
             self.shared.app.on_writable(exchange)
@@ -200,12 +154,12 @@ class Connection(asyncio.Protocol):
 
     def _resume(self) -> None:
         """Go on with what was held, if nothing stands against it."""
-        if self._state > _BODY or not self.writable:
+        if self._state > BODY or not self.writable:
             return
         data, self._held = self._held, b""
         if data:
             self._parse(data)
-        if self._reading_paused and len(self._held) <= HOLD_BYTES and self._state != _CLOSED:
+        if self._reading_paused and len(self._held) <= HOLD_BYTES and self._state != CLOSED:
             self._reading_paused = False
             self._transport.resume_reading()
 
@@ -215,14 +169,14 @@ class Connection(asyncio.Protocol):
         self._parsing = True
         try:
             while start < size and self.writable:
-                if self._state <= _HEAD:
+                if self._state <= HEAD:
                     start = framer.head(data, start)
                     if start < 0:
-                        if framer.begun and self._state == _IDLE:
-                            self._enter(_HEAD)
+                        if framer.begun and self._state == IDLE:
+                            self._enter(HEAD)
                         return
                     self._accept_head(framer.request)
-                elif self._state == _BODY:
+                elif self._state == BODY:
                     start = framer.body(data, start)
                     self._count_body(framer.body_bytes)
                     if start < 0:
@@ -235,7 +189,7 @@ class Connection(asyncio.Protocol):
             self._refuse(problem)
         finally:
             self._parsing = False
-        if start < size and self._state <= _BUSY:
+        if start < size and self._state <= BUSY:
             self._hold(data[start:])
 
     def _accept_head(self, exchange: Exchange) -> None:
@@ -254,24 +208,24 @@ class Connection(asyncio.Protocol):
         except Exception as error:
             fault = self._app_failed(error)
         if fault is not None:
-            self._enter(_BUSY)
+            self._enter(BUSY)
             if exchange.has_body:
                 # The body is not read, so where the next request would begin is not known.
                 exchange.keep_alive = False
             else:
                 self._framer.next()
             refusal = fault if isinstance(fault, Problem) else Problem(fault)
-            self._count_refused(refusal.kind)
+            self.shared.count_refused(refusal.kind)
             exchange.fail(refusal)
         elif exchange.has_body:
-            self._enter(_BODY)
+            self._enter(BODY)
             if exchange.expects_continue:
                 self.write(responses.CONTINUE)
         else:
             self._hand_over(exchange)
 
     def _hand_over(self, exchange: Exchange) -> None:
-        self._state = _BUSY
+        self._state = BUSY
         self._deadline = 0.0
         self._framer.next()
         try:
@@ -280,10 +234,6 @@ class Connection(asyncio.Protocol):
             exchange.fail(problem)
         except Exception as error:
             exchange.fail(self._app_failed(error))
-
-    def _count_refused(self, kind: ErrorKind) -> None:
-        refused = self.shared.refused
-        refused[kind] = refused.get(kind, 0) + 1
 
     def _app_failed(self, error: Exception) -> Problem:
         # One request's bad luck: the process and its other clients go on.
@@ -308,7 +258,7 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, problem: Problem) -> None:
         """Answer a request that the application will never see, and close."""
-        self._count_refused(problem.kind)
+        self.shared.count_refused(problem.kind)
         self.send_whole(
             self._framer.request, problem.status, problem.header_lines(), problem.body(), False
         )
@@ -355,7 +305,7 @@ class Connection(asyncio.Protocol):
         """The exchange's answer has been written in full."""
         self._forget_exchange()
         if keep_alive:
-            self._state = _IDLE
+            self._state = IDLE
             self._deadline = 0.0
             if self._held and not self._parsing:
                 # Not now: the application is in the midst of its own work.
@@ -374,7 +324,7 @@ class Connection(asyncio.Protocol):
             self.close()
         elif transport.get_extra_info("sslcontext") is not None:
             # Without the closing words of TLS, which would vouch for a complete answer.
-            self._enter(_CLOSED)
+            self._enter(CLOSED)
             transport.abort()
         else:
             client = transport.get_extra_info("socket")
@@ -385,7 +335,7 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Close once everything written has left."""
-        self._enter(_CLOSED)
+        self._enter(CLOSED)
         self._transport.close()
 
     def abort(self) -> None:
@@ -394,11 +344,11 @@ class Connection(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         """Close unless a request has begun to arrive or is being answered."""
-        if self._state == _IDLE and not self._held:
+        if self._state == IDLE and not self._held:
             self.close()
 
     def _linger(self) -> None:
-        self._enter(_LINGER)
+        self._enter(LINGER)
         self._held = b""
         if self._reading_paused:
             self._reading_paused = False
@@ -428,7 +378,7 @@ class Connection(asyncio.Protocol):
         if self._deadline == 0.0:
             self._deadline = now + shared.timeouts_s[self._state]
         elif now >= self._deadline:
-            if self._state == _HEAD or self._state == _BODY:
+            if self._state == HEAD or self._state == BODY:
                 self._refuse(Problem(ErrorKind.TIMEOUT_READING))
             else:
                 self.close()

@@ -17,9 +17,10 @@ import resource
 import ssl
 import time
 
-from ingress.connection import Connection, Shared
+from ingress.connection import Connection
 from ingress.errors import ErrorKind
 from ingress.exchange import Application, Exchange
+from ingress.shared import Shared
 from supervisor.settings import LimitSettings
 
 __all__ = ["Application", "Exchange", "Server"]

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ingress.connection import Connection, Shared
+from ingress.connection import Connection
 from ingress.errors import Problem
 from ingress.exchange import Exchange
+from ingress.shared import Shared
 from supervisor.settings import LimitSettings
 
 LIMITS = LimitSettings(

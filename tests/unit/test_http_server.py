@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 import uvloop
 
-from ingress.connection import HOLD_BYTES, LINGER_S, OVERFLOW_CONNECTIONS, WRITE_HIGH_BYTES
+from ingress.connection import HOLD_BYTES, OVERFLOW_CONNECTIONS, WRITE_HIGH_BYTES
 from ingress.errors import KINDS, ErrorKind, Problem
 from ingress.http import Exchange, Server
+from ingress.shared import LINGER_S
 from supervisor.settings import LimitSettings
 from tests.kit.wait import DEADLINE_S, wait_until_async
 

@@ -1,0 +1,88 @@
+"""What the connections of one server have in common, and the states that each goes through.
+
+Law: every figure in here is what the connections say at this moment: whoever adds, takes away. It
+knows neither sockets nor requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ingress import responses
+from ingress.errors import ErrorKind
+from ingress.exchange import Application
+from supervisor.settings import LimitSettings
+
+if TYPE_CHECKING:
+    from ingress.connection import Connection
+
+#: Seconds for which the rest of a refused request is thrown away before its connection closes: a
+#: close with unread bytes would reset the connection, and could take the refusal with it.
+LINGER_S = 2.0
+
+# What a connection waits for. Up to BODY it parses what comes; from LINGER it throws it away.
+IDLE, HEAD, BODY, BUSY, LINGER, CLOSED = range(6)
+
+
+class Shared:
+    """Limits, counters and the connections themselves.
+
+    :param app: gets the requests.
+    :param max_connections: further clients are told so.
+    :param on_lost: called whenever a connection has ended.
+    """
+
+    __slots__ = (
+        "active",
+        "app",
+        "buffered_bytes",
+        "connections",
+        "draining",
+        "limits",
+        "loop",
+        "max_connections",
+        "on_lost",
+        "prefixes",
+        "refused",
+        "timeouts_s",
+    )
+
+    def __init__(
+        self,
+        app: Application,
+        limits: LimitSettings,
+        loop: asyncio.AbstractEventLoop,
+        max_connections: int,
+        on_lost: Callable[[], None],
+    ) -> None:
+        self.app = app
+        self.limits = limits
+        self.loop = loop
+        self.max_connections = max_connections
+        self.on_lost = on_lost
+        self.prefixes = responses.Prefixes(time.time())
+        self.connections: set[Connection] = set()
+        #: Exchanges whose head was accepted and whose answer has not ended.
+        self.active = 0
+        #: Bytes of request bodies held for them.
+        self.buffered_bytes = 0
+        self.draining = False
+        #: Requests that never reached the application, by kind.
+        self.refused: dict[ErrorKind, int] = {}
+        #: Seconds that a connection may spend in each state, from IDLE to CLOSED.
+        self.timeouts_s = (
+            limits.keepalive_s,
+            limits.header_timeout_s,
+            limits.body_timeout_s,
+            math.inf,
+            LINGER_S,
+            math.inf,
+        )
+
+    def count_refused(self, kind: ErrorKind) -> None:
+        """A request ended before the application took it."""
+        self.refused[kind] = self.refused.get(kind, 0) + 1
