@@ -19,6 +19,8 @@ import httptools
 
 from backend_adapter.response_headers import ResponseHead, read_head
 
+#: Seconds after writing within which a connection that had been closed before shows it.
+STALE_WITHIN_S = 1.0
 HEAD_LIMIT_BYTES = 65_536  #: response head, and framing without any body in between
 _JOIN_BYTES = 65_536  #: a body up to this size is copied into one write with its head
 
@@ -281,6 +283,8 @@ class Connection(asyncio.Protocol):
             return
         status = self._parser.get_status_code()
         lines, self._lines = self._lines, []
+        if status < 100:
+            raise ValueError(f"its status is {status:03}")
         if status >= 200:
             self._head = read_head(status, self.request.method, lines)
             self._complete = self._head.bodiless
@@ -339,6 +343,7 @@ class Connection(asyncio.Protocol):
         request = self._detach()
         if request is None:
             return
+        stale_until = request.sent_at + STALE_WITHIN_S
         if self._head is not None:
             if self._head.until_close and eof:
                 request.sink.on_end()
@@ -346,7 +351,7 @@ class Connection(asyncio.Protocol):
                 request.sink.on_broken("model_failed", f"{reason} in the middle of its response")
         elif self._touched:
             request.sink.on_broken("model_failed", f"{reason} within the head of its response")
-        elif self.reused and not request.resent:
+        elif self.reused and not request.resent and self._loop.time() < stale_until:
             self._owner.resend(request)
         else:
             request.sink.on_lost(True, reason)

@@ -67,6 +67,10 @@ class Adapter:
             idle_timeout_s=model.idle_timeout_s,
         )
         self._capacity = Capacity(settings.benchmark.max_perf)
+        # What only traffic has shown is what the model server did, not what it can do: good to be
+        # reported, nothing to refuse by.
+        self._estimating = bool(settings.benchmark.route) or settings.benchmark.max_perf > 0
+        self._told_perf = 0.0
         self._readiness = Readiness(
             ready_log=bool(model.ready_log),
             benchmark=bool(settings.benchmark.route) and not settings.benchmark.max_perf,
@@ -101,7 +105,7 @@ class Adapter:
             runtime.address(EVENTS_SOCKET), runtime.name, FromReporter, lambda messages: None,
             on_up=self._tell_reporter,
         )  # fmt: skip
-        self._queue.set_capacity(self._capacity.max_perf)
+        self._estimate()
         runtime.every(EXPIRE_EVERY_S, self._expire)
         runtime.every(GAUGES_EVERY_S, self._tell_gauges)
 
@@ -269,12 +273,14 @@ class Adapter:
         """The client is about to see the response's beginning."""
         self._queue.began(run.job.key)
 
-    def ended(self, run: Run, ok: bool) -> None:
+    def ended(self, run: Run, status: int) -> None:
         """The model server is done with it."""
         now = time.monotonic()
         job = run.job
-        self._capacity.ended(job.submit.workload if ok else 0.0, job.dispatched_at, now)
-        self._carry_out(self._queue.finished(job.key, ok, now))
+        # what it refused (4xx) was no work: a client may claim any workload for that
+        worked = job.submit.workload if status < 400 else 0.0
+        self._capacity.ended(worked, job.dispatched_at, now)
+        self._carry_out(self._queue.finished(job.key, status < 500, now))
 
     def delivered(self, run: Run) -> None:
         """The terminal message has been sent."""
@@ -289,6 +295,7 @@ class Adapter:
         if self._runs.pop(key, None) is None:
             return
         self._capacity.ended(0.0, run.job.dispatched_at, now)
+        self._readiness.progress(self._client.progress_at)
         self._do(self._readiness.connection_refused(now))
         self._carry_out(self._queue.lost(key, sent, reason, now))
 
@@ -384,7 +391,11 @@ class Adapter:
 
     def _remember(self, max_perf: float) -> None:
         self._capacity.benchmarked(max_perf)
-        self._queue.set_capacity(self._capacity.max_perf)
+        self._estimate()
+
+    def _estimate(self) -> None:
+        if self._estimating:
+            self._queue.set_capacity(self._capacity.max_perf)
 
     # ------------------------------------------------------------------ what others are told
 
@@ -404,6 +415,7 @@ class Adapter:
 
     def _tell_reporter(self) -> None:
         report = self._report
+        self._told_perf = self._capacity.max_perf
         if report is not None:
             self._events.send(
                 ModelReport(
@@ -418,8 +430,8 @@ class Adapter:
 
     def _tell_gauges(self) -> None:
         queue = self._queue
-        if self._capacity.max_perf != queue.capacity:
-            queue.set_capacity(self._capacity.max_perf)
+        if self._capacity.max_perf != self._told_perf:
+            self._estimate()
             self._tell_reporter()
         gauges = QueueReport(
             queue.waiting,

@@ -73,6 +73,7 @@ class _Facts:
     failures: int = 0  #: bad probes since
     bad_text: str = ""
     refused: bool = False  #: a connection was refused after the last good probe
+    refused_at: float = -math.inf  #: when that last began
     stalled: bool = False
     load_time_s: float = 0.0
     verdict: Verdict | None = None  #: what the supervisor was told
@@ -179,7 +180,7 @@ class Readiness:
         self._probing = False
         if self._void:
             self._void = False
-            its.probe_at = now
+            its.probe_at = max(now, its.probe_at)
             return self._settle(now)
         if ok:
             its.good_at = now
@@ -197,12 +198,20 @@ class Readiness:
         return self._settle(now)
 
     def connection_refused(self, now: float) -> list[Command]:
-        """A request could not be sent: it is down until a probe that begins now says otherwise."""
-        if not self._healthy or self._its.refused:
+        """A request could not be sent: it is down until a probe that begins now says otherwise.
+
+        Where the last such probe was good and still no request came through, the next one takes
+        its time: probes and requests may go to different doors.
+        """
+        its = self._its
+        if not self._healthy or its.refused:
             return []
-        self._its.refused = True
+        its.refused = True
         self._void = self._probing
-        self._its.probe_at = now
+        fruitless = self._last_progress_at <= its.refused_at
+        pause_s = min(FAST_PROBE_S, self._probe_every_s) if fruitless else 0.0
+        its.probe_at = max(now, its.refused_at + pause_s)
+        its.refused_at = now
         return self._settle(now)
 
     def benchmark_done(self, attempt: int, now: float) -> list[Command]:

@@ -35,7 +35,7 @@ class Owner(Protocol):
     def began(self, run: Run) -> None:
         """The client is about to see the response's beginning."""
 
-    def ended(self, run: Run, ok: bool) -> None:
+    def ended(self, run: Run, status: int) -> None:
         """The model server's response is complete; the slot is free."""
 
     def delivered(self, run: Run) -> None:
@@ -115,7 +115,7 @@ class Run:
         head = self._head
         assert head is not None
         self._complete = True
-        self._owner.ended(self, head.status < 500)
+        self._owner.ended(self, head.status)
         job = self.job
         if self._gathering:
             held = self._held

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from backend_adapter.messages import Submit
 from ingress.admission import Admission, Job
 from ingress.auth import Authenticator
-from ingress.envelope import Envelope, Refused
+from ingress.envelope import UNKNOWN_IDX, Envelope, Refused
 from ingress.errors import KINDS, ErrorKind, Problem
 from ingress.exchange import Exchange
 from ingress.ledger import Ledger
@@ -63,8 +63,7 @@ class Door:
     def on_head(self, exchange: Exchange) -> Problem | None:
         """Refuse before the body is read what needs no body to be refused."""
         if exchange.path not in self.routes:
-            known = ", ".join(route.path for route in list(self.routes.values())[:20])
-            return Problem(ErrorKind.UNKNOWN_ROUTE, f"no such route; this worker has: {known}")
+            return self._unknown_route()
         if exchange.method != b"POST":
             return Problem(
                 ErrorKind.METHOD_NOT_ALLOWED, "this route takes POST only", headers=_ALLOW_POST
@@ -87,8 +86,16 @@ class Door:
         return None
 
     def on_request(self, exchange: Exchange) -> None:
-        """A complete request: refuse it, or take it as a job."""
+        """A complete request: refuse it, or take it as a job.
+
+        What else the client sent goes nowhere: the query and the bearer hold the endpoint's key.
+        """
         now = time.monotonic()
+        route = self.routes.get(exchange.path)
+        if route is None:  # the settings were reloaded while the body arrived
+            self._ledger.refuse(ErrorKind.UNKNOWN_ROUTE)
+            exchange.fail(self._unknown_route())
+            return
         try:
             envelope = self._decode(exchange.body)
             self.authenticator.check(envelope.auth_data)
@@ -96,19 +103,15 @@ class Door:
             self._ledger.refuse(refused.kind)
             exchange.fail(Problem(KINDS[refused.kind], refused.message, extra=refused.extra))
             return
-        route = self.routes[exchange.path]
         payload = envelope.payload
         workload = route.meter.measure(payload)
         auth = envelope.auth_data
-        request_idx = auth.request_idx if auth is not None else 0
+        request_idx = auth.request_idx if auth is not None else UNKNOWN_IDX
         key = self._ledger.open(request_idx, workload, now)
-        target = route.target
-        if exchange.query and auth is None:
-            target = f"{target}?{exchange.query.decode('latin-1')}"
         job = Job(
             Submit(
                 id=self._admission.next_id(),
-                path=target,
+                path=route.target,
                 lane=route.lane,
                 lane_limit=route.lane_limit,
                 workload=workload,
@@ -152,3 +155,7 @@ class Door:
             first_byte_at=job.first_byte_at,
             sent_bytes=job.sent_bytes,
         )
+
+    def _unknown_route(self) -> Problem:
+        known = ", ".join(route.path for route in list(self.routes.values())[:20])
+        return Problem(ErrorKind.UNKNOWN_ROUTE, f"no such route; this worker has: {known}")

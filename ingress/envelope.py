@@ -25,6 +25,9 @@ MAX_TEXT = 4096
 #: UTF-8 is checked in pieces of this size, so that a large body costs no copy of itself.
 _PIECE_BYTES = 2**20
 
+#: ``request_idx`` of a request that the engine knows nothing of.
+UNKNOWN_IDX = -1
+
 _Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 _Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 _OPEN_BRACE = ord("{")
@@ -96,7 +99,7 @@ _NOBODY: dict[str, Any] = {
     "cost": 0,
     "endpoint": "",
     "reqnum": 0,
-    "request_idx": 0,
+    "request_idx": UNKNOWN_IDX,
     "url": "",
 }
 
@@ -125,8 +128,9 @@ def decode(body: bytes | bytearray | memoryview) -> Envelope:
 def decode_unsigned(body: bytes | bytearray | memoryview) -> Envelope:
     """Read a body where signatures are not asked for: auth_data may be absent or incomplete.
 
-    What of auth_data is usable is kept, the rest is empty or 0. Raises ``Refused``: invalid_json,
-    missing_parameter, invalid_parameter, for the payload and the session_id only.
+    What of auth_data is usable is kept, the rest is empty, 0 or ``UNKNOWN_IDX``. Raises
+    ``Refused``: invalid_json, missing_parameter, invalid_parameter, for the payload and the
+    session_id only.
     """
     try:
         envelope = _ENVELOPE.decode(body)

@@ -47,6 +47,10 @@ EVENTS_SOCKET = "events"
 #: Seconds between two batches of accounts: far below the reporter's one report a second.
 EVENTS_EVERY_S = 0.1
 HOUSEKEEPING_EVERY_S = 1.0
+#: Seconds past the drain deadline that the last accounts may take to be confirmed.
+LAST_ACCOUNTS_S = 0.5
+#: Closes an event of a stream that was cut in its middle; between two events it means nothing.
+_EVENT_END = b"\n\n"
 _log = logging.getLogger("ingress")
 
 
@@ -160,15 +164,23 @@ class Ingress:
 
     async def drain(self, deadline_s: float) -> None:
         """Close the port, finish what runs, and let the reporter know the last outcomes."""
-        end = self._runtime.loop.time() + deadline_s
+        end = self._runtime.loop.time() + deadline_s + LAST_ACCOUNTS_S
         _log.info("draining: %d requests under way", len(self._admission.jobs))
-        await self._server.drain(deadline_s)
+        if not await self._server.drain(deadline_s):
+            self._give_up()
         self._send_accounts()
         with suppress(TimeoutError):
             async with asyncio.timeout_at(end):
                 while self._ledger.unacked():
                     self._acked.clear()
                     await self._acked.wait()
+
+    def _give_up(self) -> None:
+        for job in list(self._admission.jobs.values()):
+            self._admission.settle(job.submit.id)
+            self._cancel(job)
+            text = "the worker stopped before the answer was complete; send the request elsewhere"
+            self._fail(job, Problem(ErrorKind.DRAINING, text))
 
     async def stop(self) -> None:
         """Close everything."""
@@ -225,7 +237,8 @@ class Ingress:
         job.status = message.status
         job.started_at = message.started_at
         job.first_byte_at = time.monotonic()
-        job.stream = b"text/event-stream" in message.headers
+        # in a body of known length an error event could pass for its end
+        job.stream = message.content_length < 0 and b"text/event-stream" in message.headers
         job.exchange.begin(message.status, message.headers, message.content_length)
 
     def _on_chunk(self, message: Chunk) -> None:
@@ -268,11 +281,12 @@ class Ingress:
 
     def _fail(self, job: Job, problem: Problem, outcome: Outcome = Outcome.ERROR) -> None:
         """The job's end is an error: as a response, or inside one that has begun."""
-        problem.request_idx = job.request_idx or None
+        if job.request_idx >= 0:
+            problem.request_idx = job.request_idx
         exchange, job.exchange.context = job.exchange, None
         if job.begun:
             if job.stream:
-                exchange.write(sse_error(problem))
+                exchange.write(_EVENT_END + sse_error(problem))
             exchange.abort()
         else:
             job.status = problem.status
@@ -314,7 +328,10 @@ class Ingress:
                 self._ledger.acked(message.seq)
                 self._acked.set()
             elif isinstance(message, PublicKey):
-                self._authenticator.set_key(message.pem)
+                try:
+                    self._authenticator.set_key(message.pem)
+                except ValueError as error:
+                    _log.error("%s; the key from before stays in use", error)
 
     def _housekeep(self) -> None:
         self._lose(self._admission.expire(time.monotonic()))

@@ -48,7 +48,12 @@ HOUSEKEEPING_EVERY_S = 1.0
 #: A key that is missing for longer than this is an error that the engine should hear of.
 KEY_PATIENCE_S = 10.0
 _GB = 2**30
-_WELL = (ChildState.READY, ChildState.STARTING, ChildState.WAITING, ChildState.STOPPING)
+#: Between two tries to open the pages.
+PAGES_RETRY_S = 5.0
+#: In any other state a child keeps the worker from serving, and the engine must hear of it.
+_WELL = (ChildState.READY, ChildState.STARTING, ChildState.WAITING)
+#: In any other state a child is broken.
+_LIVE = (*_WELL, ChildState.STOPPING)
 _log = logging.getLogger("reporter")
 
 
@@ -132,7 +137,8 @@ class Reporter:
                 self._outbox.changed()
         elif isinstance(message, ModelState):
             self._model_state = message
-            if message.state in (ChildState.BACKOFF, ChildState.FAILED):
+            down = message.state in (ChildState.BACKOFF, ChildState.FAILED)
+            if down and message.generation >= self._model.generation:
                 # the adapter says so too, but it may be the one that is down
                 self._on_model(
                     ModelReport(
@@ -161,12 +167,19 @@ class Reporter:
         self._store.close()
 
     async def _open_pages(self) -> None:
-        try:
-            await self._pages.start()
-        except HealthPagesError as error:
-            _log.error("%s", error)
-            if self._faults.set("admin", str(error)):
-                self._outbox.changed()
+        """Pages are for people: the engine hears once that there are none, and the work goes on."""
+        said = ""
+        while True:
+            try:
+                return await self._pages.start()
+            except HealthPagesError as error:
+                if str(error) != said:
+                    said = str(error)
+                    _log.error("%s", said)
+                    self._faults.set("admin", said)
+                    self._faults.clear("admin")
+                    self._outbox.changed()
+            await asyncio.sleep(PAGES_RETRY_S)
 
     # ------------------------------------------------------------------ producers
 
@@ -323,7 +336,7 @@ class Reporter:
             self._store.rewrite(state)
 
     def _view(self) -> View:
-        down = [note.name for note in self._children.values() if note.state not in _WELL]
+        down = [note.name for note in self._children.values() if note.state not in _LIVE]
         ready = self._is_ready()
         reason = self._faults.text
         if not reason and not ready:

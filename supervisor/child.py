@@ -11,6 +11,7 @@ This module must not know what any service does.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import gc
 import logging
 import os
@@ -199,9 +200,20 @@ class Runtime:
         self.loop.add_reader(pidfd, self._orphaned)
 
     def _orphaned(self) -> NoReturn:
-        process_tree.sweep(self.handoff.run_id, exclude=(os.getpid(),))
-        shutil.rmtree(self.handoff.runtime_dir, ignore_errors=True)  # it holds the engine's token
+        end_run(self.handoff.run_id, self.handoff.runtime_dir)
         os._exit(ExitCode.ORPHANED)
+
+
+def end_run(run_id: str, runtime_dir: str) -> None:
+    """Kill every other process of a run and remove its directory, which holds the engine's token.
+
+    All children begin at the same moment. Two that killed each other would leave the rest alive, so
+    one has its turn at a time: the first kills those who wait for theirs.
+    """
+    with suppress(OSError):  # no directory: somebody has done it all
+        fcntl.flock(os.open(runtime_dir, os.O_RDONLY), fcntl.LOCK_EX)
+    process_tree.sweep(run_id, exclude=(os.getpid(),))
+    shutil.rmtree(runtime_dir, ignore_errors=True)
 
 
 def run(name: str, build: Callable[[Runtime], Service]) -> NoReturn:

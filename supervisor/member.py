@@ -7,6 +7,7 @@ process's output, and its timers. It must not know what the child does, nor why 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import signal
 from collections.abc import Callable
@@ -19,8 +20,13 @@ from supervisor.messages import ChildState
 from supervisor.ports import is_free
 from supervisor.restart import Policy
 
-#: Seconds between two looks at what a dead child's tree left behind.
+#: Seconds between the first two looks at what a dead child's tree left behind; each look reads all
+#: of /proc, so the pauses double.
 SWEEP_EVERY_S = 0.02
+MAX_SWEEP_PAUSE_S = 1.0
+#: What is left after this long, although it was killed, is in the kernel's hands: say so.
+UNKILLABLE_S = 5.0
+_log = logging.getLogger("supervisor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +116,12 @@ class Member:
             case lifecycle.Spawn(generation):
                 self._spawn(generation)
             case lifecycle.Terminate(deadline_s):
-                if self._ask_to_stop is None or not self._ask_to_stop(deadline_s):
-                    self._signal(signal.SIGTERM)
+                self._terminate(deadline_s)
             case lifecycle.Kill():
                 if self.process is not None:
                     self.process.kill_tree()
             case lifecycle.Sweep():
-                self._sweep()
+                self._sweep(0.0, SWEEP_EVERY_S)
             case lifecycle.SetTimer(kind, delay_s):
                 self._set_timer(kind, delay_s)
             case lifecycle.CancelTimer(kind):
@@ -187,16 +192,22 @@ class Member:
         self.process = None
         self.feed(lifecycle.Exited(reason))
 
-    def _signal(self, number: int) -> None:
-        if self.process is not None:
-            self.process.signal(number)
+    def _terminate(self, deadline_s: float) -> None:
+        # Before its first beat, what can be asked is the session of the process before it.
+        ask = self._ask_to_stop if self.beaten_at is not None else None
+        if self.process is not None and (ask is None or not ask(deadline_s)):
+            self.process.signal(signal.SIGTERM)
 
-    def _sweep(self) -> None:
+    def _sweep(self, waited_s: float, pause_s: float) -> None:
         """Kill what is left of the tree until nothing is; then the next process may come."""
         self._sweeping = None
         left = process_tree.sweep_once(self._run_id, name=self.name, sids=self._sids)
         if left:
-            self._sweeping = self._loop.call_later(SWEEP_EVERY_S, self._sweep)
+            if waited_s < UNKILLABLE_S <= waited_s + pause_s:
+                _log.error("%s: %d processes of it cannot be killed; waiting", self.name, left)
+            self._sweeping = self._loop.call_later(
+                pause_s, self._sweep, waited_s + pause_s, min(2 * pause_s, MAX_SWEEP_PAUSE_S)
+            )
             return
         self._sids.clear()
         if self.capture is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -118,7 +119,8 @@ class Programs:
         self._files: dict[str, RotatingFile] = {}
         self._tail: Tail | None = None
         self._logs_dir = os.path.join(plan.settings.worker.state_dir, "logs")
-        os.makedirs(self._logs_dir, mode=0o700, exist_ok=True)
+        with suppress(OSError):  # whatever it is, each log file will find it and go without
+            os.makedirs(self._logs_dir, mode=0o700, exist_ok=True)
 
     def names(self) -> list[str]:
         """Every member, in the order of start."""

@@ -15,8 +15,11 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Any, assert_never
+
+import msgspec
 
 from supervisor import lifecycle, process_tree, wire
 from supervisor.child import CONTROL_SOCKET
@@ -39,6 +42,7 @@ from supervisor.messages import (
 )
 from supervisor.plan import Plan, Programs
 from supervisor.run_lock import RunLock
+from supervisor.settings import Settings
 from supervisor.settings_sources import Handoff, SettingsError, write_handoff
 
 #: Beyond the drain deadline, before a child is killed.
@@ -78,8 +82,7 @@ class Supervisor:
         self.plan = plan
         self.run_id = f"{os.getpid():x}-{wire.draw_epoch():016x}"
         self.members: dict[str, Member] = {}
-        self.model_ready = False
-        self.model_verdict: ModelVerdict | None = None
+        self.model_verdict: ModelVerdict | None = None  #: of the adapter that lives now
         self.loop = asyncio.get_running_loop()
         self.started_at = self.loop.time()
         self._lock = lock
@@ -120,7 +123,7 @@ class Supervisor:
             undo.callback(self._programs.close)
             undo.callback(self._end)
             self._signals()
-            self._hand_off()
+            self._hand_off(self.plan.settings)
             self._lock.publish(
                 runtime_dir=self._runtime_dir,
                 run_id=self.run_id,
@@ -142,7 +145,8 @@ class Supervisor:
                 on_give_up=self._on_give_up,
                 ask_to_stop=self._asker(name) if self._programs.ours(name) else None,
             )
-        for member in self.members.values():
+        # One of ours before the model server: were we killed now, it would end all the others.
+        for member in sorted(self.members.values(), key=lambda m: m.name != "backend_adapter"):
             member.feed(lifecycle.Start())
         self._watch()
         tail = self._programs.tail()
@@ -163,6 +167,13 @@ class Supervisor:
         return self._stopping is not None
 
     @property
+    def model_ready(self) -> bool:
+        """The adapter says so, and the supervisor has seen nothing else since."""
+        verdict, member = self.model_verdict, self.members.get("model")
+        alive = member is None or member.state is ChildState.READY
+        return alive and verdict is not None and verdict.ready
+
+    @property
     def serving(self) -> bool:
         """Requests can be answered: the model is ready and so is every member."""
         return self.model_ready and all(
@@ -175,11 +186,19 @@ class Supervisor:
         reporter = self.members.get("reporter")
         return self.serving and reporter is not None and _knows(reporter.gauges)
 
-    def _hand_off(self) -> None:
-        settings = self.plan.settings
-        self._handoff = write_handoff(
-            Handoff(self.run_id, self._runtime_dir, os.getpid(), settings)
-        )
+    def _hand_off(self, settings: Settings) -> None:
+        handoff = Handoff(self.run_id, self._runtime_dir, os.getpid(), settings)
+        self._handoff = write_handoff(handoff)
+
+    def _keep_handoff(self) -> None:
+        """Cleaners of /tmp take what is old; a child that starts later needs its settings."""
+        if os.path.exists(self._handoff):
+            return
+        with suppress(OSError):  # tried again at the next beat
+            with suppress(FileExistsError):
+                os.mkdir(self._runtime_dir, 0o700)
+            if os.lstat(self._runtime_dir).st_uid == os.geteuid():  # nobody was quicker
+                self._hand_off(self.plan.settings)
 
     def _signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -191,7 +210,7 @@ class Supervisor:
             self.stop("stop asked for")
         elif self.loop.time() - self._stop_began > SAME_SIGNAL_S:
             _log.warning("asked twice: ending everything now")
-            self._finish(ExitCode.CLEAN)
+            self._finish(self._code)
 
     def _finish(self, code: int) -> None:
         if not self._finished.done():
@@ -207,9 +226,9 @@ class Supervisor:
         return ask
 
     def _on_member_change(self, member: Member) -> None:
+        if member.name == "backend_adapter" and member.state is not ChildState.READY:
+            self.model_verdict = None
         if member.name == "model":
-            if member.state is not ChildState.READY:
-                self.model_ready = False
             state = self._model_state()
             for name in ("backend_adapter", "reporter"):
                 self._control.send(name, state)
@@ -272,6 +291,7 @@ class Supervisor:
                 member.feed(lifecycle.Hung(f"no heartbeat for {mute_s:.1f} s"))
         known = {m.process.pid for m in self.members.values() if m.process is not None}
         process_tree.reap_orphans(known)
+        self._keep_handoff()
 
     def _follow(self, tail: Tail) -> None:
         """Read on in the log of a model server that something else starts."""
@@ -310,8 +330,10 @@ class Supervisor:
         member = self.members.get("model")
         if member is not None and verdict.generation != member.life.generation:
             return
+        if self.members["backend_adapter"].process is None:
+            return  # nobody stands by it any more
         changed = verdict != self.model_verdict
-        self.model_verdict, self.model_ready = verdict, verdict.ready
+        self.model_verdict = verdict
         self._max_perf = verdict.max_perf or self._max_perf
         if member is not None:
             if verdict.wedged:
@@ -335,19 +357,28 @@ class Supervisor:
             self.members[name].feed(lifecycle.BecameReady())
 
     def reload(self) -> str:
-        """Read the settings again; "" when they were taken, else what is wrong with them."""
+        """Read the settings again; "" when they were taken, else what is wrong with them.
+
+        The routes are taken. The rest stays as it is until the worker is started anew, so that a
+        child that is restarted meanwhile cannot disagree with the others.
+        """
+        running = self.plan.settings
         try:
-            plan = self._reread()
-        except SettingsError as error:
+            wanted = self._reread().settings
+            settings = msgspec.structs.replace(running, route=wanted.route)
+            self._hand_off(settings)
+        except (SettingsError, OSError) as error:
             _log.error("reload: nothing changed:\n%s", error)
             return str(error)
-        self.plan = plan
-        self.mask = masker(plan.settings.secrets)
-        self._hand_off()
+        self.plan = replace(self.plan, settings=settings)
         for name in self.members:
             if self._programs.ours(name):
                 self._control.send(name, Reload())
         _log.info("reload: settings taken")
+        names = settings.__struct_fields__
+        left = [name for name in names if getattr(settings, name) != getattr(wanted, name)]
+        if left:
+            _log.warning("reload: start the worker anew for what changed in %s", ", ".join(left))
         return ""
 
     # ------------------------------------------------------------------ the end

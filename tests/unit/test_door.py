@@ -143,11 +143,12 @@ def test_a_route_that_a_reload_took_away_while_the_body_arrived() -> None:
     play(script)
 
 
-def test_what_is_refused_by_its_head_is_counted() -> None:
+def test_what_is_refused_by_its_head_is_counted_once() -> None:
     async def script(scene: Scene) -> None:
         assert (await scene.send("POST /b HTTP/1.1", envelope()))[0] == 404
         assert (await scene.send("PUT /a HTTP/1.1", envelope()))[0] == 405
         assert (await scene.send("PUT /a HTTP/1.1", envelope()))[0] == 405
+        scene.ledger.refused_at_port({kind: n for kind, n in scene.server.refused.items()})
         events = scene.ledger.batch()
         assert events is not None
         assert events.refused == {"unknown_route": 1, "method_not_allowed": 2}

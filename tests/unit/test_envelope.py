@@ -251,7 +251,7 @@ def test_unsigned_bodies_keep_what_is_usable_of_auth_data() -> None:
     )
     assert envelope.session_id == "s"
     nobody = decode_unsigned(body(auth_data="?", session_id=...)).auth_data
-    assert nobody is not None and nobody.request_idx == 0
+    assert nobody is not None and nobody.request_idx == -1
 
 
 def test_unsigned_bodies_need_a_payload() -> None:

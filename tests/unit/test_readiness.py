@@ -325,6 +325,21 @@ def test_a_probe_older_than_the_refusal_does_not_count() -> None:
     assert play.up()
 
 
+def test_refusals_right_after_good_probes_are_no_busy_loop() -> None:
+    play = running()
+    play.refuse()
+    play.probe()
+    assert play.up()
+    assert Probe() not in play.refuse()
+    assert not play.up() and play.wake == play.now + 0.25
+    play.sleep_until(play.wake)
+    assert play.probing
+    play.probe()
+    assert play.up()
+    play.machine.progress(play.now + 0.01)
+    assert Probe() in play.refuse()  # requests had come through meanwhile
+
+
 def test_a_refused_connection_while_it_is_not_well_says_nothing() -> None:
     assert started().refuse() == []
 

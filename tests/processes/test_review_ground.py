@@ -1,0 +1,159 @@
+"""What the supervisor's side once got wrong, each in front of a worker that really runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from supervisor import process_tree
+from supervisor.settings_sources import RUN_VARIABLE
+from tests.kit.load import Load
+from tests.kit.wait import wait_until
+from tests.kit.worker import Worker, post_json, running
+
+#: Two heartbeats of a child, and a little.
+TWO_BEATS_S = 2.5
+
+
+def holds(condition: Callable[[], bool], for_s: float) -> bool:
+    """It is true at every look for so long."""
+    until = time.monotonic() + for_s
+    while time.monotonic() < until:
+        if not condition():
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_a_model_server_that_was_given_up_is_not_called_ready(tmp_path: Path) -> None:
+    """The adapter repeats its last verdict with every heartbeat, whatever became of the process."""
+    with running(tmp_path, settings=("restart.budget=0",)) as worker:
+        worker.kill("model")
+        wait_until(lambda: worker.members()["model"]["state"] == "failed", what="giving up")
+        assert holds(lambda: not worker.status()["ready"], TWO_BEATS_S)
+        assert not worker.status()["model"]["ready"]
+
+
+def test_a_verdict_does_not_outlive_the_adapter_that_gave_it(tmp_path: Path) -> None:
+    with running(tmp_path) as worker:
+        worker.kill("backend_adapter", signal.SIGSTOP)
+        wait_until(lambda: worker.members()["backend_adapter"]["state"] != "ready", what="a kill")
+        status = worker.status()
+        assert not status["model"]["ready"] or status["ready"]  # or it is back already
+        wait_until(lambda: worker.status()["ready"], what="ready again")
+
+
+def test_the_engine_sends_nobody_to_a_worker_that_drains(tmp_path: Path) -> None:
+    async def scene(worker: Worker, auth: dict[str, Any]) -> str:
+        def routed() -> bool:
+            body = {"endpoint": "demo", "api_key": "k", "cost": 1.0, "request_idx": 0}
+            return "signature" in post_json(f"{worker.engine}/route/", body)
+
+        def running() -> bool:
+            return bool(worker.status()["queue"].get("running"))
+
+        async with Load(worker.url, auth) as load:
+            task = load.start("/generate", {"inputs": "x", "parameters": {"max_new_tokens": 200}})
+            await asyncio.to_thread(wait_until, running, 60.0, "the request to run")
+            assert await asyncio.to_thread(routed)
+            worker.process.terminate()
+            await asyncio.to_thread(wait_until, lambda: not routed(), 60.0, "no more routes")
+            assert not task.done()
+            return (await task).kind
+
+    pace = ("--tokens-per-second", "20")
+    with running(tmp_path, model_flags=pace) as worker:
+        assert asyncio.run(scene(worker, worker.auth())) == "ok"
+        assert worker.process.wait(60) == 0
+
+
+def test_a_runtime_directory_that_vanished_is_made_again(tmp_path: Path) -> None:
+    """Cleaners of /tmp take what is old; a child that starts later needs its settings."""
+    with running(tmp_path) as worker:
+        directory = Path(worker.facts()["runtime_dir"])
+        old = worker.pid("ingress-0")
+        shutil.rmtree(directory)
+        wait_until((directory / "handoff.msgpack").exists, what="the settings to be there again")
+        assert directory.stat().st_mode & 0o777 == 0o700
+        os.kill(old, signal.SIGKILL)
+        worker.wait_replaced("ingress-0", old)
+        wait_until(lambda: worker.status()["ready"], what="ready again")
+    assert not directory.exists()
+
+
+def test_logs_that_cannot_be_kept_do_not_keep_the_worker_from_running(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "logs").write_text("not a directory")
+    with running(tmp_path) as worker:
+        assert worker.status()["ready"]
+
+
+def test_reload_takes_routes_and_says_what_needs_a_restart(tmp_path: Path) -> None:
+    with running(tmp_path) as worker:
+        url, text = worker.url, worker.file.read_text()
+        more = '[[route]]\npath = "/more"\nupstream = "/generate"\n'
+        worker.file.write_text(f"[worker]\ndrain_s = 1\nadmin_port = 1\n{text}{more}")
+        assert worker.command("reload") == "done"
+        wait_until(lambda: "worker" in worker.printed.rpartition("reload: ")[2], what="a word")
+        assert worker.status()["urls"]["worker"] == url
+        old = worker.kill("reporter")
+        worker.wait_replaced("reporter", old)
+        wait_until(lambda: worker.status()["ready"], what="ready, on the ports from before")
+        body = {"auth_data": worker.auth(), "payload": {"inputs": "x"}}
+        assert "generated_text" in post_json(f"{url}/more", body)
+
+
+def test_a_child_of_ours_lives_before_the_model_server_does(tmp_path: Path) -> None:
+    """Were the supervisor killed between two spawns, somebody has to end the model server."""
+    with running(tmp_path) as worker:
+        members = worker.members()
+        first = max(members.values(), key=lambda member: float(member["uptime_s"]))
+        assert first["name"] == "backend_adapter"
+
+
+_ORPHAN = """
+import sys
+from supervisor.child import end_run
+end_run(sys.argv[1], sys.argv[2])
+"""
+
+
+def test_children_of_a_killed_supervisor_do_not_kill_each_other_before_the_rest(
+    tmp_path: Path,
+) -> None:
+    """Only one of them sweeps: two that kill each other at once leave the model server alive."""
+    run_id = f"orphans-{os.getpid()}"
+    directory = tmp_path / "runtime"
+    directory.mkdir()
+    environ = {**os.environ, RUN_VARIABLE: run_id}
+    sweeper = subprocess.Popen(
+        [sys.executable, "-c", "import fcntl, os, sys\n"
+         "fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)\n"
+         "print('has it', flush=True)\nsys.stdin.read()", str(directory)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert sweeper.stdout is not None and sweeper.stdin is not None
+    sweeper.stdout.readline()
+    model = subprocess.Popen(["sleep", "600"], env=environ, start_new_session=True)
+    orphan = subprocess.Popen([sys.executable, "-c", _ORPHAN, run_id, str(directory)], env=environ)
+    try:
+        waits = f"-> FLOCK  ADVISORY  WRITE {orphan.pid} "
+        wait_until(lambda: waits in Path("/proc/locks").read_text(), what="it to wait its turn")
+        assert model.poll() is None
+        sweeper.stdin.close()
+        assert model.wait(30) == -signal.SIGKILL
+        assert orphan.wait(30) == 0 and not directory.exists()
+    finally:
+        sweeper.kill()
+        process_tree.sweep(run_id)
+        for process in (sweeper, model, orphan):
+            process.wait()
+        sweeper.stdout.close()

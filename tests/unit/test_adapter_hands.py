@@ -1,0 +1,275 @@
+"""The adapter's hands between two real ends: an ingress on the socket, a scripted model server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from backend_adapter.messages import (
+    Answer,
+    Cancel,
+    Chunk,
+    Credit,
+    End,
+    Failed,
+    FromAdapter,
+    Head,
+    Rejected,
+    Submit,
+)
+from backend_adapter.process import JOBS_SOCKET, Adapter
+from supervisor import wire
+from supervisor.child import Runtime
+from supervisor.messages import ChildState, ModelState
+from supervisor.settings import ModelSettings, QueueSettings, Settings
+from supervisor.settings_sources import Handoff
+from tests.kit.raw_server import Peer, RawServer, Script
+from tests.kit.wait import wait_until_async
+
+INF = float("inf")
+TERMINAL = (Answer, End, Failed, Rejected)
+
+
+class Scene:
+    """``messages`` is what the ingress heard, in order."""
+
+    def __init__(self, directory: Path, server: RawServer, health: str = "", **queue: Any) -> None:
+        settings = Settings(
+            model=ModelSettings(url=server.url, health=health, probe_every_s=600.0),
+            queue=QueueSettings(**queue),
+        )
+        handoff = Handoff("run", str(directory), os.getpid(), settings)
+        self.runtime = Runtime("backend_adapter", handoff)
+        self.adapter = Adapter(self.runtime)
+        self.messages: list[Any] = []
+        self.went_down = 0
+        self.ingress: wire.Client
+        self._next_id = 0
+
+    async def __aenter__(self) -> Scene:
+        await self.adapter.start()
+        self.ingress = wire.Client(
+            self.runtime.address(JOBS_SOCKET), "ingress-0", FromAdapter, self.messages.extend
+        )
+        self.adapter.on_control(ModelState("external"))
+        await wait_until_async(lambda: self.ingress.up and self.gauges["model_ready"])
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.ingress.close()
+        for timer in self.runtime._timers.values():
+            timer.cancel()
+        for task in list(self.runtime._aside):
+            task.cancel()
+        await self.adapter.stop()
+
+    @property
+    def gauges(self) -> dict[str, Any]:
+        return self.adapter.beat().gauges
+
+    @property
+    def capacity_running(self) -> int:
+        """Requests that the measure of capacity believes to run."""
+        return self.adapter._capacity._running
+
+    def submit(self, **fields: Any) -> int:
+        self._next_id += 1
+        defaults: dict[str, Any] = {
+            "path": "/x", "lane": "/x", "lane_limit": 0, "workload": 100.0, "credit": 262_144,
+            "max_queue_time_s": INF, "expires_at": INF,
+        }  # fmt: skip
+        self.ingress.send(Submit(id=self._next_id, **defaults | fields))
+        return self._next_id
+
+    def heard(self, job_id: int) -> list[Any]:
+        return [message for message in self.messages if message.id == job_id]
+
+    def body(self, job_id: int) -> bytes:
+        return b"".join(bytes(m.body) for m in self.heard(job_id) if isinstance(m, Chunk))
+
+    async def end(self, job_id: int) -> Any:
+        """The terminal message of a job, which is its last and its only one."""
+        await wait_until_async(
+            lambda: any(isinstance(m, TERMINAL) for m in self.heard(job_id)), what="the job's end"
+        )
+        heard = self.heard(job_id)
+        assert [isinstance(m, TERMINAL) for m in heard] == [False] * (len(heard) - 1) + [True]
+        return heard[-1]
+
+    async def settled(self) -> None:
+        """Nothing is held for any job."""
+        await wait_until_async(
+            lambda: (
+                not self.adapter._runs
+                and (self.gauges["waiting"], self.gauges["running"]) == (0, 0)
+                and self.gauges["held_bytes"] == 0
+                and self.capacity_running == 0
+            ),
+            what="everything to be let go of",
+        )
+
+
+def play(
+    directory: Path, script: Script, scene: Callable[[Scene], Awaitable[None]], **queue: Any
+) -> None:
+    async def main() -> None:
+        async with RawServer(script) as server, Scene(directory, server, **queue) as stage:
+            await scene(stage)
+
+    uvloop.run(main())
+
+
+def status(code: int, delay_s: float = 0.0) -> Script:
+    async def script(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await asyncio.sleep(delay_s)
+            await peer.answer(b"{}", status=code)
+
+    return script
+
+
+@pytest.mark.parametrize(("code", "counts"), [(200, True), (422, False), (500, False)])
+def test_a_refusal_of_the_model_server_is_no_capacity(
+    tmp_path: Path, code: int, counts: bool
+) -> None:
+    async def scene(stage: Scene) -> None:
+        for _ in range(3):
+            answer = await stage.end(stage.submit(workload=2.0**40))
+            assert answer.status == code
+        await stage.settled()
+        assert (stage.gauges["max_perf"] > 0) is counts
+
+    play(tmp_path, status(code, 0.4), scene)
+
+
+def test_an_unheard_of_status_never_reaches_a_client(tmp_path: Path) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 099 Odd\r\ncontent-length: 5\r\n\r\nhello")
+        await peer.hold()
+
+    async def scene(stage: Scene) -> None:
+        job = stage.submit()
+        end = await stage.end(job)
+        assert isinstance(end, Failed) and end.kind == "model_failed"
+        assert len(stage.heard(job)) == 1
+        await stage.settled()
+
+    play(tmp_path, script, scene)
+
+
+def test_a_request_that_ran_for_long_is_not_sent_again_behind_the_queues_back(
+    tmp_path: Path,
+) -> None:
+    async def script(peer: Peer) -> None:
+        if peer.number > 1:  # the first connection is the probe's
+            await peer.request()
+            await peer.answer()
+            await peer.request()
+            await asyncio.sleep(1.5)
+            peer.reset()
+
+    async def scene(stage: Scene) -> None:
+        assert isinstance(await stage.end(stage.submit()), Answer)
+        end = await stage.end(stage.submit())
+        assert isinstance(end, Failed) and end.kind == "model_failed"
+        assert stage.gauges["connections_opened"] == 1
+        await stage.settled()
+
+    play(tmp_path, script, scene, max_attempts=1)
+
+
+def test_a_credit_smaller_than_one_read_and_an_end_that_waits_for_it(tmp_path: Path) -> None:
+    text = os.urandom(300_000)
+
+    async def script(peer: Peer) -> None:
+        if peer.number > 1:
+            await peer.request()
+            await peer.answer(text)
+            await peer.hold()
+
+    async def scene(stage: Scene) -> None:
+        job = stage.submit(credit=4096)
+        granted = 4096
+        while granted < len(text):
+            await wait_until_async(
+                partial(lambda size: len(stage.body(job)) == size, granted), what="all that may go"
+            )
+            assert not any(isinstance(m, TERMINAL) for m in stage.heard(job))
+            granted += 70_000
+            stage.ingress.send(Credit(job, 70_000))
+        assert isinstance(await stage.end(job), End)
+        assert stage.body(job) == text
+        assert stage.heard(job)[0] == Head(job, 200, b"", stage.heard(job)[0].started_at, len(text))
+        stage.ingress.send(Credit(job, 1))  # after the end: nothing
+        stage.ingress.send(Cancel(job))
+        await stage.settled()
+
+    play(tmp_path, script, scene)
+
+
+def test_expiry_while_running_is_told_and_closes_the_connection(tmp_path: Path) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.hold()
+
+    async def scene(stage: Scene) -> None:
+        end = await stage.end(stage.submit(expires_at=time.monotonic() + 0.2))
+        assert isinstance(end, Failed) and end.kind == "expired" and end.started_at > 0
+        await stage.settled()
+        assert stage.adapter._client.in_flight == 0
+
+    play(tmp_path, script, scene)
+
+
+def test_every_way_out_lets_go_of_everything(tmp_path: Path) -> None:
+    """Cancelled, the ingress gone, the model server dead, an impossible path."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        if peer.number % 2:
+            await peer.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n")
+        await peer.hold()
+
+    async def scene(stage: Scene) -> None:
+        running = [stage.submit() for _ in range(4)]
+        await wait_until_async(lambda: stage.gauges["running"] == 4)
+        stage.ingress.send(Cancel(running[0]))
+        stage.ingress.send(Cancel(running[1]))
+        bad = await stage.end(stage.submit(path="no slash"))
+        assert isinstance(bad, Failed) and bad.kind == "model_failed"
+        await wait_until_async(lambda: stage.gauges["running"] == 2)
+        stage.adapter._on_ingress_down("ingress-0")
+        await stage.settled()
+        begun = stage.submit()
+        await wait_until_async(lambda: stage.gauges["running"] == 1)
+        stage.adapter.on_control(ModelState(ChildState.FAILED, 1, reason="signal 9"))
+        await stage.end(begun)
+        await stage.settled()
+
+    play(tmp_path, script, scene)
+
+
+def test_a_port_that_refuses_while_the_health_url_is_well_is_no_busy_loop(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with (
+            RawServer(status(200)) as health,
+            RawServer(status(200)) as server,
+            Scene(tmp_path, server, health=f"{health.url}/health") as stage,
+        ):
+            server.stop_listening()
+            end = await stage.end(stage.submit(expires_at=time.monotonic() + 2.0))
+            assert isinstance(end, Failed | Rejected)
+            assert 2 < health.accepted < 20
+            await stage.settled()
+
+    uvloop.run(main())
