@@ -1,6 +1,7 @@
 """The serverless engine's HTTP side: two kinds of report out, its public key in.
 
-Law: 2xx is accepted, everything else is an ``EngineError`` with a text for people. The token goes
+Law: 2xx is accepted, unless it claims to be JSON and is none (then something else than an engine
+answered); everything else is an ``EngineError`` with a text for people. The token goes
 into bodies here and nowhere else; neither it nor a body is ever logged or part of an error. One
 call never outlasts ``timeout_s``, follows no redirect and reads at most 64 KiB.
 
@@ -128,7 +129,10 @@ class EngineClient:
             ) as answer:
                 if not 200 <= answer.status < 300:
                     raise EngineError("refused", f"{name} answered HTTP {answer.status}")
-                return await _read(answer, whole=body is None)
+                raw = await _read(answer, whole=body is None)
+                if answer.content_type == "application/json" and not _is_json(raw):
+                    raise EngineError("refused", f"{name} answered what is no JSON")
+                return raw
         except TimeoutError:
             raise EngineError("timeout", f"{name}: no answer in {self._timeout_s:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -152,7 +156,17 @@ async def _read(answer: aiohttp.ClientResponse, whole: bool) -> bytes:
     except (aiohttp.ClientError, TimeoutError):
         if whole:
             raise
+        return b""
     return b"".join(parts)[:MAX_BODY_BYTES]
+
+
+def _is_json(raw: bytes) -> bool:
+    """It is, or too little or too much of it was read to say so."""
+    try:
+        msgspec.json.decode(raw, type=msgspec.Raw)
+    except msgspec.DecodeError:
+        return not 0 < len(raw) < MAX_BODY_BYTES
+    return True
 
 
 def public_key_pem(raw: bytes) -> str:

@@ -100,6 +100,7 @@ class Supervisor:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._last_look = self.started_at
         self._runtime_dir = ""
+        self._published = False
         self._ready_line: LogMatch | None = None  # of the model's present life
         self._programs: Programs
         self._control: wire.Server
@@ -124,7 +125,7 @@ class Supervisor:
             undo.callback(self._end)
             self._signals()
             self._hand_off(self.plan.settings)
-            self._lock.publish(
+            self._published = self._lock.publish(
                 runtime_dir=self._runtime_dir,
                 run_id=self.run_id,
                 worker_url=self.plan.worker_url,
@@ -292,6 +293,8 @@ class Supervisor:
         known = {m.process.pid for m in self.members.values() if m.process is not None}
         process_tree.reap_orphans(known)
         self._keep_handoff()
+        if not self._published:  # the disk was full: commands do not find us
+            self._published = self._lock.publish()
 
     def _follow(self, tail: Tail) -> None:
         """Read on in the log of a model server that something else starts."""

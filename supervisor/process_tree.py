@@ -53,7 +53,7 @@ PIPE_BYTES = 1 << 20
 #: Orphans reaped by one call of ``reap_orphans``.
 REAP_AT_ONCE = 256
 
-_PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 _SWEEP_PAUSE_S = 0.01
 
 
@@ -261,10 +261,14 @@ _CATCHABLE = signal.valid_signals() - {
 
 def become_subreaper() -> None:
     """From now on orphans among our descendants become our children. Raises OSError."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, argument: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+    if libc.prctl(option, argument, 0, 0, 0) != 0:
         number = ctypes.get_errno()
-        raise OSError(number, f"cannot become a subreaper: {os.strerror(number)}")
+        raise OSError(number, f"prctl({option}, {argument}): {os.strerror(number)}")
 
 
 def reap_orphans(known_pids: Collection[int]) -> int:
@@ -295,7 +299,11 @@ def _children() -> list[int]:
 
 
 def watch_parent(expected_pid: int) -> int | None:
-    """A pidfd that becomes readable when our parent dies; None: it is dead already."""
+    """A pidfd that becomes readable when our parent dies; None: it is dead already.
+
+    Should we be stopped (SIGSTOP) at that moment, the kernel lets us go on, so that we can see it.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
     try:
         pidfd = os.pidfd_open(expected_pid)
     except ProcessLookupError:

@@ -74,7 +74,7 @@ class RunLock:
     def publish(self, **facts: Any) -> bool:
         """Add facts for others to read; the lock must be held.
 
-        False when the disk refused them; they are written with the next ones.
+        False when the disk refused them, or some of them: say it again later, facts or none.
         """
         self._facts |= facts
         text = json.dumps(self._facts, sort_keys=True).encode()
@@ -82,11 +82,11 @@ class RunLock:
         # longer, so that no moment shows a shorter file with the end of the old text.
         padded = text.ljust(self._size_bytes)
         try:
-            os.pwrite(self._fd, padded, 0)
+            written = os.pwrite(self._fd, padded, 0)
         except OSError:
             return False
-        self._size_bytes = len(padded)
-        return True
+        self._size_bytes = max(self._size_bytes, written)
+        return written == len(padded)
 
     def release(self) -> None:
         """Give the lock back; the file stays."""

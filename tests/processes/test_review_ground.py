@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,37 @@ def test_a_child_of_ours_lives_before_the_model_server_does(tmp_path: Path) -> N
         members = worker.members()
         first = max(members.values(), key=lambda member: float(member["uptime_s"]))
         assert first["name"] == "backend_adapter"
+
+
+def test_a_killed_supervisor_leaves_nothing_even_when_its_children_are_stopped(
+    tmp_path: Path,
+) -> None:
+    with running(tmp_path) as worker:
+        directory = Path(worker.facts()["runtime_dir"])
+        for name in ("ingress-0", "backend_adapter", "reporter"):
+            worker.kill(name, signal.SIGSTOP)
+        os.kill(worker.process.pid, signal.SIGKILL)
+        worker.process.wait()
+        wait_until(lambda: not worker.leftovers(), what="everything to end")
+        wait_until(lambda: not directory.exists(), what="the directory to go")
+
+
+def test_reports_are_exact_although_the_engine_answered_garbage(tmp_path: Path) -> None:
+    async def serve(worker: Worker, auth: dict[str, Any]) -> Counter[str]:
+        async with Load(worker.url, auth) as load:
+            for _ in range(10):
+                load.start("/generate", {"inputs": "x", "parameters": {"max_new_tokens": 5}})
+            return await load.outcomes()
+
+    with running(tmp_path, settings=("engine.retry_s=0.1",)) as worker:
+        auth = worker.auth()
+        post_json(f"{worker.engine}/demo/fault", {"kind": "garbage", "count": 4})
+        assert asyncio.run(serve(worker, auth)) == {"ok": 10}
+        wait_until(lambda: len(worker.record()["requests"]) == 10, what="the rows")
+        wait_until(
+            lambda: sum(report["cur_perf"] for report in worker.record()["status"]) == 50.0,
+            what="the work",
+        )
 
 
 _ORPHAN = """

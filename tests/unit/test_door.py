@@ -148,7 +148,7 @@ def test_what_is_refused_by_its_head_is_counted_once() -> None:
         assert (await scene.send("POST /b HTTP/1.1", envelope()))[0] == 404
         assert (await scene.send("PUT /a HTTP/1.1", envelope()))[0] == 405
         assert (await scene.send("PUT /a HTTP/1.1", envelope()))[0] == 405
-        scene.ledger.refused_at_port({kind: n for kind, n in scene.server.refused.items()})
+        scene.ledger.refused_at_port({kind.value: n for kind, n in scene.server.refused.items()})
         events = scene.ledger.batch()
         assert events is not None
         assert events.refused == {"unknown_route": 1, "method_not_allowed": 2}

@@ -148,6 +148,33 @@ def test_an_accepted_post_is_accepted_whatever_its_body_does() -> None:
     converse(handler, talk)
 
 
+@pytest.mark.parametrize(
+    ("body", "content_type", "good"),
+    [
+        (b"\x00<fog>{]", "application/json", False),
+        (b"{}{", "application/json", False),
+        (b'{"success": true}', "application/json", True),
+        (b"", "application/json", True),
+        (b"[" + b" " * MAX_BODY_BYTES, "application/json", True),
+        (b"fine", "text/plain", True),
+    ],
+)
+def test_what_claims_to_be_json_and_is_none_was_not_accepted(
+    body: bytes, content_type: str, good: bool
+) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(body=body, content_type=content_type)
+
+    async def talk(client: EngineClient, address: str) -> None:
+        if good:
+            await client.post_status(address, {})
+        else:
+            with pytest.raises(EngineError, match="no JSON"):
+                await client.post_status(address, {})
+
+    converse(handler, talk)
+
+
 def test_an_endless_body_is_not_read() -> None:
     sent = 0
 

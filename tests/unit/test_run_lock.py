@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -122,3 +123,21 @@ def test_a_state_directory_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(RunLockError, match="cannot look"):
         read_running(str(tmp_path / "loop"))
+
+
+def test_facts_that_only_fit_in_part_are_written_again(tmp_path: Path) -> None:
+    """A disk that is nearly full takes the beginning of a text, and says so by its length."""
+    lock = RunLock(str(tmp_path))
+    lock.acquire()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        try:
+            assert not lock.publish(run_id="x" * 200)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert lock.publish()
+        facts = read_running(str(tmp_path))
+        assert facts is not None and facts["run_id"] == "x" * 200
+    finally:
+        lock.release()
