@@ -89,6 +89,11 @@ class Request:
         self.resent = False  #: it was written before, to a connection that turned out to be stale
         self.sent_at = 0.0  #: loop time of connecting, later of writing
 
+    def release(self) -> None:
+        """It has ended: let go of its body, and of its sink, which mostly knows the request."""
+        self.body = b""
+        del self.sink
+
 
 class Owner(Protocol):
     """What a connection needs of the pool that it belongs to."""

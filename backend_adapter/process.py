@@ -11,13 +11,11 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from typing import Any, assert_never
+from typing import Any
 
 from backend_adapter import jobs
-from backend_adapter import readiness_words as words
 from backend_adapter.capacity import Capacity
 from backend_adapter.jobs import Job, Key
-from backend_adapter.measure import Measurement
 from backend_adapter.messages import (
     Cancel,
     Credit,
@@ -29,13 +27,13 @@ from backend_adapter.messages import (
 )
 from backend_adapter.model_client import ModelClient
 from backend_adapter.model_connection import Request
+from backend_adapter.model_watch import ModelWatch
 from backend_adapter.queue import Queue
-from backend_adapter.readiness import Readiness
 from backend_adapter.run import Run
-from reporter.messages import FromReporter, ModelReport, QueueReport
+from reporter.messages import FromReporter, QueueReport
 from supervisor import wire
 from supervisor.child import Runtime
-from supervisor.messages import Beat, ChildState, LogMatch, ModelState, ModelVerdict
+from supervisor.messages import Beat, LogMatch, ModelState
 from supervisor.settings import Settings
 
 JOBS_SOCKET = "jobs"
@@ -67,24 +65,9 @@ class Adapter:
             idle_timeout_s=model.idle_timeout_s,
         )
         self._capacity = Capacity(settings.benchmark.max_perf)
-        # What only traffic has shown is what the model server did, not what it can do: good to be
-        # reported, nothing to refuse by.
-        self._estimating = bool(settings.benchmark.route) or settings.benchmark.max_perf > 0
         self._told_perf = 0.0
-        self._readiness = Readiness(
-            ready_log=bool(model.ready_log),
-            benchmark=bool(settings.benchmark.route) and not settings.benchmark.max_perf,
-            probe_every_s=model.probe_every_s,
-            probe_failures=model.probe_failures,
-            stall_timeout_s=model.stall_timeout_s,
-            now=time.monotonic(),
-        )
+        self._watch = ModelWatch(runtime, self._client, self._capacity, self)
         self._runs: dict[Key, Run] = {}
-        self._measurement: Measurement | None = None
-        self._benchmarked = 0
-        self._wake: asyncio.TimerHandle | None = None
-        self._verdict: words.Verdict | None = None
-        self._report: words.Report | None = None
         self._gauges: QueueReport | None = None
         self._draining = False
         self._emptied = asyncio.Event()
@@ -103,17 +86,17 @@ class Adapter:
         )  # fmt: skip
         self._events = wire.Client(
             runtime.address(EVENTS_SOCKET), runtime.name, FromReporter, lambda messages: None,
-            on_up=self._tell_reporter,
+            on_up=self.standing_changed,
         )  # fmt: skip
-        self._estimate()
+        self.capacity_changed()
         runtime.every(EXPIRE_EVERY_S, self._expire)
         runtime.every(GAUGES_EVERY_S, self._tell_gauges)
 
     def beat(self) -> Beat:
         """Ready means: jobs can be taken. The verdict on the model server goes with every beat."""
-        self._tell_verdict()
-        queue = self._queue
-        verdict = self._verdict
+        queue, verdict = self._queue, self._watch.verdict
+        if verdict is not None:
+            self._runtime.tell(verdict)
         return Beat(
             pid=os.getpid(),
             ready=True,
@@ -133,27 +116,10 @@ class Adapter:
 
     def on_control(self, message: Any) -> None:
         """Where the model server's process stands, and what its log said."""
-        now = time.monotonic()
         if isinstance(message, ModelState):
-            if message.max_perf > 0:
-                self._remember(message.max_perf)
-            self._do(
-                self._readiness.model_state(
-                    message.state,
-                    message.generation,
-                    message.reason,
-                    now,
-                    measured=message.max_perf > 0,
-                )
-            )
-            if message.state in (ChildState.BACKOFF, ChildState.FAILED):
-                self._client.close_all(f"the model server died ({message.reason})")
+            self._watch.on_model_state(message)
         elif isinstance(message, LogMatch):
-            self._do(
-                self._readiness.log_match(
-                    message.generation, message.kind, message.pattern, message.line, now
-                )
-            )
+            self._watch.on_log_match(message)
 
     def reload(self, settings: Settings) -> None:
         """Lanes and limits come with each job; the rest needs a restart."""
@@ -168,9 +134,7 @@ class Adapter:
 
     async def stop(self) -> None:
         """Close everything."""
-        if self._wake is not None:
-            self._wake.cancel()
-        self._stop_measuring()
+        self._watch.stop()
         await self._client.close()
         self._jobs.close()
         self._events.close()
@@ -190,18 +154,18 @@ class Adapter:
             elif kind is Cancel:
                 key = (peer, message.id)
                 self._carry_out(self._queue.cancel(key, now))
-                self._runs.pop(key, None)  # complete, but not delivered
+                self._forget(key)  # complete, but not delivered
                 self._check_empty()
 
     def _on_ingress_down(self, peer: str) -> None:
         """Its session ended: it submits again what it still wants."""
         self._carry_out(self._queue.cancel_peer(peer, time.monotonic()))
         for key in [key for key in self._runs if key[0] == peer]:
-            del self._runs[key]
+            self._forget(key)
         self._check_empty()
 
     def _expire(self) -> None:
-        self._readiness.progress(self._client.progress_at)
+        self._watch.note_progress()
         self._carry_out(self._queue.expire(time.monotonic()))
 
     def _carry_out(self, commands: Sequence[jobs.Command]) -> None:
@@ -230,10 +194,19 @@ class Adapter:
             self._runtime.loop.call_soon(run.on_broken, "model_failed", str(error))
 
     def _abort(self, job: Job) -> None:
-        run = self._runs.pop(job.key, None)
+        run = self._runs.get(job.key)
         if run is not None:
             self._client.cancel(run.request)
+            self._forget(job.key)
             self._capacity.ended(0.0, job.dispatched_at, time.monotonic())
+
+    def _forget(self, key: Key) -> bool:
+        """Let go of a run, and of its body at once. False: it was not known."""
+        run = self._runs.pop(key, None)
+        if run is None:
+            return False
+        run.release()
+        return True
 
     def _reject(self, command: jobs.Reject) -> None:
         job = command.job
@@ -284,7 +257,7 @@ class Adapter:
 
     def delivered(self, run: Run) -> None:
         """The terminal message has been sent."""
-        self._runs.pop(run.job.key, None)
+        self._forget(run.job.key)
         if self._draining:
             self._check_empty()
 
@@ -292,153 +265,63 @@ class Adapter:
         """The connection broke before the response began: look at the model server at once."""
         now = time.monotonic()
         key = run.job.key
-        if self._runs.pop(key, None) is None:
+        if not self._forget(key):
             return
         self._capacity.ended(0.0, run.job.dispatched_at, now)
-        self._readiness.progress(self._client.progress_at)
-        self._do(self._readiness.connection_refused(now))
+        self._watch.on_lost()
         self._carry_out(self._queue.lost(key, sent, reason, now))
 
     def broken(self, run: Run, kind: str, message: str) -> None:
         """The response can not be completed."""
         now = time.monotonic()
         key = run.job.key
-        if self._runs.pop(key, None) is None:
+        if not self._forget(key):
             return
         self._capacity.ended(0.0, run.job.dispatched_at, now)
         self._carry_out(self._queue.broken(key, kind, message, now))
 
-    # ------------------------------------------------------------------ the model server
+    # ------------------------------------------------------------------ what the watch tells
 
-    def _do(self, commands: Sequence[words.Command]) -> None:
-        for command in commands:
-            match command:
-                case words.Probe():
-                    self._runtime.spawn(self._probed())
-                case words.StartBenchmark(attempt):
-                    self._measure(attempt)
-                case words.StopBenchmark():
-                    self._stop_measuring()
-                case words.BackendUp():
-                    self._carry_out(self._queue.backend_up(time.monotonic()))
-                case words.BackendDown(reason):
-                    self._queue.backend_down(reason)
-                case words.BackendFailed(reason):
-                    self._carry_out(self._queue.backend_failed(reason, time.monotonic()))
-                case words.Verdict():
-                    self._verdict = command
-                    self._tell_verdict()
-                    self._runtime.beat_now()
-                case words.Report():
-                    if command.error and (
-                        self._report is None or command.error != self._report.error
-                    ):
-                        _log.warning("%s", command.error)
-                    self._report = command
-                    self._tell_reporter()
-                case words.Wake(at):
-                    self._wake_at(at)
-                case _:
-                    assert_never(command)
+    def backend_up(self) -> None:
+        """Jobs may run."""
+        self._carry_out(self._queue.backend_up(time.monotonic()))
 
-    def _wake_at(self, at: float) -> None:
-        if self._wake is not None:
-            self._wake.cancel()
-        delay_s = max(0.0, at - time.monotonic())
-        self._wake = self._runtime.loop.call_later(delay_s, self._awake)
+    def backend_down(self, reason: str) -> None:
+        """Jobs must wait."""
+        self._queue.backend_down(reason)
 
-    def _awake(self) -> None:
-        self._readiness.progress(self._client.progress_at)
-        self._do(self._readiness.tick(time.monotonic()))
+    def backend_failed(self, reason: str) -> None:
+        """Jobs need not wait."""
+        self._carry_out(self._queue.backend_failed(reason, time.monotonic()))
 
-    async def _probed(self) -> None:
-        """The health path where there is one, else: does the port take a connection?"""
-        model = self._runtime.settings.model
-        if model.health:
-            result = await self._client.probe(model.health, model.probe_timeout_s)
-            ok = result.ok
-            text = result.error or f"{model.health} answered {result.status}"
-        else:
-            text = await self._client.reach(model.probe_timeout_s)
-            ok = not text
-        self._do(self._readiness.probe_result(ok, text, time.monotonic()))
+    def capacity_changed(self) -> None:
+        """What only traffic has shown is what the model server did, not what it can do.
 
-    def _measure(self, attempt: int) -> None:
-        self._measurement = Measurement(
-            self._client,
-            self._runtime.settings,
-            self._runtime.loop,
-            on_done=lambda max_perf: self._measured(attempt, max_perf),
-            on_failed=lambda reason: self._not_measured(attempt, reason),
-        )
-        self._measurement.begin()
-
-    def _stop_measuring(self) -> None:
-        if self._measurement is not None:
-            self._benchmarked += self._measurement.sent
-            self._measurement.cancel()
-            self._measurement = None
-
-    def _measured(self, attempt: int, max_perf: float) -> None:
-        self._stop_measuring()
-        _log.info("benchmark: %.1f workload/s", max_perf)
-        self._remember(max_perf)
-        self._do(self._readiness.benchmark_done(attempt, time.monotonic()))
-
-    def _not_measured(self, attempt: int, reason: str) -> None:
-        self._stop_measuring()
-        self._do(self._readiness.benchmark_failed(attempt, reason, time.monotonic()))
-
-    def _remember(self, max_perf: float) -> None:
-        self._capacity.benchmarked(max_perf)
-        self._estimate()
-
-    def _estimate(self) -> None:
-        if self._estimating:
+        It is good to be reported, and nothing to refuse requests by.
+        """
+        benchmark = self._runtime.settings.benchmark
+        if benchmark.route or benchmark.max_perf > 0:
             self._queue.set_capacity(self._capacity.max_perf)
 
-    # ------------------------------------------------------------------ what others are told
-
-    def _tell_verdict(self) -> None:
-        verdict = self._verdict
-        if verdict is not None:
-            self._runtime.tell(
-                ModelVerdict(
-                    verdict.generation,
-                    verdict.healthy,
-                    verdict.ready,
-                    verdict.wedged,
-                    verdict.reason,
-                    self._capacity.max_perf,
-                )
-            )
-
-    def _tell_reporter(self) -> None:
-        report = self._report
+    def standing_changed(self) -> None:
+        """Tell the reporter how the model server is."""
         self._told_perf = self._capacity.max_perf
+        report = self._watch.report
         if report is not None:
-            self._events.send(
-                ModelReport(
-                    report.ready,
-                    self._runtime.mask(report.error),
-                    report.load_time_s,
-                    report.generation,
-                    self._capacity.max_perf,
-                )
-            )
+            self._events.send(report)
         self._gauges = None
 
     def _tell_gauges(self) -> None:
-        queue = self._queue
         if self._capacity.max_perf != self._told_perf:
-            self._estimate()
-            self._tell_reporter()
+            self.capacity_changed()
+            self.standing_changed()
+        queue = self._queue
         gauges = QueueReport(
             queue.waiting,
             queue.running,
             queue.waiting_bytes,
             queue.retried,
-            self._benchmarked + (self._measurement.sent if self._measurement else 0),
+            self._watch.benchmarked,
         )
         if gauges != self._gauges and self._events.send(gauges):
             self._gauges = gauges

@@ -152,6 +152,11 @@ class Run:
             self._paused = False
             self._owner.resume(self.request)
 
+    def release(self) -> None:
+        """It has ended. Run and request know each other: apart, their memory is free at once."""
+        self._held.clear()
+        self.request.release()
+
     # ------------------------------------------------------------------ inside
 
     def _push(self, data: bytes) -> None:

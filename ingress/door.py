@@ -69,6 +69,7 @@ class Door:
                 ErrorKind.METHOD_NOT_ALLOWED, "this route takes POST only", headers=_ALLOW_POST
             )
         if exchange.content_length < 0 and not exchange.chunked:
+            exchange.keep_alive = False  # a body that was not announced would pass for a request
             return Problem(
                 ErrorKind.LENGTH_REQUIRED,
                 "send a JSON body with Content-Length or Transfer-Encoding: chunked",

@@ -332,6 +332,10 @@ class Load:
         told = facts.generation if tells else None
         return Report(body, new_load, rejected, served, told, facts.disk_gb)
 
+    def tell_load_time_again(self) -> None:
+        """The engine may have forgotten us: it was away, or it is another one."""
+        self._marks = msgspec.structs.replace(self._marks, loaded_generation=-1)
+
     def report_acknowledged(self, report: Report) -> SaveMarks:
         """The engine has this report. Returns the change to commit."""
         marks = self._marks

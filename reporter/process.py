@@ -42,6 +42,8 @@ from supervisor.messages import Beat, ChildNote, ChildState, ModelState
 from supervisor.settings import Settings
 
 EVENTS_SOCKET = "events"
+#: The supervisor's name for the engine that it runs itself.
+LOCAL_ENGINE = "engine"
 #: Longest time between two looks at what is due.
 STEP_EVERY_S = 0.1
 HOUSEKEEPING_EVERY_S = 1.0
@@ -130,7 +132,11 @@ class Reporter:
 
     def on_control(self, message: Any) -> None:
         """How the other processes are."""
-        if isinstance(message, ChildNote):
+        if isinstance(message, ChildNote) and message.name == LOCAL_ENGINE:
+            if message.state == ChildState.READY and message.restarts:
+                self._load.tell_load_time_again()
+                self._outbox.changed()
+        elif isinstance(message, ChildNote):
             self._children[message.name] = message
             text = "" if message.state in _WELL else message.reason or f"it is {message.state}"
             if self._faults.set(message.name, self._runtime.mask(text)):
@@ -264,6 +270,8 @@ class Reporter:
             if told_ready != self._told_ready:
                 self._told_ready = told_ready
                 self._runtime.beat_now()
+        else:
+            self._load.tell_load_time_again()  # who was away may have forgotten us
         self._outbox.status_done(accepted, time.monotonic())
 
     async def _post_requests(self, command: outbox.PostRequests) -> None:

@@ -15,6 +15,7 @@ import fcntl
 import gc
 import logging
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -32,6 +33,8 @@ from supervisor.settings import Settings
 from supervisor.settings_sources import Handoff, SettingsError, read_handoff
 
 CONTROL_SOCKET = "control"
+#: File descriptors that a child of ours may have, where the system lets it.
+MAX_FILES = 65_536
 _log = logging.getLogger("child")
 
 
@@ -216,6 +219,14 @@ def end_run(run_id: str, runtime_dir: str) -> None:
     shutil.rmtree(runtime_dir, ignore_errors=True)
 
 
+def _raise_file_limit() -> None:
+    """Each client is a file descriptor, and the soft limit is mostly 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(hard, MAX_FILES) if hard != resource.RLIM_INFINITY else MAX_FILES
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def run(name: str, build: Callable[[Runtime], Service]) -> NoReturn:
     """Entry of every child: ``python -m <package> <name>``. Ends the process."""
     if supervisor.DISTRIBUTION != "lighterman":  # pragma: no cover - needs a broken install
@@ -225,6 +236,7 @@ def run(name: str, build: Callable[[Runtime], Service]) -> NoReturn:
     except SettingsError as error:
         print(error, file=sys.stderr)
         sys.exit(ExitCode.SETTINGS)
+    _raise_file_limit()
     settings = handoff.settings.worker
     mask = log_lines.masker(handoff.settings.secrets)
     log_lines.configure(name, settings.log_format, settings.log_level, mask)

@@ -84,3 +84,5 @@ def configure(name: str, style: str, level: str, mask: Mask) -> None:
     logging.captureWarnings(True)
     for noisy in ("aiohttp", "asyncio"):
         logging.getLogger(noisy).setLevel("WARNING")
+    # what strangers send to the admin port is answered, not told with a traceback
+    logging.getLogger("aiohttp.server").setLevel("CRITICAL")

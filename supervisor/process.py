@@ -44,17 +44,12 @@ from supervisor.plan import Plan, Programs
 from supervisor.run_lock import RunLock
 from supervisor.settings import Settings
 from supervisor.settings_sources import Handoff, SettingsError, write_handoff
+from supervisor.shutdown import DRAIN_MARGIN_S, stop_in_order
 
-#: Beyond the drain deadline, before a child is killed.
-DRAIN_MARGIN_S = 3.0
-#: Seconds that adapter and reporter have to end once nothing depends on them.
-LAST_WORDS_S = 5.0
 #: Between two looks at a log file that something else writes.
 FOLLOW_EVERY_S = 0.2
 #: A second signal this soon is the same wish: shells and process managers signal whole groups.
 SAME_SIGNAL_S = 0.5
-#: Beyond a group's deadline, for SIGKILL to do its work; then it is left behind and named.
-KILL_S = 5.0
 _log = logging.getLogger("supervisor")
 #: Lines of the model server that the person wants to see.
 _model_log = logging.getLogger("supervisor.model")
@@ -123,7 +118,9 @@ class Supervisor:
             )
             undo.callback(self._programs.close)
             undo.callback(self._end)
-            self._signals()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.loop.add_signal_handler(number, self._on_stop_signal)
+            self.loop.add_signal_handler(signal.SIGHUP, self.reload)
             self._hand_off(self.plan.settings)
             self._published = self._lock.publish(
                 runtime_dir=self._runtime_dir,
@@ -177,9 +174,7 @@ class Supervisor:
     @property
     def serving(self) -> bool:
         """Requests can be answered: the model is ready and so is every member."""
-        return self.model_ready and all(
-            member.state is ChildState.READY for member in self.members.values()
-        )
+        return self.model_ready and all(m.state is ChildState.READY for m in self.members.values())
 
     @property
     def ready(self) -> bool:
@@ -200,11 +195,6 @@ class Supervisor:
                 os.mkdir(self._runtime_dir, 0o700)
             if os.lstat(self._runtime_dir).st_uid == os.geteuid():  # nobody was quicker
                 self._hand_off(self.plan.settings)
-
-    def _signals(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.loop.add_signal_handler(number, self._on_stop_signal)
-        self.loop.add_signal_handler(signal.SIGHUP, self.reload)
 
     def _on_stop_signal(self) -> None:
         if self._stopping is None:
@@ -233,7 +223,7 @@ class Supervisor:
             state = self._model_state()
             for name in ("backend_adapter", "reporter"):
                 self._control.send(name, state)
-        elif self._programs.ours(member.name):
+        else:
             self._control.send("reporter", self._note(member))
         self._changed.set()
         self._on_change(self, member)
@@ -391,7 +381,9 @@ class Supervisor:
         if self._stopping is None:
             self.stop_reason = reason
             self._stop_began = self.loop.time()
-            self._stopping = self.loop.create_task(self._stop(reason))
+            self._stopping = self.loop.create_task(
+                stop_in_order(self.members, self.plan.settings, self._changed, reason)
+            )
             self._stopping.add_done_callback(self._stopped)
 
     def _stopped(self, task: asyncio.Task[None]) -> None:
@@ -399,28 +391,6 @@ class Supervisor:
             _log.critical("the stop itself failed", exc_info=task.exception())
             self._code = ExitCode.BUG
         self._finish(self._code)
-
-    async def _stop(self, reason: str) -> None:
-        settings = self.plan.settings
-        doors = [name for name in self.members if name.startswith("ingress")]
-        await self._stop_group(doors, settings.worker.drain_s + DRAIN_MARGIN_S, reason)
-        await self._stop_group(["backend_adapter"], LAST_WORDS_S, reason)
-        await self._stop_group(["model"], settings.model.stop_timeout_s, reason)
-        await self._stop_group(["reporter"], LAST_WORDS_S, reason)
-        await self._stop_group(list(self.members), LAST_WORDS_S, reason)
-
-    async def _stop_group(self, names: list[str], deadline_s: float, reason: str) -> None:
-        group = [self.members[name] for name in names if name in self.members]
-        for member in group:
-            member.feed(lifecycle.Stop(deadline_s, reason))
-        try:
-            async with asyncio.timeout(deadline_s + KILL_S):
-                while not all(member.gone for member in group):
-                    self._changed.clear()
-                    await self._changed.wait()
-        except TimeoutError:
-            left = [member.name for member in group if not member.gone]
-            _log.error("cannot be killed, left behind: %s", ", ".join(left))
 
 
 def _knows(gauges: dict[str, Any]) -> bool:

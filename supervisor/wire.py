@@ -25,7 +25,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import zmq
 
@@ -136,7 +136,8 @@ class _Endpoint:
             if len(frames) < self._small_frames:
                 frames.append(socket.recv(zmq.NOBLOCK))
             else:
-                frames.append(memoryview(socket.recv(zmq.NOBLOCK, copy=False).buffer))
+                # not Frame.buffer: the frame keeps that one, and itself alive with it
+                frames.append(memoryview(cast(Any, socket.recv(zmq.NOBLOCK, copy=False))))
         return frames
 
     def _drain_soon(self) -> None:

@@ -244,3 +244,14 @@ def test_a_worker_that_cannot_bind_its_port_names_the_holder(tmp_path: Path) -> 
             assert str(os.getpid()) in worker.printed
         finally:
             end(worker)
+
+
+def test_bodies_are_let_go_when_their_requests_end(tmp_path: Path) -> None:
+    with running(tmp_path) as worker:
+        pid = worker.pid("backend_adapter")
+        large = {"inputs": "x" * 900_000}
+        assert post(worker, "/generate", large)[0] == 200
+        before = rss(pid)
+        for _ in range(70):
+            assert post(worker, "/generate", large)[0] == 200
+        assert rss(pid) - before < 25 * 2**20  # of 63 MB that passed

@@ -359,3 +359,12 @@ def test_new_load_is_never_negative_and_still_adds_up() -> None:
         batch(3, [opened(2, 150.0)], totals=Totals(received=250.0, cancelled=100.0)), 0.0, 0.0
     )
     assert load.status_report(facts()).body["new_load"] == 50.0
+
+
+def test_the_load_time_is_told_again_to_who_may_have_forgotten_it() -> None:
+    load = Load("run")
+    loaded = facts(load_time_s=3.0, generation=1)
+    load.report_acknowledged(load.status_report(loaded))
+    assert load.status_report(loaded).body["loadtime"] == 0.0
+    load.tell_load_time_again()
+    assert load.status_report(loaded).body["loadtime"] == 3.0

@@ -1,0 +1,225 @@
+"""The hands of readiness: probes, benchmarks and timers of the one model server.
+
+``readiness.py`` judges, ``measure.py`` measures; here its commands are carried out, and what the
+supervisor and the reporter are to be told is kept. It must not know the queue: whoever owns this
+is told whether jobs may run, through ``Owner``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Protocol, assert_never
+
+from backend_adapter import readiness_words as words
+from backend_adapter.capacity import Capacity
+from backend_adapter.measure import Measurement
+from backend_adapter.model_client import ModelClient
+from backend_adapter.readiness import Readiness
+from reporter.messages import ModelReport
+from supervisor.child import Runtime
+from supervisor.messages import ChildState, LogMatch, ModelState, ModelVerdict
+
+_log = logging.getLogger("backend_adapter")
+
+
+class Owner(Protocol):
+    """What the watch needs of the process around it."""
+
+    def backend_up(self) -> None:
+        """Jobs may run."""
+
+    def backend_down(self, reason: str) -> None:
+        """Jobs must wait."""
+
+    def backend_failed(self, reason: str) -> None:
+        """Jobs need not wait."""
+
+    def capacity_changed(self) -> None:
+        """A benchmark, this one or that of an earlier life, said how much it manages."""
+
+    def standing_changed(self) -> None:
+        """``report`` says something new."""
+
+
+class ModelWatch:
+    """Watches the model server that the settings name."""
+
+    def __init__(
+        self, runtime: Runtime, client: ModelClient, capacity: Capacity, owner: Owner
+    ) -> None:
+        settings = runtime.settings
+        model = settings.model
+        self._runtime = runtime
+        self._client = client
+        self._capacity = capacity
+        self._owner = owner
+        self._readiness = Readiness(
+            ready_log=bool(model.ready_log),
+            benchmark=bool(settings.benchmark.route) and not settings.benchmark.max_perf,
+            probe_every_s=model.probe_every_s,
+            probe_failures=model.probe_failures,
+            stall_timeout_s=model.stall_timeout_s,
+            now=time.monotonic(),
+        )
+        self._measurement: Measurement | None = None
+        self._measured_requests = 0
+        self._wake: asyncio.TimerHandle | None = None
+        self._verdict: words.Verdict | None = None
+        self._report: words.Report | None = None
+
+    # ------------------------------------------------------------------ what it knows
+
+    @property
+    def benchmarked(self) -> int:
+        """Benchmark requests sent so far."""
+        return self._measured_requests + (self._measurement.sent if self._measurement else 0)
+
+    @property
+    def verdict(self) -> ModelVerdict | None:
+        """For the supervisor; None until there is something to say."""
+        said = self._verdict
+        if said is None:
+            return None
+        return ModelVerdict(
+            said.generation, said.healthy, said.ready, said.wedged, said.reason,
+            self._capacity.max_perf,
+        )  # fmt: skip
+
+    @property
+    def report(self) -> ModelReport | None:
+        """For the reporter; None until there is something to say."""
+        said = self._report
+        if said is None:
+            return None
+        return ModelReport(
+            said.ready, self._runtime.mask(said.error), said.load_time_s, said.generation,
+            self._capacity.max_perf,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------ what it hears
+
+    def on_model_state(self, message: ModelState) -> None:
+        """Where the model server's process stands."""
+        if message.max_perf > 0:
+            self._capacity.benchmarked(message.max_perf)
+            self._owner.capacity_changed()
+        self._do(
+            self._readiness.model_state(
+                message.state,
+                message.generation,
+                message.reason,
+                time.monotonic(),
+                measured=message.max_perf > 0,
+            )
+        )
+        if message.state in (ChildState.BACKOFF, ChildState.FAILED):
+            self._client.close_all(f"the model server died ({message.reason})")
+
+    def on_log_match(self, message: LogMatch) -> None:
+        """A line of its log contained a pattern."""
+        self._do(
+            self._readiness.log_match(
+                message.generation, message.kind, message.pattern, message.line, time.monotonic()
+            )
+        )
+
+    def on_lost(self) -> None:
+        """A request got no answer at all: look at the model server at once."""
+        self.note_progress()
+        self._do(self._readiness.connection_refused(time.monotonic()))
+
+    def note_progress(self) -> None:
+        """Bytes came, or did not."""
+        self._readiness.progress(self._client.progress_at)
+
+    def stop(self) -> None:
+        """No timer and no benchmark any more."""
+        self._stop_measuring()
+        if self._wake is not None:
+            self._wake.cancel()
+
+    # ------------------------------------------------------------------ what it does
+
+    def _do(self, commands: Sequence[words.Command]) -> None:
+        for command in commands:
+            match command:
+                case words.Probe():
+                    self._runtime.spawn(self._probe())
+                case words.StartBenchmark(attempt):
+                    self._measure(attempt)
+                case words.StopBenchmark():
+                    self._stop_measuring()
+                case words.BackendUp():
+                    self._owner.backend_up()
+                case words.BackendDown(reason):
+                    self._owner.backend_down(reason)
+                case words.BackendFailed(reason):
+                    self._owner.backend_failed(reason)
+                case words.Verdict():
+                    self._verdict = command
+                    self._runtime.beat_now()
+                case words.Report():
+                    self._keep(command)
+                case words.Wake(at):
+                    self._wake_at(at)
+                case _:
+                    assert_never(command)
+
+    def _keep(self, report: words.Report) -> None:
+        before = self._report
+        if report.error and (before is None or report.error != before.error):
+            _log.warning("%s", report.error)
+        self._report = report
+        self._owner.standing_changed()
+
+    def _wake_at(self, at: float) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
+        delay_s = max(0.0, at - time.monotonic())
+        self._wake = self._runtime.loop.call_later(delay_s, self._awake)
+
+    def _awake(self) -> None:
+        self.note_progress()
+        self._do(self._readiness.tick(time.monotonic()))
+
+    async def _probe(self) -> None:
+        """The health path where there is one, else: does the port take a connection?"""
+        model = self._runtime.settings.model
+        if model.health:
+            result = await self._client.probe(model.health, model.probe_timeout_s)
+            ok = result.ok
+            text = result.error or f"{model.health} answered {result.status}"
+        else:
+            text = await self._client.reach(model.probe_timeout_s)
+            ok = not text
+        self._do(self._readiness.probe_result(ok, text, time.monotonic()))
+
+    def _measure(self, attempt: int) -> None:
+        self._measurement = Measurement(
+            self._client,
+            self._runtime.settings,
+            self._runtime.loop,
+            on_done=lambda max_perf: self._measured(attempt, max_perf),
+            on_failed=lambda reason: self._not_measured(attempt, reason),
+        )
+        self._measurement.begin()
+
+    def _stop_measuring(self) -> None:
+        if self._measurement is not None:
+            self._measured_requests += self._measurement.sent
+            self._measurement.cancel()
+            self._measurement = None
+
+    def _measured(self, attempt: int, max_perf: float) -> None:
+        self._stop_measuring()
+        _log.info("benchmark: %.1f workload/s", max_perf)
+        self._capacity.benchmarked(max_perf)
+        self._owner.capacity_changed()
+        self._do(self._readiness.benchmark_done(attempt, time.monotonic()))
+
+    def _not_measured(self, attempt: int, reason: str) -> None:
+        self._stop_measuring()
+        self._do(self._readiness.benchmark_failed(attempt, reason, time.monotonic()))

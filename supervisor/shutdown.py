@@ -1,0 +1,56 @@
+"""The order of the end: ingress, adapter, model server, and the reporter last.
+
+So the engine hears of every last outcome. Each group has its own deadline, after which its lives
+kill what is left (``lifecycle.py``); a process that cannot even be killed is named and left behind.
+It knows no socket and no request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from supervisor import lifecycle
+from supervisor.member import Member
+from supervisor.settings import Settings
+
+#: Beyond the drain deadline, before a child is killed.
+DRAIN_MARGIN_S = 3.0
+#: Seconds that adapter and reporter have to end once nothing depends on them.
+LAST_WORDS_S = 5.0
+#: Beyond a group's deadline, for SIGKILL to do its work.
+KILL_S = 5.0
+_log = logging.getLogger("supervisor")
+
+
+async def stop_in_order(
+    members: Mapping[str, Member], settings: Settings, changed: asyncio.Event, reason: str
+) -> None:
+    """Stop every member.
+
+    Args:
+        members: by name.
+        changed: set whenever a member's state changed.
+        reason: told to each of them.
+    """
+    doors = [name for name in members if name.startswith("ingress")]
+    order = [
+        (doors, settings.worker.drain_s + DRAIN_MARGIN_S),
+        (["backend_adapter"], LAST_WORDS_S),
+        (["model"], settings.model.stop_timeout_s),
+        (["reporter"], LAST_WORDS_S),
+        (list(members), LAST_WORDS_S),
+    ]
+    for names, deadline_s in order:
+        group = [members[name] for name in names if name in members]
+        for member in group:
+            member.feed(lifecycle.Stop(deadline_s, reason))
+        try:
+            async with asyncio.timeout(deadline_s + KILL_S):
+                while not all(member.gone for member in group):
+                    changed.clear()
+                    await changed.wait()
+        except TimeoutError:
+            left = [member.name for member in group if not member.gone]
+            _log.error("cannot be killed, left behind: %s", ", ".join(left))
