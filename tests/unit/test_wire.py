@@ -617,7 +617,11 @@ def test_a_client_may_be_closed_inside_its_callbacks(address: str, moment: str) 
 
 
 def test_closing_with_traffic_in_flight_does_not_abort_the_process(address: str) -> None:
-    """uvloop aborts the process when a socket is closed under its reader."""
+    """uvloop aborts the process when a socket is closed under its reader.
+
+    Bodies stay in their batch's frame here: a peer that closes amid a message of several frames
+    can make libzmq itself abort (its issue 3442), whatever we do with our reader.
+    """
     script = """
         import asyncio, sys, uvloop
         from backend_adapter.messages import Answer, Cancel, FromAdapter, ToAdapter
@@ -630,7 +634,7 @@ def test_closing_with_traffic_in_flight_does_not_abort_the_process(address: str)
                 def serve(name, messages):
                     got.append(messages)
                     for message in messages:
-                        server.send(name, Answer(message.id, 200, b"", 0.0, b"x" * 100_000))
+                        server.send(name, Answer(message.id, 200, b"", 0.0, b"x" * 60_000))
                     if turn % 3 == 0 and len(got) > 5:
                         server.close()
 
