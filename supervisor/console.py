@@ -61,8 +61,8 @@ class Console:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
-                if not self._waiting:
-                    return
+                if not self._waiting and not self._unmentioned:
+                    return  # closed; what was dropped last is mentioned even if nothing follows
                 lines, self._waiting = self._waiting, deque()
                 held_bytes = sum(map(len, lines))
                 if self._unmentioned:

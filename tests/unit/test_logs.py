@@ -361,10 +361,7 @@ def test_the_console_writes_lines_in_order(pipe: Pipe) -> None:
     assert console.dropped_lines == 1
 
 
-_FLAKY = pytest.mark.xfail(strict=False, reason="its count of dropped lines races under load")
-
-
-@pytest.mark.parametrize("blocking", [True, pytest.param(False, marks=_FLAKY)])
+@pytest.mark.parametrize("blocking", [True, False])
 def test_a_console_that_nobody_reads_blocks_nobody(pipe: Pipe, blocking: bool) -> None:
     os.set_blocking(pipe.write_fd, blocking)
     console = Console(pipe.write_fd, max_bytes=200_000)
