@@ -151,3 +151,12 @@ def test_no_more_than_the_bound_are_remembered() -> None:
     keys = {worker.key for worker in registry.workers}
     assert len(keys) == routing.MAX_WORKERS
     assert "1" not in keys and "2" not in keys and "3" in keys
+
+
+def test_a_worker_that_stays_silent_is_forgotten() -> None:
+    registry = Registry()
+    report = Report(id=1, url="http://w:1", loadtime=1.0, error_msg="", cur_load=0.0, max_perf=1.0)
+    worker = registry.report(report, 0.0)
+    assert registry.expire(FORGET_S) == []
+    assert registry.expire(FORGET_S + 1.0) == [worker]
+    assert registry.workers == []
