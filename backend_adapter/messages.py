@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from supervisor.messages import Body, Message
+from supervisor.messages import Message
 
 # --------------------------------------------------------------------- ingress → adapter
 
@@ -30,8 +30,7 @@ class Submit(Message, frozen=True, tag=1):
     redeliver: bool = True  #: may run again when it was sent but no response head was seen
     method: str = "POST"
     headers: bytes = b"content-type: application/json\r\n"  #: header lines for the model server
-    body: Body = b""
-    frame: int = 0
+    body: bytes = b""
 
 
 class Cancel(Message, frozen=True, tag=2):
@@ -62,8 +61,7 @@ class Answer(Message, frozen=True, tag=1):
     status: int
     headers: bytes  #: header lines, hop-by-hop and framing ones removed, each ending in CRLF
     started_at: float  #: monotonic time when it was dispatched to the model server
-    body: Body = b""
-    frame: int = 0
+    body: bytes = b""
 
 
 class Head(Message, frozen=True, tag=2):
@@ -82,8 +80,7 @@ class Chunk(Message, frozen=True, tag=3):
     bulky: ClassVar[bool] = True
 
     id: int
-    body: Body = b""
-    frame: int = 0
+    body: bytes = b""
 
 
 class End(Message, frozen=True, tag=4):

@@ -10,24 +10,15 @@ This module is a leaf: it imports nothing of ours.
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import msgspec
 
-if TYPE_CHECKING:
-    #: Bytes of a body. A large one arrives as a view into the frame that carried it.
-    Body = bytes | memoryview
-else:
-    Body = bytes  # what small bodies are decoded to; msgspec takes one bytes-like type only
-
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Base of everything that crosses a socket.
+    """Base of everything that crosses a socket."""
 
-    ``body`` and ``frame`` exist only on messages that set ``bulky``: the wire sends a body over
-    64 KiB as a frame of its own and puts it back before the receiver sees the message.
-    """
-
+    #: It has a ``body: bytes`` of any size, which the wire counts when it forms batches.
     bulky: ClassVar[bool] = False
 
 

@@ -1,7 +1,7 @@
 """The only room that knows ZeroMQ: a binding ``Server`` and a connecting ``Client``.
 
 Both speak in batches: everything that is produced for a peer within one tick of the loop leaves as
-one message. ``batch.py`` makes frames of it, ``link.py`` holds the rules of a session; here are the
+one frame. ``batch.py`` makes it, ``link.py`` holds the rules of a session; here are the
 rules of the socket, each measured and each a regression test in ``tests/unit/test_wire.py``:
 
 - The socket's fd is edge-triggered: read until EAGAIN, and look at EVENTS again after every send,
@@ -11,6 +11,7 @@ rules of the socket, each measured and each a regression test in ``tests/unit/te
   MAXMSGSIZE set.
 - A full pipe is never waited for: batches stay in a queue of ours and go when there is room. What
   may lie there is bounded by the users' credit and queue bounds; ``backlog`` shows it.
+- One frame a message: a peer that dies amid several aborts us (``batch.py``).
 - A file that vanished under a bound socket is bound again.
 - What does not decode is dropped and counted; the session notices the gap.
 """
@@ -25,12 +26,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import zmq
 
 from supervisor import link
-from supervisor.batch import Backlog, Frames, Malformed, pack, unpacker
+from supervisor.batch import Backlog, Malformed, pack, unpacker
 from supervisor.messages import Message
 
 #: Frames below this are cheaper to copy than to lend: a lent one is given back by another thread.
@@ -67,7 +68,7 @@ class _Endpoint:
 
     _ticker: asyncio.TimerHandle
     # what each end does in its own way
-    _arrived: Callable[[list[Any]], None]
+    _arrived: Callable[[list[bytes]], None]
     _flush: Callable[[], None]
     _unblock: Callable[[], None]
     _tick: Callable[[], None]
@@ -82,7 +83,6 @@ class _Endpoint:
         socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
         socket.copy_threshold = COPY_BYTES
         socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
-        self._small_frames = 1  # before the first large body
         self._closed = False
         self._flushing = False
         self._draining = False
@@ -115,7 +115,7 @@ class _Endpoint:
             if self._closed:
                 return
             try:
-                frames = self._receive()
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 break
             try:
@@ -129,17 +129,6 @@ class _Endpoint:
             self._drain_soon()
         self._unblock()
 
-    def _receive(self) -> list[Any]:
-        socket = self._socket
-        frames: list[Any] = [socket.recv(zmq.NOBLOCK)]
-        while socket.getsockopt(zmq.RCVMORE):
-            if len(frames) < self._small_frames:
-                frames.append(socket.recv(zmq.NOBLOCK))
-            else:
-                # not Frame.buffer: the frame keeps that one, and itself alive with it
-                frames.append(memoryview(cast(Any, socket.recv(zmq.NOBLOCK, copy=False))))
-        return frames
-
     def _drain_soon(self) -> None:
         if not self._draining:
             self._draining = True
@@ -150,8 +139,8 @@ class _Endpoint:
             self._flushing = True
             self._loop.call_soon(self._flush)
 
-    def _put(self, frames: Frames) -> bool:
-        """Send one multipart message. False: the pipe is full."""
+    def _put(self, *frames: bytes) -> bool:
+        """Send one message. False: the pipe is full."""
         if self._closed:
             return True  # a callback closed us: what is left to send is dropped
         try:
@@ -221,8 +210,10 @@ class Client(_Endpoint):
         self._flushing = False
         self._out.flush(self._link.wrap)
 
-    def _arrived(self, frames: list[Any]) -> None:
-        header, messages = self._unpack(frames)
+    def _arrived(self, frames: list[bytes]) -> None:
+        if len(frames) != 1:
+            raise Malformed("a message is one frame")
+        header, messages = self._unpack(frames[0])
         verdict = self._link.receive(header, time.monotonic())
         if verdict == "deliver" and messages:
             self._on_messages(messages)
@@ -287,7 +278,6 @@ class Server(_Endpoint):
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         super().__init__(zmq.ROUTER, receives, max_message_bytes)
-        self._small_frames = 2  # the client's name comes first
         self._address = address
         self._on_messages, self._on_up, self._on_down = on_messages, on_up, on_down
         self._peers: dict[str, _Peer] = {}
@@ -323,10 +313,10 @@ class Server(_Endpoint):
             if peer.out.messages:
                 peer.out.flush(peer.session.wrap)
 
-    def _put_to(self, name: str, frames: Frames) -> bool:
+    def _put_to(self, name: str, frame: bytes) -> bool:
         """False: the client's pipe is full. A client that is not there loses its session."""
         try:
-            return self._put([name.encode(), *frames])
+            return self._put(name.encode(), frame)
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
@@ -337,12 +327,14 @@ class Server(_Endpoint):
         for peer in list(self._peers.values()):
             peer.out.unblock()
 
-    def _arrived(self, frames: list[Any]) -> None:
+    def _arrived(self, frames: list[bytes]) -> None:
+        if len(frames) != 2:
+            raise Malformed("a message is one frame, behind its client's name")
         try:
             name = frames[0].decode()
         except UnicodeDecodeError:
             raise Malformed("the client's name is not UTF-8") from None
-        header, messages = self._unpack(frames[1:])
+        header, messages = self._unpack(frames[1])
         now = time.monotonic()
         peer = self._peers.get(name)
         verdict = link.judge(None if peer is None else peer.session, header, now)
