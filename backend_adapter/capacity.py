@@ -1,11 +1,13 @@
 """The capacity: how much work per second the model server manages, learnt from traffic.
 
-Responsible for one figure, ``max_perf``: the benchmark's, raised by what real traffic has reached
-for a while. Without a benchmark it is what traffic has reached so far.
+Responsible for one figure, ``max_perf``: the benchmark's, or what traffic reaches while that is
+more. Without a benchmark it is the most that traffic has reached for a while.
 
-Law: only time in which something ran counts, so an idle worker does not look slow; a sustained
-figure never falls, so a quiet hour does not make a fast worker look full. It is a lower bound: what
-the model server has shown that it can do.
+Law: only time in which something ran counts, so an idle worker does not look slow. A benchmark's
+figure never falls, and what traffic adds to it fades within minutes of other traffic: workload is
+what clients claim, and one who claims too much must not turn admission off. A figure that only
+traffic has shown stays, so that a quiet hour does not make a fast worker look full; nothing is
+refused by it.
 
 Not known here: the clock (``now`` is ``time.monotonic()`` seconds), what a request is.
 """
@@ -19,7 +21,7 @@ HALF_LIFE_S = 60.0
 #: Traffic says something after this much of it.
 MIN_REQUESTS = 3
 MIN_BUSY_S = 1.0
-#: Busy seconds after which a rate counts as sustained: it stays, and may exceed the benchmark.
+#: Busy seconds after which a rate counts as sustained, and may exceed the benchmark.
 SUSTAINED_S = 10.0
 
 _TIME_CONSTANT_S = HALF_LIFE_S / math.log(2)
@@ -28,10 +30,20 @@ _TIME_CONSTANT_S = HALF_LIFE_S / math.log(2)
 class Capacity:
     """Counts what runs on the model server. ``benchmarked``: its figure, 0 while there is none."""
 
-    __slots__ = ("_best", "_busy_s", "_finished", "_recent_s", "_recent_work", "_running", "_seen")
+    __slots__ = (
+        "_benchmarked",
+        "_best",
+        "_busy_s",
+        "_finished",
+        "_recent_s",
+        "_recent_work",
+        "_running",
+        "_seen",
+    )
 
     def __init__(self, benchmarked: float = 0.0) -> None:
-        self._best = benchmarked
+        self._benchmarked = benchmarked
+        self._best = 0.0
         self._running = 0
         self._seen = 0.0
         self._busy_s = 0.0
@@ -42,7 +54,7 @@ class Capacity:
 
     def benchmarked(self, max_perf: float) -> None:
         """The benchmark found this figure."""
-        self._best = max(self._best, max_perf)
+        self._benchmarked = max(self._benchmarked, max_perf)
 
     def started(self, now: float) -> None:
         """A request was sent to the model server."""
@@ -61,16 +73,25 @@ class Capacity:
             self._finished += 1
             share = (now - started_at) / _TIME_CONSTANT_S
             self._recent_work += workload * (-math.expm1(-share) / share if share > 0 else 1.0)
-        if self._busy_s >= SUSTAINED_S and self._finished >= MIN_REQUESTS:
-            self._best = max(self._best, self._recent_work / self._recent_s)
+        if self._sustained:
+            self._best = max(self._best, self._rate())
 
     @property
     def max_perf(self) -> float:
         """Workload per second; 0: unknown yet."""
+        if self._benchmarked > 0:
+            return max(self._benchmarked, self._rate() if self._sustained else 0.0)
         if self._best > 0:
             return self._best
         if self._finished < MIN_REQUESTS or self._busy_s < MIN_BUSY_S:
             return 0.0
+        return self._rate()
+
+    @property
+    def _sustained(self) -> bool:
+        return self._busy_s >= SUSTAINED_S and self._finished >= MIN_REQUESTS
+
+    def _rate(self) -> float:
         return self._recent_work / self._recent_s
 
     def _pass_time(self, now: float) -> None:

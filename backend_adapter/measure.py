@@ -18,7 +18,7 @@ from backend_adapter.benchmark import Command as Planned
 from backend_adapter.model_client import ModelClient
 from backend_adapter.model_connection import Request
 from backend_adapter.response_headers import ResponseHead
-from supervisor.settings import RouteSettings, Settings
+from supervisor.settings import BenchmarkSettings, RouteSettings
 
 _JSON = b"content-type: application/json\r\n"
 
@@ -59,7 +59,8 @@ class Measurement:
 
     Args:
         client: the connections to the model server.
-        settings: route, payload and rounds are taken from here.
+        benchmark: payload and rounds.
+        route: where it is sent, and how its work is counted.
         on_done: called with the workload per second.
         on_failed: called with the reason.
     """
@@ -67,14 +68,13 @@ class Measurement:
     def __init__(
         self,
         client: ModelClient,
-        settings: Settings,
+        benchmark: BenchmarkSettings,
+        route: RouteSettings,
         loop: asyncio.AbstractEventLoop,
         *,
         on_done: Callable[[float], None],
         on_failed: Callable[[str], None],
     ) -> None:
-        benchmark = settings.benchmark
-        route = next(r for r in settings.route if r.path == benchmark.route)
         self._client = client
         self._loop = loop
         self._path = route.target
@@ -128,7 +128,10 @@ class Measurement:
             probe = _Probe(self._path, self._body, partial(self._ended, batch))
             self._running[probe] = None
             self.sent += 1
-            self._client.send(probe.request)
+            try:
+                self._client.send(probe.request)
+            except ValueError as error:  # told like any other failure, when all have been sent
+                self._loop.call_soon(self._ended, batch, probe, str(error))
 
     def _ended(self, batch: int, probe: _Probe, error: str) -> None:
         self._running.pop(probe, None)

@@ -303,7 +303,7 @@ class Connection(asyncio.Protocol):
             self._touched = False  # an interim response (1xx): the final one is still to come
         elif not self._excess and self._parser is not None:
             self._complete = True
-            self._keep_alive = self._parser.should_keep_alive()
+            self._keep_alive = self._parser.should_keep_alive() and not self._head.contradictory
 
     # ------------------------------------------------------------------------ outcomes
 
@@ -324,6 +324,10 @@ class Connection(asyncio.Protocol):
             return
         if self._complete:
             self._finish(request, problem)
+        elif problem and self._head is None and self.reused and not request.resent:
+            self._detach()  # what it says may belong to the exchange before this one
+            self.abort()
+            self._owner.resend(request)
         elif problem:
             self.break_off("model_failed", problem)
         elif self._unparsed_bytes > HEAD_LIMIT_BYTES:

@@ -16,7 +16,7 @@ from typing import Protocol, assert_never
 from backend_adapter import readiness_words as words
 from backend_adapter.capacity import Capacity
 from backend_adapter.measure import Measurement
-from backend_adapter.model_client import ModelClient
+from backend_adapter.model_client import ModelClient, ProbeResult
 from backend_adapter.readiness import Readiness
 from reporter.messages import ModelReport
 from supervisor.child import Runtime
@@ -113,6 +113,7 @@ class ModelWatch:
                 message.reason,
                 time.monotonic(),
                 measured=message.max_perf > 0,
+                started_at=message.started_at,
             )
         )
         if message.state in (ChildState.BACKOFF, ChildState.FAILED):
@@ -189,7 +190,10 @@ class ModelWatch:
         """The health path where there is one, else: does the port take a connection?"""
         model = self._runtime.settings.model
         if model.health:
-            result = await self._client.probe(model.health, model.probe_timeout_s)
+            try:
+                result = await self._client.probe(model.health, model.probe_timeout_s)
+            except ValueError as error:
+                result = ProbeResult(0, str(error))
             ok = result.ok
             text = result.error or f"{model.health} answered {result.status}"
         else:
@@ -198,9 +202,15 @@ class ModelWatch:
         self._do(self._readiness.probe_result(ok, text, time.monotonic()))
 
     def _measure(self, attempt: int) -> None:
+        benchmark = self._runtime.settings.benchmark.route
+        route = next((r for r in self._runtime.settings.route if r.path == benchmark), None)
+        if route is None:  # a reload took it away
+            self._not_measured(attempt, f"benchmark.route {benchmark} is no route any more")
+            return
         self._measurement = Measurement(
             self._client,
-            self._runtime.settings,
+            self._runtime.settings.benchmark,
+            route,
             self._runtime.loop,
             on_done=lambda max_perf: self._measured(attempt, max_perf),
             on_failed=lambda reason: self._not_measured(attempt, reason),

@@ -135,6 +135,7 @@ class Adapter:
     async def stop(self) -> None:
         """Close everything."""
         self._watch.stop()
+        self.backend_down("the worker is stopping")  # what ends now is not sent again
         await self._client.close()
         self._jobs.close()
         self._events.close()
@@ -265,7 +266,7 @@ class Adapter:
         """The connection broke before the response began: look at the model server at once."""
         now = time.monotonic()
         key = run.job.key
-        if not self._forget(key):
+        if self._runs.get(key) is not run or not self._forget(key):
             return
         self._capacity.ended(0.0, run.job.dispatched_at, now)
         self._watch.on_lost()
@@ -275,7 +276,7 @@ class Adapter:
         """The response can not be completed."""
         now = time.monotonic()
         key = run.job.key
-        if not self._forget(key):
+        if self._runs.get(key) is not run or not self._forget(key):
             return
         self._capacity.ended(0.0, run.job.dispatched_at, now)
         self._carry_out(self._queue.broken(key, kind, message, now))

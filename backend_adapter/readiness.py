@@ -69,7 +69,8 @@ class _Facts:
     benchmark_at: float  #: not measured before
     retry_s: float = FIRST_RETRY_S
     line_seen: bool = False
-    good_at: float | None = None  #: last good probe
+    good_at: float | None = None  #: last good probe of this process
+    answered_at: float | None = None  #: last good probe, or when this process heard of one before
     failures: int = 0  #: bad probes since
     bad_text: str = ""
     refused: bool = False  #: a connection was refused after the last good probe
@@ -126,12 +127,19 @@ class Readiness:
     # ------------------------------------------------------------------------------ events
 
     def model_state(
-        self, state: str, generation: int, reason: str, now: float, measured: bool = False
+        self,
+        state: str,
+        generation: int,
+        reason: str,
+        now: float,
+        measured: bool = False,
+        started_at: float = 0.0,
     ) -> list[Command]:
         """The supervisor says where the process stands (a ChildState, or "external").
 
         ``reason``: why it is not running. ``measured``: an earlier life of this process has made
-        the benchmark. Raises ValueError for a state that does not exist.
+        the benchmark. ``started_at``: when it was started; 0: not known. Raises ValueError for a
+        state that does not exist.
         """
         if state != EXTERNAL:
             state = ChildState(state)
@@ -153,10 +161,17 @@ class Readiness:
             self._its = _Facts(probe_at=now, benchmark_at=now)
             if not self._loading:
                 self._loading = True
-                self._load_began_at = self._started_at if state == EXTERNAL else now
+                self._load_began_at = self._began_to_load(state, started_at, now)
         if state in _SEEN_HEALTHY:
             self._its.line_seen = True
+            if self._its.answered_at is None:
+                self._its.answered_at = now
         return commands + self._settle(now)
+
+    def _began_to_load(self, state: str, started_at: float, now: float) -> float:
+        if state in _SEEN_HEALTHY:
+            return now  # it had loaded before this process lived
+        return started_at or (self._started_at if state == EXTERNAL else now)
 
     def log_match(
         self, generation: int, kind: str, pattern: str, line: str, now: float
@@ -183,7 +198,7 @@ class Readiness:
             its.probe_at = max(now, its.probe_at)
             return self._settle(now)
         if ok:
-            its.good_at = now
+            its.good_at = its.answered_at = now
             its.failures = 0
             its.refused = False
             self._death = ""
@@ -318,9 +333,9 @@ class Readiness:
 
     def _stall_at(self) -> float:
         """When it counts as stalled if nothing happens; inf: it is not failing."""
-        if not self._probed or self._its.good_at is None or not self._failing:
+        if not self._probed or self._its.answered_at is None or not self._failing:
             return math.inf
-        return max(self._last_progress_at, self._its.good_at) + self._stall_timeout_s
+        return max(self._last_progress_at, self._its.answered_at) + self._stall_timeout_s
 
     # ------------------------------------------------------------------------------- words
 
@@ -336,10 +351,12 @@ class Readiness:
             return self._end_text()
         if not self._alive:
             return f"the model server is not running ({self._state})"
-        if self._its.good_at is None:
+        if self._its.answered_at is None:
             return "the model server is loading"
         if self._failing:
             return self._failing_text()
+        if self._its.good_at is None:
+            return "the model server was not looked at yet"
         if self._its.refused:
             return "the model server refuses connections"
         if self._benchmark_error:
@@ -355,7 +372,7 @@ class Readiness:
         parts: list[str] = []
         if self._death:
             parts.append(self._end_text())
-        if self._alive and self._its.good_at is not None and self._failing:
+        if self._alive and self._its.answered_at is not None and self._failing:
             parts.append(self._failing_text())
         if self._benchmark_error:
             parts.append(self._benchmark_text())

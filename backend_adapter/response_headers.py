@@ -42,13 +42,16 @@ class ResponseHead:
     streaming: bool
     until_close: bool  #: the end of the connection is the end of the body
     bodiless: bool  #: nothing follows the head, whatever it says
+    #: It says that a body follows which must not: nobody knows where the next response begins.
+    contradictory: bool
 
 
 def read_head(status: int, method: str, lines: list[tuple[bytes, bytes]]) -> ResponseHead:
     """Sort the header lines of the response to a request of this method.
 
     Raises:
-        ValueError: a value holds CR, LF or NUL, or content-length is no number.
+        ValueError: a value holds CR, LF or NUL, content-length is no number, or the body is coded
+            in a way that its receiver would not be told of.
     """
     length = -1
     encoding = content_type = connection = b""
@@ -61,7 +64,7 @@ def read_head(status: int, method: str, lines: list[tuple[bytes, bytes]]) -> Res
                 raise ValueError("content-length is not a number")
             length = int(value)
         elif lower == b"transfer-encoding":
-            encoding = value
+            encoding += b"," + value
         elif lower == b"connection":
             connection += b"," + value
         elif lower not in _DROPPED:
@@ -76,8 +79,12 @@ def read_head(status: int, method: str, lines: list[tuple[bytes, bytes]]) -> Res
     headers = b"".join(kept)
     if headers.count(b"\n") != len(kept) or headers.count(b"\r") != len(kept) or b"\0" in headers:
         raise ValueError("a header value holds CR, LF or NUL")
+    announced = length
     bodiless = method == "HEAD" or status in _BODILESS
-    chunked = encoding.rpartition(b",")[2].strip().lower() == b"chunked"
+    coding = encoding.strip(b", \t").lower()
+    if coding not in (b"", b"chunked"):
+        raise ValueError("its transfer-encoding is another than chunked")
+    chunked = bool(coding)
     if bodiless:
         length = 0
     elif chunked:
@@ -89,6 +96,7 @@ def read_head(status: int, method: str, lines: list[tuple[bytes, bytes]]) -> Res
         streaming=not bodiless and (chunked or _is_streamed(content_type)),
         until_close=not bodiless and not chunked and length < 0,
         bodiless=bodiless,
+        contradictory=status in _BODILESS and (chunked or (status == 204 and announced > 0)),
     )
 
 

@@ -72,7 +72,8 @@ class Run:
             submit.headers,
             submit.body,
             self,
-            redeliver=submit.redeliver,
+            # a second attempt takes a new connection: no doubt, and no silent third
+            redeliver=submit.redeliver and not job.attempts,
         )
         self._owner = owner
         self._credit = submit.credit

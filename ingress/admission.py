@@ -91,6 +91,8 @@ class Admission:
         self._down_since = 0.0
         #: jobs that were handed to a second adapter
         self.redelivered = 0
+        #: the whole worker ends: nobody comes after the adapter that is there
+        self.stopping = False
 
     @property
     def full(self) -> bool:
@@ -116,6 +118,17 @@ class Admission:
     def settle(self, job_id: int) -> Job | None:
         """The job's one end. None: it had ended already."""
         return self.jobs.pop(job_id, None)
+
+    def keep(self, job_id: int) -> bool:
+        """The adapter gave a job back that never ran: it waits for the next session.
+
+        False: it has ended, or this process is stopping as well.
+        """
+        job = self.jobs.get(job_id)
+        if job is None or self.stopping:
+            return False
+        job.deliveries -= 1
+        return True
 
     def link_up(self) -> list[Job]:
         """A session began: what to submit, oldest first."""

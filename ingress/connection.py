@@ -2,8 +2,8 @@
 
 A connection reads a request, hands it to the application, and reads no further request until the
 answer has ended: what a client pipelines meanwhile waits as raw bytes, at most ``HOLD_BYTES`` and
-one read of the socket. Reading goes on below that bound, because only a socket that is being read
-tells that its client has left; a client that closes even half of its connection counts as gone.
+one read of the socket, and is given up where the answer takes long. Reading goes on, because only
+that tells that the client has left; one that closes even half of its connection counts as gone.
 
 Law: the application gets every complete request once, and for each exactly one of two ends: its
 own (respond, finish, abort, fail) or ``on_disconnect``. After either, calls on the exchange do
@@ -27,6 +27,7 @@ from ingress import responses
 from ingress.errors import ErrorKind, Problem
 from ingress.exchange import JOIN_BYTES, Exchange
 from ingress.framing import Framer, Request
+from ingress.patience import PIPELINE_S, too_slow
 from ingress.shared import BODY, BUSY, CLOSED, HEAD, IDLE, LINGER, Shared
 
 _log = logging.getLogger("ingress")
@@ -129,6 +130,8 @@ class Connection(asyncio.Protocol):
             exchange.client_gone()
             if handed_over:
                 shared.app.on_disconnect(exchange)
+            else:
+                shared.count_refused(ErrorKind.CLIENT_GONE)
         shared.on_lost()
 
     def pause_writing(self) -> None:
@@ -147,6 +150,8 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------------ requests
 
     def _hold(self, data: bytes) -> None:
+        if self._held and self._exchange is not None and not self._exchange.keep_alive:
+            return  # nothing after this exchange will be answered
         self._held += data
         if len(self._held) > HOLD_BYTES and not self._reading_paused:
             self._reading_paused = True
@@ -198,7 +203,7 @@ class Connection(asyncio.Protocol):
         if shared.draining:
             raise Problem(ErrorKind.DRAINING, retry_after_s=1.0)
         if shared.buffered_bytes + exchange.content_length > shared.limits.buffered_bytes:
-            raise _out_of_memory()
+            raise Problem(ErrorKind.MEMORY, retry_after_s=1.0)
         shared.active += 1
         self._exchange = exchange
         try:
@@ -215,6 +220,8 @@ class Connection(asyncio.Protocol):
             else:
                 self._framer.next()
             refusal = fault if isinstance(fault, Problem) else Problem(fault)
+            if refusal.kind is ErrorKind.LENGTH_REQUIRED:
+                raise refusal  # a body may follow all the same
             self.shared.count_refused(refusal.kind)
             exchange.fail(refusal)
         elif exchange.has_body:
@@ -245,7 +252,7 @@ class Connection(asyncio.Protocol):
         shared.buffered_bytes += size_bytes - self._counted_bytes
         self._counted_bytes = size_bytes
         if shared.buffered_bytes > shared.limits.buffered_bytes:
-            raise _out_of_memory()
+            raise Problem(ErrorKind.MEMORY, retry_after_s=1.0)
 
     def _forget_exchange(self) -> None:
         shared = self.shared
@@ -375,6 +382,15 @@ class Connection(asyncio.Protocol):
         elif unsent and now >= self._stall_deadline:
             self._transport.abort()
             return
+        exchange = self._exchange
+        if exchange is not None:
+            if self._state == BODY:
+                patience_s = shared.limits.body_timeout_s
+                if too_slow(self._counted_bytes, exchange.arrived_at, patience_s, now):
+                    self._deadline = now
+            elif self._reading_paused and now - exchange.arrived_at > PIPELINE_S:
+                exchange.keep_alive = self._reading_paused = False
+                self._transport.resume_reading()
         if self._deadline == 0.0:
             self._deadline = now + shared.timeouts_s[self._state]
         elif now >= self._deadline:
@@ -382,7 +398,3 @@ class Connection(asyncio.Protocol):
                 self._refuse(Problem(ErrorKind.TIMEOUT_READING))
             else:
                 self.close()
-
-
-def _out_of_memory() -> Problem:
-    return Problem(ErrorKind.MEMORY, retry_after_s=1.0)

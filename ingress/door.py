@@ -23,6 +23,8 @@ from reporter.messages import Outcome
 #: Content types that can not be the JSON envelope; everything else is tried, as clients expect
 #: (command-line tools send JSON as a form).
 _NOT_JSON = (b"multipart/", b"audio/", b"video/", b"image/")
+#: After which a client may try again whose signature could not be checked.
+KEY_RETRY_S = 2.0
 _ALLOW_POST = b"allow: POST\r\n"
 
 
@@ -102,13 +104,20 @@ class Door:
             self.authenticator.check(envelope.auth_data)
         except Refused as refused:
             self._ledger.refuse(refused.kind)
-            exchange.fail(Problem(KINDS[refused.kind], refused.message, extra=refused.extra))
+            kind = KINDS[refused.kind]
+            retry_after_s = KEY_RETRY_S if kind is ErrorKind.NO_PUBLIC_KEY else None
+            exchange.fail(Problem(kind, refused.message, retry_after_s, extra=refused.extra))
+            return
+        if envelope.session_id:
+            self._ledger.refuse(ErrorKind.INVALID_SESSION)
+            exchange.fail(Problem(ErrorKind.INVALID_SESSION, "this worker keeps no such session"))
             return
         payload = envelope.payload
         workload = route.meter.measure(payload)
         auth = envelope.auth_data
         request_idx = auth.request_idx if auth is not None else UNKNOWN_IDX
-        key = self._ledger.open(request_idx, workload, now)
+        reqnum = auth.reqnum if auth is not None and request_idx != UNKNOWN_IDX else None
+        key = self._ledger.open(request_idx, workload, now, reqnum)
         job = Job(
             Submit(
                 id=self._admission.next_id(),
@@ -117,7 +126,7 @@ class Door:
                 lane_limit=route.lane_limit,
                 workload=workload,
                 max_queue_time_s=route.max_queue_time_s,
-                expires_at=now + route.timeout_s,
+                expires_at=exchange.arrived_at + route.timeout_s,
                 credit=self._credit_bytes,
                 redeliver=route.redeliver,
                 body=bytes(payload),

@@ -119,9 +119,9 @@ def decode(body: bytes | bytearray | memoryview) -> Envelope:
         envelope = _ENVELOPE.decode(body)
         _check_utf8(body)
     except (ValueError, RecursionError):
-        raise _explanation(body) from None
+        return _reread(body, signed=True)
     if envelope.auth_data is None or memoryview(envelope.payload)[0] != _OPEN_BRACE:
-        raise _explanation(body)
+        return _reread(body, signed=True)
     return envelope
 
 
@@ -136,9 +136,9 @@ def decode_unsigned(body: bytes | bytearray | memoryview) -> Envelope:
         envelope = _ENVELOPE.decode(body)
         _check_utf8(body)
     except (ValueError, RecursionError):
-        return _salvaged(body)
+        return _reread(body, signed=False)
     if memoryview(envelope.payload)[0] != _OPEN_BRACE:
-        raise _explanation(body)
+        return _reread(body, signed=False)
     return envelope
 
 
@@ -207,18 +207,6 @@ def _other_faults(loose: _LooseEnvelope) -> dict[str, dict[str, str] | str]:
     return faults
 
 
-def _explanation(body: bytes | bytearray | memoryview) -> Refused:
-    """Name everything that keeps a body from being worked on."""
-    loose = _loose(body)
-    faults = _other_faults(loose)
-    auth_faults = _auth_fields(loose.auth_data)[1]
-    if auth_faults:
-        faults["auth_data"] = auth_faults
-    if not faults:  # only a nesting just at the limit fails in one reading and passes in the next
-        return Refused("invalid_json", _TOO_DEEP)
-    return _refusal(faults)
-
-
 def _refusal(faults: dict[str, dict[str, str] | str]) -> Refused:
     texts: dict[str, str] = {}
     for name, fault in faults.items():
@@ -234,10 +222,17 @@ def _refusal(faults: dict[str, dict[str, str] | str]) -> Refused:
     )
 
 
-def _salvaged(body: bytes | bytearray | memoryview) -> Envelope:
-    """Return the envelope with what of auth_data is usable."""
+def _reread(body: bytes | bytearray | memoryview, signed: bool) -> Envelope:
+    """Read a body that did not pass at once: name everything that is wrong with it, or find that
+    only a key's earlier occurrence was, which does not count.
+
+    ``signed``: auth_data must be complete; otherwise what of it is usable is kept.
+    """
     loose = _loose(body)
     faults = _other_faults(loose)
+    usable, auth_faults = _auth_fields(loose.auth_data)
+    if signed and auth_faults:
+        faults["auth_data"] = auth_faults
     if faults:
         raise _refusal(faults)
     session_id = None
@@ -245,6 +240,6 @@ def _salvaged(body: bytes | bytearray | memoryview) -> Envelope:
         session_id = _SESSION_ID.decode(loose.session_id)
     return Envelope(
         payload=loose.payload,  # type: ignore[arg-type]  # _other_faults refused an absent one
-        auth_data=AuthData(**(_NOBODY | _auth_fields(loose.auth_data)[0])),
+        auth_data=AuthData(**(_NOBODY | usable)),
         session_id=session_id,
     )

@@ -44,7 +44,11 @@ class ErrorKind(enum.StrEnum):
     LENGTH_REQUIRED = "length_required", 411, "The request needs a Content-Length or chunks."
     BODY_TOO_LARGE = "body_too_large", 413, "The request body is over the limit."
     URI_TOO_LONG = "uri_too_long", 414, "The request line is over the limit."
-    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type", 415, "The body must be application/json."
+    UNSUPPORTED_MEDIA_TYPE = (
+        "unsupported_media_type",
+        415,
+        "The body is declared as something that JSON is not.",
+    )
     EXPECTATION_FAILED = "expectation_failed", 417, "Only Expect: 100-continue is understood."
     INVALID_JSON = "invalid_json", 422, "The body is not valid JSON."
     MISSING_PARAMETER = "missing_parameter", 422, "A required field is missing."

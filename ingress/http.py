@@ -36,7 +36,7 @@ TLS_HANDSHAKE_S = 10.0
 TLS_SHUTDOWN_S = 2.0
 
 #: File descriptors that clients are never given: the other sockets, files, and the moment.
-RESERVED_FDS = 64
+RESERVED_FDS = 192
 
 
 class Server:

@@ -19,6 +19,8 @@ from reporter.messages import Closed, Events, Opened, Outcome, Totals
 
 #: Beginnings and ends of requests that are kept while the reporter does not confirm.
 MAX_ROWS = 50_000
+#: Numbers of requests that are remembered to see that one comes again.
+MAX_REQNUMS = 8192
 #: Batches under way without an acknowledgement before new ones wait.
 MAX_UNACKED = 64
 
@@ -32,7 +34,7 @@ class Ledger:
 
     def __init__(self, producer: str, epoch: int) -> None:
         self._producer = producer
-        self._epoch = epoch
+        self.epoch = epoch
         self._seq = 0
         self._key = 0
         self._open: dict[int, Opened] = {}
@@ -44,6 +46,7 @@ class Ledger:
         self._unacked_rows = 0
         self._refused: dict[str, int] = {}
         self._refused_at_port: dict[str, int] = {}
+        self._reqnums: dict[int, None] = {}  # the latest, oldest first
         self._changed = True  # the first batch announces the epoch
         self.received = self.served = self.errored = self.cancelled = self.rejected = 0.0
         self.pending = 0.0
@@ -51,15 +54,25 @@ class Ledger:
         #: closed rows that were dropped because the reporter was away for too long
         self.dropped = 0
 
-    def open(self, request_idx: int, workload: float, now: float) -> int:
-        """A request was taken. Returns its key."""
+    def open(self, request_idx: int, workload: float, now: float, reqnum: int | None = None) -> int:
+        """A request was taken. Returns its key.
+
+        ``reqnum``: the engine's number of the routing that sent it; a request that comes again
+        with the same one is the same request to the engine, and counted once.
+        """
         self._key += 1
         key = self._key
         opened = Opened(key, request_idx, workload, now)
         self._open[key] = self._new[key] = opened
         self.received += workload
         self.pending += workload
-        self.requests += 1
+        if reqnum is None:
+            self.requests += 1
+        elif reqnum not in self._reqnums:
+            self.requests += 1
+            self._reqnums[reqnum] = None
+            if len(self._reqnums) > MAX_REQNUMS:
+                del self._reqnums[next(iter(self._reqnums))]
         self._changed = True
         return key
 
@@ -134,7 +147,7 @@ class Ledger:
         self._seq += 1
         events = Events(
             self._producer,
-            self._epoch,
+            self.epoch,
             self._seq,
             list(self._new.values()),
             [*self._closed, *self._quick],
@@ -156,6 +169,11 @@ class Ledger:
         while self._unacked and self._unacked[0].seq <= seq:
             events = self._unacked.popleft()
             self._unacked_rows -= len(events.opened) + len(events.closed)
+
+    @property
+    def settled(self) -> bool:
+        """The reporter has confirmed everything there is to say."""
+        return not (self._unacked or self._changed)
 
     def unacked(self) -> list[Events]:
         """What to send again in a new session, oldest first."""

@@ -8,6 +8,7 @@ moment: ``admission.py`` and ``ledger.py`` know what to send again.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import time
@@ -34,13 +35,13 @@ from ingress.errors import KINDS, ErrorKind, Problem, sse_error
 from ingress.http import Server
 from ingress.ledger import Ledger
 from ingress.routes import compile_routes
-from ingress.tls import CertificateWatch, make_context
 from reporter.messages import Ack, FromReporter, KeySuspect, Outcome, PublicKey
 from supervisor import process_tree, wire
 from supervisor.child import Runtime
 from supervisor.exit_codes import ExitCode
 from supervisor.messages import Beat
 from supervisor.settings import Settings
+from supervisor.tls import CertificateWatch, TlsError, make_context
 
 JOBS_SOCKET = "jobs"
 EVENTS_SOCKET = "events"
@@ -105,7 +106,11 @@ class Ingress:
         settings, runtime = self._runtime.settings, self._runtime
         context = None
         if settings.tls.enabled:
-            context = make_context(settings.tls.cert, settings.tls.key)
+            try:
+                context = make_context(settings.tls.cert, settings.tls.key)
+            except TlsError as error:
+                _log.critical("%s", error)
+                os._exit(ExitCode.SETTINGS)
             self._certificate = CertificateWatch(context, settings.tls.cert, settings.tls.key)
         worker = settings.worker
         try:
@@ -113,15 +118,18 @@ class Ingress:
                 worker.host, worker.port, context, reuse_port=worker.processes > 1
             )
         except OSError as error:
-            holder = process_tree.port_holder(worker.port) or "unknown"
+            if error.errno == errno.EADDRINUSE:
+                holder = process_tree.port_holder(worker.port) or "unknown"
+                hint = f"held by {holder}; stop it or choose another with --port"
+            else:
+                hint = "set worker.host to an address of this machine, or to 0.0.0.0"
             _log.critical(
-                "cannot listen on %s port %s: %s (held by %s); stop it or choose another"
-                " with --port",
-                worker.host, worker.port, error.strerror or error, holder,
+                "cannot listen on %s port %s: %s (%s)",
+                worker.host, worker.port, error.strerror or error, hint,
             )  # fmt: skip
             os._exit(ExitCode.PORT_TAKEN)
         if settings.auth.mode == "none":
-            _log.warning(
+            _log.critical(
                 "AUTHENTICATION IS OFF: everyone who reaches port %s may use the model", self._port
             )
         size = settings.limits.body_bytes + 2**20
@@ -165,17 +173,21 @@ class Ingress:
     async def drain(self, deadline_s: float) -> None:
         """Close the port, finish what runs, and let the reporter know the last outcomes."""
         end = self._runtime.loop.time() + deadline_s + LAST_ACCOUNTS_S
+        self._admission.stopping = True
         _log.info("draining: %d requests under way", len(self._admission.jobs))
         if not await self._server.drain(deadline_s):
             self._give_up()
-        self._send_accounts()
         with suppress(TimeoutError):
             async with asyncio.timeout_at(end):
-                while self._ledger.unacked():
+                while True:
                     self._acked.clear()
+                    self._send_accounts()  # or, where no session stands, the timer does later
+                    if self._ledger.settled:
+                        break
                     await self._acked.wait()
 
     def _give_up(self) -> None:
+        _log.warning("cutting off %d requests: worker.drain_s is over", len(self._admission.jobs))
         for job in list(self._admission.jobs.values()):
             self._admission.settle(job.submit.id)
             self._cancel(job)
@@ -273,6 +285,8 @@ class Ingress:
             self._fail(job, Problem(KINDS.get(message.kind, ErrorKind.INTERNAL), message.message))
 
     def _on_rejected(self, message: Rejected) -> None:
+        if message.kind == ErrorKind.DRAINING and self._admission.keep(message.id):
+            return  # only the adapter is being restarted: its successor gets the job
         job = self._admission.settle(message.id)
         if job is not None:
             kind = KINDS.get(message.kind, ErrorKind.INTERNAL)
@@ -325,8 +339,9 @@ class Ingress:
     def _on_reporter(self, messages: list[Any]) -> None:
         for message in messages:
             if isinstance(message, Ack):
-                self._ledger.acked(message.seq)
-                self._acked.set()
+                if message.epoch == self._ledger.epoch:
+                    self._ledger.acked(message.seq)
+                    self._acked.set()
             elif isinstance(message, PublicKey):
                 try:
                     self._authenticator.set_key(message.pem)

@@ -72,5 +72,14 @@ class Faults:
     @property
     def text(self) -> str:
         """``cause: text`` joined by ``; ``; "" when nothing is wrong. At most 1,000 characters."""
-        joined = "; ".join(f"{cause}: {text}" for cause, text in self.snapshot())
-        return joined if len(joined) <= MAX_CHARS else joined[: MAX_CHARS - 1] + "…"
+        return _joined(self.snapshot())
+
+    @property
+    def current(self) -> str:
+        """The same without what is over and only still to be told: for who looks now."""
+        return _joined(tuple(self._causes.items()))
+
+
+def _joined(causes: Snapshot) -> str:
+    joined = "; ".join(f"{cause}: {text}" for cause, text in causes)
+    return joined if len(joined) <= MAX_CHARS else joined[: MAX_CHARS - 1] + "…"

@@ -55,12 +55,13 @@ class Applied:
     """What one event changed.
 
     The caller commits ``changes``, hands ``rows`` to the outbox (they are among the changes too),
-    counts ``closed``, and sends ``Ack(ack)`` to ``producer`` once the commit is done, even one that
-    failed (a full disk must not fill the producers); None: no acknowledgement.
+    counts ``closed``, and sends ``Ack(ack, epoch)`` to ``producer`` once the commit is done, even
+    one that failed (a full disk must not fill the producers); None: no acknowledgement.
     """
 
     producer: str
     ack: int | None = None
+    epoch: int = 0
     changes: tuple[Change, ...] = ()
     rows: tuple[Row, ...] = ()
     closed: tuple[Closed, ...] = ()
@@ -159,7 +160,7 @@ class Load:
         self._base = msgspec.structs.replace(self._base, requests=0)
         self._marks = msgspec.structs.replace(self._marks, loaded_generation=-1)
         changed.changes += [SaveBase(self._base), SaveMarks(self._marks), SaveRun(self.run_id)]
-        return self._applied("", changed, None)
+        return self._applied(None, changed, None)
 
     def state(self, rows: tuple[Row, ...], delivered_through_id: int) -> State:
         """All of it, to write a store anew.
@@ -201,7 +202,7 @@ class Load:
         if events.seq <= ledger.seq:
             # Something to commit, so that no acknowledgement overtakes the commits before it.
             changed.changes.append(SaveLedger(ledger.record))
-            return self._applied(events.producer, changed, ledger.seq)
+            return self._applied(ledger, changed, ledger.seq)
         ledger.hold(events, now)
         return self._settle(ledger, now, wall_offset_s, changed)
 
@@ -227,7 +228,7 @@ class Load:
         if ack is not None:
             ledger.gap_since = now
             changed.changes.append(SaveLedger(ledger.record))
-        return self._applied(ledger.producer, changed, ack)
+        return self._applied(ledger, changed, ack)
 
     def _jump(self, ledger: Ledger, offset_s: float, changed: Changed) -> None:
         """Go on from the oldest held batch: those before it were acknowledged and then lost.
@@ -261,12 +262,13 @@ class Load:
             self._refused[kind] = self._refused.get(kind, 0) + count
         changed.changes += [DropLedger(producer), ClearOpen(producer)]
 
-    def _applied(self, producer: str, changed: Changed, ack: int | None) -> Applied:
+    def _applied(self, ledger: Ledger | None, changed: Changed, ack: int | None) -> Applied:
         self._next_row_id = changed.next_row_id
         rows = tuple(changed.rows)
         if rows:
             changed.changes.append(SaveRows(rows))
-        return Applied(producer, ack, tuple(changed.changes), rows, tuple(changed.closed))
+        producer, epoch = ("", 0) if ledger is None else (ledger.producer, ledger.epoch)
+        return Applied(producer, ack, epoch, tuple(changed.changes), rows, tuple(changed.closed))
 
     # ------------------------------------------------------------------------- figures
 

@@ -35,7 +35,7 @@ class Totals(Message, frozen=True):
     errored: float = 0.0
     cancelled: float = 0.0
     rejected: float = 0.0
-    requests: int = 0  #: requests received, whatever became of them
+    requests: int = 0  #: requests received, whatever became of them; one sent again counts once
 
 
 class Opened(Message, frozen=True):
@@ -117,6 +117,7 @@ class Ack(Message, frozen=True, tag=1):
     """Every batch of this producer's epoch up to ``seq`` is safe with the reporter."""
 
     seq: int
+    epoch: int = 0  #: a predecessor's confirmations may reach its successor
 
 
 class PublicKey(Message, frozen=True, tag=2):

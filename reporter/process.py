@@ -135,10 +135,14 @@ class Reporter:
         if isinstance(message, ChildNote) and message.name == LOCAL_ENGINE:
             if message.state == ChildState.READY and message.restarts:
                 self._load.tell_load_time_again()
+                self._keyring.suspect()
                 self._outbox.changed()
         elif isinstance(message, ChildNote):
             self._children[message.name] = message
             text = "" if message.state in _WELL else message.reason or f"it is {message.state}"
+            comes_back = bool(message.restarts) and message.state is not ChildState.READY
+            if not text and comes_back:
+                return  # what was wrong is over when it is ready again, not when it starts
             if self._faults.set(message.name, self._runtime.mask(text)):
                 self._outbox.changed()
         elif isinstance(message, ModelState):
@@ -158,7 +162,6 @@ class Reporter:
 
     async def drain(self, deadline_s: float) -> None:
         """Everything else has stopped: one last report, and every row that waits."""
-        self._faults.set("worker", "stopping")
         self._outbox.flush()
         async with asyncio.timeout(deadline_s):
             while not self._outbox.idle:
@@ -229,7 +232,7 @@ class Reporter:
     def _acknowledge(self, applied: Applied) -> None:
         """A file that is behind is written anew later: until then memory has to do."""
         if applied.ack is not None:
-            self._server.send(applied.producer, Ack(applied.ack))
+            self._server.send(applied.producer, Ack(applied.ack, applied.epoch))
 
     def _commit(self, *changes: Change) -> None:
         self._store.commit(changes)
@@ -271,7 +274,9 @@ class Reporter:
                 self._told_ready = told_ready
                 self._runtime.beat_now()
         else:
-            self._load.tell_load_time_again()  # who was away may have forgotten us
+            # who was away may have forgotten us, and have another key
+            self._load.tell_load_time_again()
+            self._keyring.suspect()
         self._outbox.status_done(accepted, time.monotonic())
 
     async def _post_requests(self, command: outbox.PostRequests) -> None:
@@ -346,7 +351,7 @@ class Reporter:
     def _view(self) -> View:
         down = [note.name for note in self._children.values() if note.state not in _LIVE]
         ready = self._is_ready()
-        reason = self._faults.text
+        reason = self._faults.current
         if not reason and not ready:
             reason = "the model server is not ready yet" if not self._model.ready else "no key yet"
         totals = self._load.totals

@@ -20,7 +20,8 @@ def _mixed() -> str:
     """Why this package cannot be trusted; "" when it can."""
     here = os.path.dirname(os.path.abspath(__file__))
     if getattr(supervisor, "DISTRIBUTION", None) != "lighterman":
-        return f"{here} holds another distribution's package `supervisor`, mixed with ours"
+        where = supervisor.__file__
+        return f"another distribution's package `supervisor` is imported instead of ours: {where}"
     if os.path.exists(os.path.join(here, "supervisord.py")):
         return f"{here} also holds the process manager `supervisor` (supervisord)"
     return ""
@@ -44,4 +45,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -28,6 +28,8 @@ from supervisor.plain_http import Answer, HttpError, request
 #: Seconds to wait for a ready worker.
 ROUTE_DEADLINE_S = 60.0
 ROUTE_POLL_S = 0.25
+#: Seconds after which the person is told what is being waited for.
+PATIENCE_S = 2.0
 #: Seconds for the engine to answer one request.
 ENGINE_TIMEOUT_S = 10.0
 #: Seconds for the report of step 7 to arrive; workers report once a second.
@@ -57,6 +59,8 @@ class Question:
     cost: float = 100.0
     #: the engine is the local one, whose record can be read
     local: bool = False
+    #: step 7 is wanted: look for what the engine recorded
+    watch: bool = False
     #: PEM file of certificates to trust
     cafile: str | None = None
 
@@ -102,7 +106,8 @@ def walk(question: Question, show: Show, write: Callable[[str], object]) -> None
             _answer(answer, show, write)
         finally:
             answer.close()
-        _report(question, route, show)
+        if question.watch:
+            _report(question, route, show)
     except (HttpError, AnswerError) as error:
         raise AskError(str(error)) from None
 
@@ -117,7 +122,8 @@ def _route(question: Question, show: Show) -> dict[str, Any]:
         "request_idx": 0,
         "replay_timeout": ROUTE_DEADLINE_S,
     }
-    end = time.monotonic() + ROUTE_DEADLINE_S
+    began = time.monotonic()
+    end, patient = began + ROUTE_DEADLINE_S, True
     show(1, f"client asks {url}", asked)
     while True:
         answer = request(url, asked, timeout_s=ENGINE_TIMEOUT_S, cafile=question.cafile)
@@ -135,6 +141,9 @@ def _route(question: Question, show: Show) -> dict[str, Any]:
         if time.monotonic() >= end:
             status = told.get("status", "no worker is ready")
             raise AskError(f"no worker within {ROUTE_DEADLINE_S:g} s: {status}")
+        if patient and time.monotonic() - began > PATIENCE_S:
+            patient = False
+            print(f"ask: waiting for a ready worker ({told.get('status', '')})", file=sys.stderr)
         asked["request_idx"] = told.get("request_idx", 0)
         time.sleep(ROUTE_POLL_S)
 
@@ -148,8 +157,10 @@ def _answer(answer: Answer, show: Show, write: Callable[[str], object]) -> None:
     streamed = answer.content_type.startswith("text/event-stream")
     how = "streams" if streamed else "sends"
     show(5, "model server answers the worker", {"content_type": answer.content_type})
-    said = "".join(_spoken(answer, streamed, write))
-    write("\n")
+    try:
+        said = "".join(_spoken(answer, streamed, write))
+    finally:
+        write("\n")  # what went wrong is said on a line of its own
     show(6, f"worker {how} the answer", {"status": answer.status, "text": said})
 
 
@@ -187,11 +198,11 @@ def _report(question: Question, route: dict[str, Any], show: Show) -> None:
     url = f"{question.engine.rstrip('/')}/demo/record?since=0"
     end = time.monotonic() + REPORT_DEADLINE_S
     while True:
-        answer = request(url, timeout_s=ENGINE_TIMEOUT_S)
         try:
-            record = answer.json()
-        finally:
-            answer.close()
+            record = _json(url)
+        except HttpError as error:  # it stopped with the worker; the answer itself is complete
+            show(7, f"what the engine recorded cannot be seen: {error}", None)
+            return
         for entry in record["requests"]:
             if entry["request_idx"] == route["request_idx"]:
                 last = record["status"][-1] if record["status"] else None
@@ -203,6 +214,14 @@ def _report(question: Question, route: dict[str, Any], show: Show) -> None:
                 f" after {REPORT_DEADLINE_S:g} s: see `logs reporter`"
             )
         time.sleep(REPORT_POLL_S)
+
+
+def _json(url: str) -> Any:
+    answer = request(url, timeout_s=ENGINE_TIMEOUT_S)
+    try:
+        return answer.json()
+    finally:
+        answer.close()
 
 
 _HIDDEN = ("api_key", "signature", "mtoken")

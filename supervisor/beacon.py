@@ -1,4 +1,4 @@
-"""The one report of a worker that cannot even start: its settings are wrong.
+"""The one report of a worker that cannot even start: wrong settings, a port that is taken.
 
 The engine would otherwise wait for an instance that will never come up. Nothing of the tree can be
 trusted here, so only the three facts that a report needs are picked out, wherever they still make
@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,11 @@ _WANTED = {
 }
 
 
-def report(faults: tuple[Fault, ...], path: Path | None, environ: Mapping[str, str]) -> bool:
+def report(faults: Sequence[Fault], path: Path | None, environ: Mapping[str, str]) -> bool:
     """Tell the engine why this worker does not start.
 
     Args:
-        faults: what is wrong with the settings.
+        faults: what keeps it from starting.
         path: the settings file, which may itself be broken.
         environ: variables.
 
@@ -46,8 +46,8 @@ def report(faults: tuple[Fault, ...], path: Path | None, environ: Mapping[str, s
     settings = _whom_to_tell(path, environ)
     if settings is None or not settings.engine.addresses or not settings.engine.token:
         return False
-    mask = masker(settings.secrets)
-    message = mask("the settings are wrong: " + "; ".join(map(str, faults)))[:MAX_MESSAGE]
+    mask = masker(settings_sources.secrets(settings))
+    message = mask("the worker cannot start: " + "; ".join(map(str, faults)))[:MAX_MESSAGE]
     body = _report(settings, message)
     taken: list[str] = []
     # A thread, because name resolution has no deadline of its own.

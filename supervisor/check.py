@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 
+from supervisor import settings_sources
 from supervisor.exit_codes import ExitCode
 from supervisor.log_lines import masker
 from supervisor.plan import Plan
@@ -34,7 +35,7 @@ def check(source: Source, color: bool) -> int:
 
 
 def _facts(plan: Plan, where: str) -> list[tuple[str, str]]:
-    settings, mask = plan.settings, masker(plan.settings.secrets)
+    settings, mask = plan.settings, masker(settings_sources.secrets(plan.settings))
     model, benchmark = settings.model, settings.benchmark
     command = shlex.join(map(mask, model.command)) or "(something else starts it)"
     if benchmark.max_perf:

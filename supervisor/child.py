@@ -26,7 +26,7 @@ from typing import Any, NoReturn, Protocol
 import uvloop
 
 import supervisor
-from supervisor import log_lines, process_tree, wire
+from supervisor import log_lines, process_tree, settings_sources, wire
 from supervisor.exit_codes import ExitCode
 from supervisor.messages import Beat, Drain, FromSupervisor, Message, Reload
 from supervisor.settings import Settings
@@ -67,7 +67,7 @@ class Runtime:
         self.name = name
         self.handoff = handoff
         self.settings = handoff.settings
-        self.mask = log_lines.masker(handoff.settings.secrets)
+        self.mask = log_lines.masker(settings_sources.secrets(handoff.settings))
         self.loop = asyncio.get_running_loop()
         self._service: Service | None = None
         self._control: wire.Client | None = None
@@ -103,10 +103,8 @@ class Runtime:
 
     def _aside_done(self, task: asyncio.Task[None]) -> None:
         self._aside.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self.loop.call_exception_handler(
-                {"message": "a task failed", "exception": task.exception()}
-            )
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed("a task failed", error)
 
     def beat_now(self) -> None:
         """Send a heartbeat at once: readiness changed."""
@@ -165,7 +163,7 @@ class Runtime:
             _log.error("reload: %s", error)
             return
         self.settings = self.handoff.settings
-        self.mask = log_lines.masker(self.settings.secrets)
+        self.mask = log_lines.masker(settings_sources.secrets(self.settings))
         assert self._service is not None
         self._service.reload(self.settings)
 
@@ -193,7 +191,10 @@ class Runtime:
         if isinstance(error, (ConnectionError, TimeoutError)):
             _log.debug("%s: %r", context.get("message"), error)
             return
-        _log.critical("%s", context.get("message"), exc_info=error)
+        self._failed(context.get("message", ""), error)
+
+    def _failed(self, what: str, error: BaseException | None) -> None:
+        _log.critical("%s", what, exc_info=error)
         self.finish(ExitCode.BUG)
 
     def _watch_parent(self) -> None:
@@ -229,7 +230,7 @@ def _raise_file_limit() -> None:
 
 def run(name: str, build: Callable[[Runtime], Service]) -> NoReturn:
     """Entry of every child: ``python -m <package> <name>``. Ends the process."""
-    if supervisor.DISTRIBUTION != "lighterman":  # pragma: no cover - needs a broken install
+    if getattr(supervisor, "DISTRIBUTION", "") != "lighterman":  # pragma: no cover
         sys.exit(f"{supervisor.__file__} is another distribution's package: use a venv of its own")
     try:
         handoff = read_handoff()
@@ -238,7 +239,7 @@ def run(name: str, build: Callable[[Runtime], Service]) -> NoReturn:
         sys.exit(ExitCode.SETTINGS)
     _raise_file_limit()
     settings = handoff.settings.worker
-    mask = log_lines.masker(handoff.settings.secrets)
+    mask = log_lines.masker(settings_sources.secrets(handoff.settings))
     log_lines.configure(name, settings.log_format, settings.log_level, mask)
 
     async def main() -> int:

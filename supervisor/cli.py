@@ -42,7 +42,7 @@ def _parser(name: str, about: str, epilog: str = "") -> _Parser:
     add("--state-dir", metavar="DIR", help="state directory of the worker (worker.state_dir)")
     add(
         "--set", metavar="SECTION.NAME=VALUE", action="append", default=[], dest="settings",
-        help="set any setting; repeatable; goes before file and environment",
+        help="set any setting; repeatable; beats file and environment",
     )  # fmt: skip
     add("--no-color", action="store_true", help="no colours (NO_COLOR says the same)")
     return parser
@@ -119,19 +119,25 @@ def _status(argv: Sequence[str]) -> int:
 
 
 def _restart(argv: Sequence[str]) -> int:
-    parser = _parser("restart", "Restarts one member of the running worker.")
+    parser = _parser(
+        "restart",
+        "Restarts one member of the running worker.",
+        "ingress and backend_adapter finish what runs first (worker.drain_s). Meanwhile new\n"
+        "requests wait, or find the port closed where it is the only ingress. The model server is\n"
+        "stopped at once: what runs on it is sent again, or fails where its answer had begun.",
+    )
     parser.add_argument("name", help="as status lists it: model, ingress-0, backend_adapter …")
     args = parser.parse_args(argv)
     from supervisor import talk
 
-    return talk.say(_source(args).state_dir(), "restart", [args.name], f"restarting {args.name}")
+    return talk.say(_source(args).state_dir(), "restart", [args.name])
 
 
 def _drain(argv: Sequence[str]) -> int:
     args = _parser("drain", "Stops the running worker once its requests are done.").parse_args(argv)
     from supervisor import talk
 
-    return talk.say(_source(args).state_dir(), "drain", [], "draining; it stops when it is done")
+    return talk.say(_source(args).state_dir(), "drain", [])
 
 
 def _reload(argv: Sequence[str]) -> int:
@@ -139,7 +145,7 @@ def _reload(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     from supervisor import talk
 
-    return talk.say(_source(args).state_dir(), "reload", [], "settings taken")
+    return talk.say(_source(args).state_dir(), "reload", [])
 
 
 def _logs(argv: Sequence[str]) -> int:
@@ -170,6 +176,8 @@ def _ask(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if not args.text and args.payload is None:
         parser.error("give TEXT, or --payload JSON")
+    if args.max_tokens < 1:
+        parser.error("--max-tokens: give 1 or more")
     from supervisor import talk
 
     return talk.ask(_source(args).state_dir(), args)
@@ -209,6 +217,8 @@ def _init(argv: Sequence[str]) -> int:
 
 
 def _help(argv: Sequence[str]) -> int:
+    if argv and argv[0] not in (*COMMANDS, "--help"):
+        raise UsageError(f"there is no command {argv[0]!r}; see {_PROGRAM} --help")
     command = COMMANDS[argv[0]][0] if argv and argv[0] in COMMANDS else _run
     return command(["--help"])
 

@@ -12,6 +12,7 @@ import msgspec
 
 from supervisor import lifecycle
 from supervisor.messages import CommandReply, CommandRequest
+from supervisor.settings_sources import SettingsError
 from supervisor.status import status_of
 
 if TYPE_CHECKING:
@@ -27,19 +28,28 @@ def obey(supervisor: Supervisor, request: CommandRequest) -> CommandReply:
                 return _reply(status_of(supervisor))
             case "restart", [name]:
                 _member(supervisor, name).feed(lifecycle.Restart())
-                return _reply("done")
+                return _reply(f"restarting {name}")
             case (("drain" | "stop"), []):
                 supervisor.stop("drain asked for")
-                return _reply("done")
+                return _reply("draining; it stops when it is done")
             case "reload", []:
-                faults = supervisor.reload()
-                return _reply(faults or "done", ok=not faults)
+                return _reload(supervisor)
             case "logs", [name, cursor]:
                 return _reply(_logs(_member(supervisor, name), cursor))
             case verb, args:
                 return _reply(f"cannot do {verb!r} with {args!r}", ok=False)
     except LookupError as error:
         return _reply(str(error.args[0]), ok=False)
+
+
+def _reload(supervisor: Supervisor) -> CommandReply:
+    try:
+        left = supervisor.reload()
+    except SettingsError as error:
+        return _reply(str(error), ok=False)
+    if not left:
+        return _reply("settings taken")
+    return _reply(f"routes taken; start the worker anew for what changed in {', '.join(left)}")
 
 
 def _reply(body: Any, *, ok: bool = True) -> CommandReply:

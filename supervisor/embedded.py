@@ -2,13 +2,14 @@
 
 ``python -m supervisor`` alone shows a working worker within two seconds. Nothing is bypassed: the
 demo model is a process like any model server, the local engine signs with its own key, and the
-figures below are settings that could stand in a worker.toml. What the person did set stays, except
-that a default port that is taken gives way to a free one.
+figures below are settings that could stand in a worker.toml. What the person did set stays; a port
+that nobody named gives way to a free one when it is taken.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Set
 
 import msgspec
 
@@ -17,10 +18,8 @@ from supervisor.plan import python_module
 from supervisor.ports import free_port, is_free
 from supervisor.settings import (
     BenchmarkSettings,
-    EngineSettings,
     RouteSettings,
     Settings,
-    WorkerSettings,
     Workload,
 )
 
@@ -38,11 +37,12 @@ _WORDS = {
 }
 
 
-def embedded(settings: Settings) -> Settings:
+def embedded(settings: Settings, named: Set[str] = frozenset()) -> Settings:
     """The settings with the demo model and its routes filled in.
 
     Args:
         settings: configure neither model, route nor engine.
+        named: ``section.name`` of what a person has set.
     """
     port = free_port(HOST)
     environ = settings_sources.inherited_environment(secret_variables=False)
@@ -51,19 +51,23 @@ def embedded(settings: Settings) -> Settings:
         "--load-seconds", f"{LOAD_SECONDS:g}",
     )  # fmt: skip
     change = msgspec.structs.replace
-    worker, engine, usual = settings.worker, settings.engine, WorkerSettings()
+    worker, engine = settings.worker, settings.engine
+
+    def port_of(name: str, host: str, wanted: int) -> int:
+        return wanted if name in named or is_free(host, wanted) else free_port(host)
+
     return change(
         settings,
         worker=change(
             worker,
-            port=_give_way(worker.host, worker.port, usual.port),
+            port=port_of("worker.port", worker.host, worker.port),
             public_url="",  # built from host and port: nobody outside is served
-            admin_port=_give_way(worker.admin_host, worker.admin_port, usual.admin_port),
+            admin_port=port_of("worker.admin_port", worker.admin_host, worker.admin_port),
             id=worker.id or 1,
         ),
         engine=change(
             engine,
-            local_port=_give_way(HOST, engine.local_port, EngineSettings().local_port),
+            local_port=port_of("engine.local_port", HOST, engine.local_port),
             token=secrets.token_urlsafe(24),
         ),
         model=change(
@@ -86,7 +90,3 @@ def embedded(settings: Settings) -> Settings:
             concurrency=4,
         ),
     )
-
-
-def _give_way(host: str, port: int, usual: int) -> int:
-    return free_port(host) if port == usual and not is_free(host, port) else port

@@ -13,7 +13,7 @@ class ExitCode(enum.IntEnum):
 
     doc: str
 
-    CLEAN = 0, "stopped as asked, everything drained"
+    CLEAN = 0, "stopped as asked"
     NOT_READY = 1, "status: the worker runs but is not ready; ask: the request failed"
     NOT_RUNNING = 2, "status, ask, restart …: no worker runs with this state directory"
     USAGE = 64, "the command line is wrong"

@@ -161,6 +161,11 @@ class Life:
         timers = self._timers(before, again=isinstance(event, Stop))
         return [*self._announcements(), *timers, *(self._command(do, event) for do in step.do)]
 
+    @property
+    def on_purpose(self) -> bool:
+        """It is being ended by us; ``reason`` says why."""
+        return self.phase in (Phase.DOOMED, Phase.RECYCLING)
+
     def _note(self, event: Event, now: float) -> None:
         """Keep what the event says."""
         match event:
@@ -173,10 +178,12 @@ class Life:
             case Exited(reason):
                 self.pid = 0
                 # The exit of what we killed or recycled says less than why we did it.
-                if self.phase not in (Phase.DOOMED, Phase.RECYCLING):
+                if not self.on_purpose:
                     self.reason = reason
             case Stop(deadline_s, reason):
-                self._stop_s, self.reason = deadline_s, reason
+                self._stop_s = deadline_s
+                if self.phase is not Phase.FAILED:  # what made it fail is worth more
+                    self.reason = reason
             case Restart(reason):
                 self._stop_s, self.reason = self.policy.stop_timeout_s, reason
                 self._budget.reset()

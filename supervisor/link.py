@@ -96,6 +96,10 @@ class ClientLink:
         self.reset()
         return "reset"
 
+    def slept(self, now: float) -> None:
+        """This process stood still for a while: the peer's words may lie unread."""
+        self._heard_at = now
+
     def tick(self, now: float) -> str:
         """What is due: ``greet`` or ``keepalive``, ``reset`` (mute peer), or nothing."""
         if self.peer == 0:
@@ -142,6 +146,10 @@ class ServerLink:
         self._received = seq
         self._heard_at = now
         return True
+
+    def slept(self, now: float) -> None:
+        """As the client's."""
+        self._heard_at = now
 
     def dead(self, now: float) -> bool:
         """The client has been mute for too long."""

@@ -186,7 +186,8 @@ class Member:
     def _exited(self, process: process_tree.Process) -> None:
         self._loop.remove_reader(process.pidfd)
         reason = process.reap().describe()
-        self.last_exit = reason
+        # why we ended it says more than how it ended
+        self.last_exit = self.life.reason if self.life.on_purpose else reason
         if self.capture is not None and not self.capture.closed:
             self.capture.on_readable()  # its last words, before others speak of its death
         self.process = None

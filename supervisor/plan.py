@@ -8,6 +8,7 @@ is the model (``embedded.py``).
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,11 +24,10 @@ from supervisor.member import Program
 from supervisor.ports import free_port
 from supervisor.restart import Policy
 from supervisor.settings import Settings
+from supervisor.settings_rules import LOOPBACK
 
 #: (member, generation, kind, pattern, line)
 OnMatch = Callable[[str, int, str, str, str], None]
-#: Where a model server that we start may listen.
-_LOCAL = ("127.0.0.1", "localhost", "0.0.0.0")
 _OURS = ("reporter", "backend_adapter", "ingress")
 
 
@@ -40,6 +40,18 @@ class Plan:
     local_engine_port: int = 0
     #: no model was configured: the demo model runs
     embedded: bool = False
+    #: the state directory, where commands have to name it; "": they find the worker without
+    named_state_dir: str = ""
+
+    @property
+    def python(self) -> str:
+        """What a person types for the interpreter that this is."""
+        for name in ("python", "python3"):
+            found = shutil.which(name)
+            if found is not None and os.path.dirname(found) == os.path.dirname(sys.executable):
+                return name
+        near = os.path.relpath(sys.executable)
+        return sys.executable if near.startswith(os.pardir) else near
 
     @property
     def worker_url(self) -> str:
@@ -50,7 +62,7 @@ class Plan:
     def admin_url(self) -> str:
         """Where health and metrics are."""
         worker = self.settings.worker
-        return f"http://{worker.admin_host}:{worker.admin_port}"
+        return f"http://{_in_url(worker.admin_host)}:{worker.admin_port}"
 
     @property
     def engine_url(self) -> str:
@@ -67,8 +79,10 @@ def make(settings: Settings, *, embedded: bool) -> Plan:
     local_port = 0
     if not engine.addresses:
         local_port = engine.local_port or free_port("127.0.0.1")
-        engine = msgspec.structs.replace(engine, addresses=[f"http://127.0.0.1:{local_port}"])
-    host = "127.0.0.1" if worker.host in ("0.0.0.0", "::", "") else worker.host
+        engine = msgspec.structs.replace(
+            engine, local_port=local_port, addresses=[f"http://127.0.0.1:{local_port}"]
+        )
+    host = "127.0.0.1" if worker.host in ("0.0.0.0", "::", "") else _in_url(worker.host)
     scheme = "https" if settings.tls.enabled else "http"
     worker = msgspec.structs.replace(
         worker,
@@ -78,6 +92,10 @@ def make(settings: Settings, *, embedded: bool) -> Plan:
     )
     filled = msgspec.structs.replace(settings, worker=worker, engine=engine)
     return Plan(filled, local_port, embedded)
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def python_module(environ: dict[str, str], module: str, *args: str) -> list[str]:
@@ -151,7 +169,7 @@ class Programs:
             environ |= model.env
             argv, cwd = model.command, model.cwd or os.getcwd()
             url = urlsplit(model.url)
-            port = (url.port or 80) if url.hostname in _LOCAL else 0
+            port = (url.port or 80) if url.hostname in LOOPBACK else 0
         return Program(argv, environ, cwd, self._capturer(name), port)
 
     def policy(self, name: str) -> Policy:

@@ -14,42 +14,43 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any, assert_never
 
 import msgspec
 
-from supervisor import lifecycle, process_tree, wire
+from supervisor import lifecycle, process_tree, settings_sources, tidings, wire
 from supervisor.child import CONTROL_SOCKET
 from supervisor.commands import obey
 from supervisor.exit_codes import ExitCode
+from supervisor.handoff_file import HandoffFile
 from supervisor.log_lines import masker
 from supervisor.logs import Tail
 from supervisor.member import Member
 from supervisor.messages import (
     Beat,
-    ChildNote,
     ChildState,
     CommandRequest,
     Drain,
     LogMatch,
-    ModelState,
     ModelVerdict,
     Reload,
     ToSupervisor,
 )
 from supervisor.plan import Plan, Programs
 from supervisor.run_lock import RunLock
-from supervisor.settings import Settings
-from supervisor.settings_sources import Handoff, SettingsError, write_handoff
+from supervisor.settings_rules import unreloadable
+from supervisor.settings_sources import Fault, SettingsError
 from supervisor.shutdown import DRAIN_MARGIN_S, stop_in_order
 
 #: Between two looks at a log file that something else writes.
 FOLLOW_EVERY_S = 0.2
 #: A second signal this soon is the same wish: shells and process managers signal whole groups.
 SAME_SIGNAL_S = 0.5
+#: Name of a run's private directory begins so.
+RUNTIME_PREFIX = "lighterman-"
 _log = logging.getLogger("supervisor")
 #: Lines of the model server that the person wants to see.
 _model_log = logging.getLogger("supervisor.model")
@@ -84,10 +85,10 @@ class Supervisor:
         self._echo = echo
         self._on_change = on_change
         self._reread = reread
-        self.mask = masker(plan.settings.secrets)
+        self.mask = masker(settings_sources.secrets(plan.settings))
         self.stop_reason = ""
         self._stop_began = 0.0
-        self._max_perf = 0.0  # what the adapter measured, for its next life
+        self.max_perf = 0.0  # what the adapter measured, for its next life
         self._stopping: asyncio.Task[None] | None = None
         self._finished: asyncio.Future[int] = self.loop.create_future()
         self._code = ExitCode.CLEAN
@@ -96,16 +97,18 @@ class Supervisor:
         self._last_look = self.started_at
         self._runtime_dir = ""
         self._published = False
-        self._ready_line: LogMatch | None = None  # of the model's present life
+        self._tail_error = ""
+        self.ready_line: LogMatch | None = None  # of the model's present life
         self._programs: Programs
         self._control: wire.Server
+        self._handoff: HandoffFile
 
     # ------------------------------------------------------------------ the run
 
     async def run(self) -> int:
         """Run until everything has stopped; returns the exit code."""
         process_tree.become_subreaper()
-        self._runtime_dir = tempfile.mkdtemp(prefix="lighterman-")  # mode 0700
+        self._runtime_dir = tempfile.mkdtemp(prefix=RUNTIME_PREFIX)  # mode 0700
         with ExitStack() as undo:
             undo.callback(shutil.rmtree, self._runtime_dir, ignore_errors=True)
             self._control = wire.Server(
@@ -120,8 +123,9 @@ class Supervisor:
             undo.callback(self._end)
             for number in (signal.SIGTERM, signal.SIGINT):
                 self.loop.add_signal_handler(number, self._on_stop_signal)
-            self.loop.add_signal_handler(signal.SIGHUP, self.reload)
-            self._hand_off(self.plan.settings)
+            self.loop.add_signal_handler(signal.SIGHUP, self._on_reload_signal)
+            self._handoff = HandoffFile(self.run_id, self._runtime_dir)
+            self._handoff.write(self.plan.settings)
             self._published = self._lock.publish(
                 runtime_dir=self._runtime_dir,
                 run_id=self.run_id,
@@ -182,26 +186,16 @@ class Supervisor:
         reporter = self.members.get("reporter")
         return self.serving and reporter is not None and _knows(reporter.gauges)
 
-    def _hand_off(self, settings: Settings) -> None:
-        handoff = Handoff(self.run_id, self._runtime_dir, os.getpid(), settings)
-        self._handoff = write_handoff(handoff)
-
-    def _keep_handoff(self) -> None:
-        """Cleaners of /tmp take what is old; a child that starts later needs its settings."""
-        if os.path.exists(self._handoff):
-            return
-        with suppress(OSError):  # tried again at the next beat
-            with suppress(FileExistsError):
-                os.mkdir(self._runtime_dir, 0o700)
-            if os.lstat(self._runtime_dir).st_uid == os.geteuid():  # nobody was quicker
-                self._hand_off(self.plan.settings)
-
     def _on_stop_signal(self) -> None:
         if self._stopping is None:
             self.stop("stop asked for")
         elif self.loop.time() - self._stop_began > SAME_SIGNAL_S:
             _log.warning("asked twice: ending everything now")
             self._finish(self._code)
+
+    def _on_reload_signal(self) -> None:
+        with suppress(SettingsError):  # the log says what is wrong
+            self.reload()
 
     def _finish(self, code: int) -> None:
         if not self._finished.done():
@@ -219,33 +213,9 @@ class Supervisor:
     def _on_member_change(self, member: Member) -> None:
         if member.name == "backend_adapter" and member.state is not ChildState.READY:
             self.model_verdict = None
-        if member.name == "model":
-            state = self._model_state()
-            for name in ("backend_adapter", "reporter"):
-                self._control.send(name, state)
-        else:
-            self._control.send("reporter", self._note(member))
+        self._send(tidings.of_change(self, member))
         self._changed.set()
         self._on_change(self, member)
-
-    def _model_state(self) -> ModelState:
-        member = self.members.get("model")
-        if member is None:
-            return ModelState("external", started_at=self.started_at, max_perf=self._max_perf)
-        life = member.life
-        return ModelState(
-            life.state,
-            life.generation,
-            life.pid,
-            self.mask(life.reason or member.last_exit),
-            life.started_at,
-            life.restarts,
-            self._max_perf,
-        )
-
-    def _note(self, member: Member) -> ChildNote:
-        life = member.life
-        return ChildNote(member.name, life.state, self.mask(life.reason), life.restarts)
 
     def _on_give_up(self, member: Member) -> None:
         """A model server that cannot run is reported and answered for; one of ours ends the run."""
@@ -253,16 +223,16 @@ class Supervisor:
             self._code = ExitCode.CHILD_FAILED
             self.loop.call_soon(self.stop, f"{member.name} failed")
 
+    def is_ours(self, name: str) -> bool:
+        """It runs in our child runtime."""
+        return self._programs.ours(name)
+
     def _on_child_up(self, name: str) -> None:
-        """A child (or the command line) connected: tell it where the others stand."""
-        if name in ("backend_adapter", "reporter"):
-            self._control.send(name, self._model_state())
-        if name == "backend_adapter" and self._ready_line is not None:
-            self._control.send(name, self._ready_line)  # said before it could hear, or to another
-        if name == "reporter":
-            for member in self.members.values():
-                if self._programs.ours(member.name):
-                    self._control.send(name, self._note(member))
+        self._send(tidings.for_newcomer(self, name))
+
+    def _send(self, told: Iterable[tidings.Tiding]) -> None:
+        for name, message in told:
+            self._control.send(name, message)
 
     def _watch(self) -> None:
         """Once a beat: who has gone mute? And bury what was left to us."""
@@ -282,13 +252,17 @@ class Supervisor:
                 member.feed(lifecycle.Hung(f"no heartbeat for {mute_s:.1f} s"))
         known = {m.process.pid for m in self.members.values() if m.process is not None}
         process_tree.reap_orphans(known)
-        self._keep_handoff()
+        self._handoff.keep()
         if not self._published:  # the disk was full: commands do not find us
             self._published = self._lock.publish()
 
     def _follow(self, tail: Tail) -> None:
         """Read on in the log of a model server that something else starts."""
         more = tail.poll()
+        if tail.error != self._tail_error:
+            self._tail_error = tail.error
+            if tail.error:
+                _log.warning("%s", tail.error)
         delay_s = 0.0 if more else FOLLOW_EVERY_S
         self._timers["tail"] = self.loop.call_later(delay_s, self._follow, tail)
 
@@ -327,7 +301,7 @@ class Supervisor:
             return  # nobody stands by it any more
         changed = verdict != self.model_verdict
         self.model_verdict = verdict
-        self._max_perf = verdict.max_perf or self._max_perf
+        self.max_perf = verdict.max_perf or self.max_perf
         if member is not None:
             if verdict.wedged:
                 member.feed(lifecycle.Hung(verdict.reason))
@@ -344,25 +318,37 @@ class Supervisor:
         elif name == "model":
             match = LogMatch(generation, kind, pattern, line[:512])
             if kind == "ready":
-                self._ready_line = match
+                self.ready_line = match
             self._control.send("backend_adapter", match)
         elif kind == "ready":
             self.members[name].feed(lifecycle.BecameReady())
 
-    def reload(self) -> str:
-        """Read the settings again; "" when they were taken, else what is wrong with them.
+    def reload(self) -> list[str]:
+        """Read the settings again, and take the routes.
 
-        The routes are taken. The rest stays as it is until the worker is started anew, so that a
-        child that is restarted meanwhile cannot disagree with the others.
+        The rest stays as it is until the worker is started anew, so that a child that is restarted
+        meanwhile cannot disagree with the others.
+
+        Returns:
+            The sections that changed and were not taken.
+
+        Raises:
+            SettingsError: they are wrong; nothing has changed.
         """
         running = self.plan.settings
         try:
             wanted = self._reread().settings
+            if faults := unreloadable(running, wanted):
+                raise SettingsError(faults)
             settings = msgspec.structs.replace(running, route=wanted.route)
-            self._hand_off(settings)
-        except (SettingsError, OSError) as error:
+            self._handoff.write(settings)
+        except SettingsError as error:
             _log.error("reload: nothing changed:\n%s", error)
-            return str(error)
+            raise
+        except OSError as error:
+            fault = Fault(self._runtime_dir, f"cannot be written: {error.strerror}")
+            _log.error("reload: nothing changed:\n%s", fault)
+            raise SettingsError([fault]) from None
         self.plan = replace(self.plan, settings=settings)
         for name in self.members:
             if self._programs.ours(name):
@@ -372,7 +358,7 @@ class Supervisor:
         left = [name for name in names if getattr(settings, name) != getattr(wanted, name)]
         if left:
             _log.warning("reload: start the worker anew for what changed in %s", ", ".join(left))
-        return ""
+        return left
 
     # ------------------------------------------------------------------ the end
 
@@ -381,6 +367,7 @@ class Supervisor:
         if self._stopping is None:
             self.stop_reason = reason
             self._stop_began = self.loop.time()
+            self._send(tidings.of_stop(self))
             self._stopping = self.loop.create_task(
                 stop_in_order(self.members, self.plan.settings, self._changed, reason)
             )

@@ -153,6 +153,7 @@ def port_holder(port: int) -> str | None:
     if pid is None:
         return "a process of another user"
     try:
-        return f"{psutil.Process(pid).name()} (pid {pid})"
+        name = psutil.Process(pid).name().encode("utf-8", "replace").decode()
+        return f"{name} (pid {pid})"
     except psutil.Error:
         return f"pid {pid}"

@@ -93,7 +93,7 @@ class Exit:
         except ValueError:
             name = str(self.signal)
         if self.foreign:
-            return f"killed by signal {name}, not by this worker: probably out of memory"
+            return f"killed by signal {name}, not by this worker: perhaps out of memory"
         return f"killed by signal {name}"
 
 

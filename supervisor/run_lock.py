@@ -47,6 +47,8 @@ class RunLock:
         self._fd = -1
         self._facts: dict[str, Any] = {}
         self._size_bytes = 0
+        #: what the run before this one had published, when it was not released
+        self.left_behind: dict[str, Any] = {}
 
     def acquire(self) -> None:
         """Take the lock, or raise AlreadyRunning, or RunLockError when the directory is no good."""
@@ -66,6 +68,7 @@ class RunLock:
                 raise AlreadyRunning(facts.get("pid", 0), self.state_dir)
             time.sleep(_PAUSE_S)
         self._fd = fd
+        self.left_behind = _glance(fd)
         with contextlib.suppress(OSError):  # an odd file: the facts will cover what it holds
             os.ftruncate(fd, 0)  # nobody shall take the facts of an earlier run for ours
         self._size_bytes = os.fstat(fd).st_size
@@ -91,6 +94,8 @@ class RunLock:
     def release(self) -> None:
         """Give the lock back; the file stays."""
         if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, 0)
             os.close(self._fd)
             self._fd = -1
 
@@ -127,13 +132,15 @@ def _try_lock(fd: int, kind: int) -> bool:
 def _read(fd: int) -> dict[str, Any]:
     """The facts; {} while the holder has not published any. A half-written text is read again."""
     end = time.monotonic() + _PATIENCE_S
-    while True:
-        try:
-            facts = json.loads(os.pread(fd, _MAX_BYTES, 0))
-            if isinstance(facts, dict):
-                return facts
-        except ValueError:
-            pass
-        if time.monotonic() >= end:
-            return {}
+    while not (facts := _glance(fd)) and time.monotonic() < end:
         time.sleep(_PAUSE_S)
+    return facts
+
+
+def _glance(fd: int) -> dict[str, Any]:
+    """The facts, if they are whole at this moment."""
+    try:
+        facts = json.loads(os.pread(fd, _MAX_BYTES, 0))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}

@@ -149,7 +149,10 @@ class ModelSettings(Section, frozen=True):
     name: Annotated[str, _doc("Name of the model, for people.", "MODEL_NAME")] = ""
     health: Annotated[
         str,
-        _doc("Path or URL that answers 2xx when it is well. Empty: none.", "MODEL_HEALTH_ENDPOINT"),
+        _doc(
+            "Path, or http URL, that answers 2xx when it is well. Empty: none.",
+            "MODEL_HEALTH_ENDPOINT",
+        ),
     ] = ""
     ready_log: Annotated[
         list[str], _doc("It has loaded when a log line contains one of these.")
@@ -230,7 +233,12 @@ class LimitSettings(Section, frozen=True):
     body_bytes: Annotated[Bytes, _doc("One request body.")] = 64 * 2**20
     header_timeout_s: Annotated[float, _doc("Seconds for the head of a request.", gt=0)] = 20.0
     body_timeout_s: Annotated[
-        float, _doc("Seconds between two pieces of a request body.", gt=0)
+        float,
+        _doc(
+            "Seconds between two pieces of a request body; a body that takes longer as a whole has"
+            " to keep up with 4 KiB a second.",
+            gt=0,
+        ),
     ] = 60.0
     keepalive_s: Annotated[float, _doc("Seconds that an idle connection stays open.", gt=0)] = 75.0
     write_timeout_s: Annotated[
@@ -324,8 +332,3 @@ class Settings(Section, frozen=True):
     limits: LimitSettings = LimitSettings()
     restart: RestartSettings = RestartSettings()
     route: list[RouteSettings] = []
-
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """Texts that must never appear in a log, an error, a metric or a page."""
-        return (self.engine.token,) if self.engine.token else ()

@@ -21,6 +21,14 @@ from supervisor.settings import Settings
 #: Levels of tables and lists in one value.
 MAX_DEPTH = 32
 _WEB = ("http", "https")
+#: The engine of an instance where REPORT_ADDR does not name one.
+PLATFORM_ENGINE = "https://run.vast.ai"
+#: Last words of the names of what is secret (HF_TOKEN, OPENAI_API_KEY, --api-key) …
+_SECRET_WORDS = frozenset(("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIALS"))
+#: … whose value has at least this many characters; shorter ones are words like "true".
+MIN_SECRET = 8
+#: Names by which a program on this machine is reached.
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +97,15 @@ def across(
     ]
 
 
+def unreloadable(running: Settings, wanted: Settings) -> list[Fault]:
+    """Why a running worker cannot take the routes of ``wanted``."""
+    measured = running.benchmark.route
+    if not measured or measured in [route.path for route in wanted.route]:
+        return []
+    what = f"the running worker is measured on {measured}, which is no route any more"
+    return [Fault("benchmark.route", what, "keep it, or start the worker anew")]
+
+
 _Found = Iterator[tuple[str, str, str]]
 
 
@@ -103,9 +120,10 @@ def _model(settings: Settings, _: Mapping[str, str]) -> _Found:
         yield "model.url", "model.url is missing", 'url = "http://127.0.0.1:18000"'
     if model.health.startswith("/"):
         if _broken(model.health):
-            yield "model.health", "model.health holds a blank", 'health = "/health"'
-    elif model.health and _url_fault(model.health, _WEB):
-        yield "model.health", "model.health is neither a path nor a URL", 'health = "/health"'
+            hint = "no blanks, and other than ASCII as %XX"
+            yield "model.health", f"{model.health!r} is no path", hint
+    elif model.health and _url_fault(model.health, ("http",), query=True):
+        yield "model.health", "model.health is neither a path nor an http URL", 'health = "/health"'
     if model.ready_log and not model.command and not model.log_file:
         yield (
             "model.ready_log",
@@ -119,9 +137,9 @@ def _routes(settings: Settings, _: Mapping[str, str]) -> _Found:
     for index, route in enumerate(settings.route):
         place = f"route[{index}].path"
         if route.path in seen:
-            yield place, f"the path {route.path} is configured twice", ""
+            yield place, f"the path {route.path} is configured twice", "remove one of them"
         if _broken(route.path) or "?" in route.path or "#" in route.path:
-            yield place, f"{route.path!r} is no path", "no blanks, no ?, no #"
+            yield place, f"{route.path!r} is no path", "no blanks, no ?, no #, only ASCII"
         if route.upstream and (not route.upstream.startswith("/") or _broken(route.upstream)):
             hint = "a path on the model server"
             yield f"route[{index}].upstream", f"{route.upstream!r} is no path", hint
@@ -142,8 +160,23 @@ def _addresses(settings: Settings, _: Mapping[str, str]) -> _Found:
     worker = settings.worker
     if worker.public_url and (reason := _url_fault(worker.public_url, _WEB)):
         yield "worker.public_url", f"worker.public_url {reason}", "https://192.0.2.1:3000"
-    if worker.port and worker.port == worker.admin_port:
-        yield "worker.admin_port", "worker.admin_port and worker.port are the same", ""
+    yield from _ports(settings)
+
+
+def _ports(settings: Settings) -> _Found:
+    """Every port that this machine is to serve has one owner."""
+    worker, owners = settings.worker, {settings.worker.port: "worker.port"}
+    wanted = [("worker.admin_port", worker.admin_port)]
+    if not settings.engine.addresses:
+        wanted.append(("engine.local_port", settings.engine.local_port))
+    if settings.model.url and not _url_fault(settings.model.url, ("http",)):
+        url = urlsplit(settings.model.url)
+        if url.hostname in LOOPBACK:
+            wanted.append(("model.url", url.port or 80))
+    for name, port in wanted:
+        if port and port in owners:
+            yield name, f"{name} and {owners[port]} are the same port {port}", "choose another"
+        owners.setdefault(port, name)
 
 
 def _platform(settings: Settings, environ: Mapping[str, str]) -> _Found:
@@ -161,20 +194,20 @@ def _platform(settings: Settings, environ: Mapping[str, str]) -> _Found:
 _RULES: tuple[tuple[frozenset[str], Callable[[Settings, Mapping[str, str]], _Found]], ...] = (
     (frozenset(("model", "route")), _model),
     (frozenset(("model", "route", "benchmark")), _routes),
-    (frozenset(("engine", "worker")), _addresses),
+    (frozenset(("engine", "worker", "model")), _addresses),
     (frozenset(("worker", "tls")), _platform),
 )
 
 
 def _broken(text: str) -> bool:
     """It could not stand in the first line of a request."""
-    return any(letter.isspace() or not letter.isprintable() for letter in text)
+    return not text.isascii() or any(c.isspace() or not c.isprintable() for c in text)
 
 
-def _url_fault(text: str, schemes: tuple[str, ...]) -> str:
-    """Why this is no base URL; empty when it is one."""
+def _url_fault(text: str, schemes: tuple[str, ...], query: bool = False) -> str:
+    """Why this is no base URL (``query``: no URL at all); empty when it is one."""
     if _broken(text):
-        return "holds a blank"
+        return "holds a blank, or other than ASCII"
     try:
         url = urlsplit(text)
         port = url.port
@@ -184,7 +217,30 @@ def _url_fault(text: str, schemes: tuple[str, ...]) -> str:
         return f"must be {' or '.join(schemes)}://host:port"
     if "@" in url.netloc:
         return "must not hold a user name"
-    return "must end with the path" if url.query or url.fragment else ""
+    return "must end with the path" if url.fragment or (url.query and not query) else ""
+
+
+def secrets_of(settings: Settings, environ: Mapping[str, str]) -> list[str]:
+    """Texts that must never appear in a log, an error, a metric or a page.
+
+    The engine's token; and, because a model server prints what it was given, every value whose
+    name says that it is one: of a variable, or of a flag of ``model.command``.
+    """
+    found = [settings.engine.token]
+    for name, value in (*environ.items(), *settings.model.env.items()):
+        if _names_secret(name) and len(value) >= MIN_SECRET:
+            found.append(value)
+    words = settings.model.command
+    for word, following in zip(words, [*words[1:], ""]):
+        name, separator, value = word.partition("=")
+        value = value if separator else following
+        if name.startswith("-") and _names_secret(name) and len(value) >= MIN_SECRET:
+            found.append(value)
+    return list(dict.fromkeys(text for text in found if text))
+
+
+def _names_secret(name: str) -> bool:
+    return name.upper().replace("-", "_").rpartition("_")[2] in _SECRET_WORDS
 
 
 def _public_url(settings: Settings, environ: Mapping[str, str]) -> str:
@@ -199,18 +255,20 @@ def derive(settings: Settings, environ: Mapping[str, str], state_dir: str) -> Se
 
     Args:
         settings: a tree without faults.
-        environ: PUBLIC_IPADDR and VAST_TCP_PORT_<port> give the public URL where none is set.
+        environ: PUBLIC_IPADDR and VAST_TCP_PORT_<port> give the public URL where none is set;
+            CONTAINER_ID and MASTER_TOKEN say that this is an instance, which has an engine.
         state_dir: absolute path of the state directory.
     """
     public = settings.worker.public_url
     if not public and environ.get("PUBLIC_IPADDR", "").strip():
         public = _public_url(settings, environ)
     replace = msgspec.structs.replace
+    addresses = settings.engine.addresses
+    if not addresses and environ.get("CONTAINER_ID") and environ.get("MASTER_TOKEN"):
+        addresses = [PLATFORM_ENGINE]
     return replace(
         settings,
         worker=replace(settings.worker, public_url=public.rstrip("/"), state_dir=state_dir),
         model=replace(settings.model, url=settings.model.url.rstrip("/")),
-        engine=replace(
-            settings.engine, addresses=[each.rstrip("/") for each in settings.engine.addresses]
-        ),
+        engine=replace(settings.engine, addresses=[each.rstrip("/") for each in addresses]),
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,13 +20,13 @@ from typing import Any
 
 import msgspec
 
-from supervisor.settings import Settings
+from supervisor.settings import ModelSettings, Settings, TlsSettings
 from supervisor.settings_fields import PREFIX, Field, fields, fields_of, from_text, sections
-from supervisor.settings_rules import Fault, across, derive, near, unfit
+from supervisor.settings_rules import Fault, across, derive, near, secrets_of, unfit
 
 __all__ = [
     "Fault", "Field", "Handoff", "SettingsError", "fields", "inherited_environment", "load",
-    "read_handoff", "sections", "write_handoff",
+    "named", "read_handoff", "secrets", "sections", "write_handoff",
 ]  # fmt: skip
 
 #: Where a child finds what it was started with.
@@ -89,7 +90,8 @@ class _Reader:
         for section, content in tree.items():
             place = lines.find(section)
             if section not in self._known:
-                self.fault("", place, f"unknown section [{section}]", near(section, self._known))
+                hint = near(section, self._known) or f"there are: {', '.join(self._known)}"
+                self.fault(section, place, f"unknown section [{section}]", hint)
             elif section == "route":
                 if isinstance(content, list) and all(isinstance(c, dict) for c in content):
                     self._file_routes(content, lines)
@@ -105,9 +107,13 @@ class _Reader:
         for name, value in content.items():
             place = lines.find(section, name)
             if name not in known:
-                self.fault(section, place, f"unknown setting {section}.{name}", near(name, known))
+                self._unknown(section, name, place, known)
                 continue
             self.set(known[name], value, place)
+
+    def _unknown(self, section: str, name: str, place: str, known: Iterable[str]) -> None:
+        hint = near(name, known) or "docs/settings.md lists every setting"
+        self.fault(section, place, f"unknown setting {section}.{name}", hint)
 
     def _file_routes(self, content: list[dict[str, Any]], lines: _Lines) -> None:
         known = {field.name: field for field in self._known["route"]}
@@ -120,7 +126,7 @@ class _Reader:
             for name, value in route.items():
                 place = lines.find("route", name, index)
                 if name not in known:
-                    self.fault("route", place, f"unknown setting route.{name}", near(name, known))
+                    self._unknown("route", name, place, known)
                     good = False
                 else:
                     good &= self.check(known[name], value, place)
@@ -163,10 +169,11 @@ class _Reader:
         """The platform's variables first (an empty one says nothing), then our own."""
         if (unsecured := environ.get("UNSECURED")) is not None:
             try:
-                if from_text(unsecured, bool):
-                    self.values.setdefault("auth", {})["mode"] = "none"
+                mode = "none" if from_text(unsecured, bool) else "signature"
+                self.values.setdefault("auth", {})["mode"] = mode
             except ValueError as error:
-                self.fault("auth", "$UNSECURED", f"{_short(unsecured)} does not fit: {error}")
+                what = f"{_short(unsecured)} does not fit: {error}"
+                self.fault("auth", "$UNSECURED", what, "true: signatures are not checked")
         known = [f for name, fs in self._known.items() if name != "route" for f in fs]
         for field in known:
             if text := environ.get(field.variable, ""):
@@ -177,21 +184,50 @@ class _Reader:
         own |= {HANDOFF_VARIABLE, RUN_VARIABLE, CHILD_VARIABLE}
         for variable in environ:
             if variable.startswith(PREFIX) and variable not in own:
-                self.fault("", f"${variable}", "no such setting", near(variable, own))
+                hint = near(variable, own) or "docs/settings.md lists every setting"
+                self.faults.append(Fault(f"${variable}", "no such setting", hint))
 
     def flag(self, path: str, text: str, flag: str) -> None:
         known = {f.path: f for name, fs in self._known.items() if name != "route" for f in fs}
         if path in known:
             self.text(known[path], text, flag)
         else:
-            self.fault("", flag, f"there is no setting {path!r}", near(path, known))
+            hint = near(path, known) or "docs/settings.md lists every setting"
+            self.faults.append(Fault(flag, f"there is no setting {path!r}", hint))
 
-    def tree(self, environ: Mapping[str, str]) -> Settings:
+    def tree(self, environ: Mapping[str, str], files: bool) -> Settings:
         settings = msgspec.convert({**self.values, "route": self.routes}, Settings)
         self.faults += across(settings, self.places, environ, self._faulty)
+        if files and settings.tls.enabled and "tls" not in self._faulty:
+            self._certificate(settings.tls)
+        if files and settings.model.command and "model" not in self._faulty:
+            self._program(settings.model, environ)
         if self.faults:
             raise SettingsError(self.faults)
         return settings
+
+    def _program(self, model: ModelSettings, environ: Mapping[str, str]) -> None:
+        """What is not there now would only fail again and again."""
+        program, cwd = model.command[0], model.cwd or os.curdir
+        if not os.path.isdir(cwd):
+            place = self.places.get("model.cwd", "model.cwd")
+            self.fault("model", place, f"model.cwd: there is no directory {cwd}", "make it first")
+        where = model.env.get("PATH", environ.get("PATH"))
+        if os.path.dirname(program):
+            program = os.path.join(cwd, program)
+        if shutil.which(program, path=where) is None:
+            place = self.places.get("model.command", "model.command")
+            what = f"model.command: there is no program {model.command[0]!r}"
+            self.fault("model", place, what, "install it, or give its whole path")
+
+    def _certificate(self, tls: TlsSettings) -> None:
+        from supervisor.tls import TlsError, make_context  # OpenSSL, only where it is wanted
+
+        try:
+            make_context(tls.cert, tls.key)
+        except TlsError as error:
+            place = self.places.get("tls.enabled", "tls.enabled")
+            self.fault("tls", place, str(error), "set tls.cert and tls.key, or tls.enabled = false")
 
 
 class _Lines:
@@ -232,7 +268,11 @@ def _short(value: Any) -> str:
 
 
 def load(
-    path: Path | None, environ: Mapping[str, str] | None = None, flags: Mapping[str, str] = {}
+    path: Path | None,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, str] = {},
+    *,
+    files: bool = False,
 ) -> Settings:
     """Read the tree.
 
@@ -240,22 +280,40 @@ def load(
         path: the TOML file, or None.
         environ: variables; None means this process's.
         flags: ``section.name`` → text, from the command line.
+        files: the files that the settings name are tried as well.
 
     Raises:
         SettingsError: with every fault.
     """
     environ = os.environ if environ is None else environ
+    settings = _read(path, environ, flags).tree(environ, files)
+    home = environ.get("HOME") or os.path.expanduser("~")
+    states = environ.get("XDG_STATE_HOME") or os.path.join(home, ".local", "state")
+    state_dir = settings.worker.state_dir or os.path.join(states, "lighterman")
+    return derive(settings, environ, os.path.abspath(state_dir))
+
+
+def named(
+    path: Path | None, environ: Mapping[str, str], flags: Mapping[str, str]
+) -> frozenset[str]:
+    """Every ``section.name`` that a person has set, whatever to."""
+    return frozenset(_read(path, environ, flags).places)
+
+
+def _read(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, str]) -> _Reader:
+    """Every source, the strongest last."""
     reader = _Reader()
     if path is not None:
         reader.file(path)
     reader.environment(environ)
     for name, text in flags.items():
         reader.flag(name, text, f"--set {name}")
-    settings = reader.tree(environ)
-    home = environ.get("HOME") or os.path.expanduser("~")
-    states = environ.get("XDG_STATE_HOME") or os.path.join(home, ".local", "state")
-    state_dir = settings.worker.state_dir or os.path.join(states, "lighterman")
-    return derive(settings, environ, os.path.abspath(state_dir))
+    return reader
+
+
+def secrets(settings: Settings) -> list[str]:
+    """Texts that must never appear in a log, an error, a metric or a page."""
+    return secrets_of(settings, os.environ)
 
 
 def inherited_environment(secret_variables: bool) -> dict[str, str]:

@@ -7,7 +7,7 @@ model is a fault like any other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -60,8 +60,11 @@ class Source:
             SettingsError: the settings are wrong.
             UsageError: as ``path``.
         """
+        return replace(self._plan(), named_state_dir=self.flags.get("worker.state_dir", ""))
+
+    def _plan(self) -> Plan:
         path = self.path
-        settings = settings_sources.load(path, flags=self.flags)
+        settings = settings_sources.load(path, flags=self.flags, files=True)
         if _configures_model(settings):
             return make(settings, embedded=False)
         _refuse_on_an_instance(settings)
@@ -70,7 +73,9 @@ class Source:
         # Loopback, unless the person said otherwise.
         environ = settings_sources.inherited_environment(secret_variables=True)
         quiet = {"LIGHTERMAN_WORKER_HOST": HOST, **environ}
-        return make(embedded(settings_sources.load(path, quiet, self.flags)), embedded=True)
+        named = settings_sources.named(path, environ, self.flags)
+        settings = embedded(settings_sources.load(path, quiet, self.flags), named)
+        return make(settings, embedded=True)
 
     def plan_again(self, running: Plan) -> Plan:
         """The settings anew for a worker that runs: ports that were left open stay as they are.
@@ -80,7 +85,7 @@ class Source:
         """
         if running.embedded:
             return running
-        settings = settings_sources.load(self.path, flags=self.flags)
+        settings = settings_sources.load(self.path, flags=self.flags, files=True)
         if not _configures_model(settings):
             hint = "the demo starts with the worker only"
             raise SettingsError([Fault("model.url", "no model is configured any more", hint)])

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -19,10 +23,10 @@ from supervisor.console import Console
 from supervisor.exit_codes import ExitCode
 from supervisor.plan import Plan
 from supervisor.ports import is_free
-from supervisor.process import Supervisor
+from supervisor.process import RUNTIME_PREFIX, Supervisor
 from supervisor.run_lock import AlreadyRunning, RunLock, RunLockError
 from supervisor.screen import Plain, Screen, Terminal
-from supervisor.settings_sources import SettingsError
+from supervisor.settings_sources import Fault, SettingsError
 from supervisor.source import Source
 from supervisor.timeline import Timeline
 
@@ -31,6 +35,7 @@ PORT_PATIENCE_S = 3.0
 _PORT_POLL_S = 0.05
 #: Where a log line for people says how severe it is (``log_lines.Lines``).
 _LEVEL = slice(25, 32)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _UNSEEN = ("info   ", "debug  ")
 
 
@@ -40,11 +45,12 @@ def start(source: Source, color: bool) -> int:
     Raises:
         UsageError: the file is none that can be run.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the run knows what to do with it
     path = source.path
     try:
         plan = source.plan()
     except SettingsError as error:
-        return _refuse_settings(error, source)
+        return _refuse(error.faults, ExitCode.SETTINGS, source)
     lock = RunLock(plan.settings.worker.state_dir)
     try:
         lock.acquire()
@@ -52,28 +58,37 @@ def start(source: Source, color: bool) -> int:
         print(error, file=sys.stderr)
         return ExitCode.ALREADY_RUNNING
     except RunLockError as error:
-        print(error, file=sys.stderr)
-        return ExitCode.SETTINGS
+        return _refuse([Fault("worker.state_dir", str(error))], ExitCode.SETTINGS, source)
     try:
+        _sweep(lock.left_behind)
         taken = _taken_port(plan)
         if taken:
-            print(taken, file=sys.stderr)
-            return ExitCode.PORT_TAKEN
+            return _refuse([taken], ExitCode.PORT_TAKEN, source)
         return _run(plan, lock, Source(str(path) if path else None, source.flags), color)
     finally:
         lock.release()
 
 
-def _refuse_settings(error: SettingsError, source: Source) -> int:
-    print(error, file=sys.stderr, flush=True)
+def _sweep(left: dict[str, Any]) -> None:
+    """Of a run that died whole, with everyone who could have swept it, nothing may stay."""
+    run_id, runtime_dir = left.get("run_id"), left.get("runtime_dir")
+    if isinstance(run_id, str) and run_id:
+        process_tree.sweep(run_id)
+    if isinstance(runtime_dir, str) and Path(runtime_dir).name.startswith(RUNTIME_PREFIX):
+        shutil.rmtree(runtime_dir, ignore_errors=True)
+
+
+def _refuse(faults: Sequence[Fault], code: ExitCode, source: Source) -> int:
+    """Say why the worker does not start, to the person and to the engine; returns the exit code."""
+    print(*faults, sep="\n", file=sys.stderr, flush=True)
     environ = settings_sources.inherited_environment(secret_variables=True)
-    if beacon.report(error.faults, source.path, environ):
+    if beacon.report(faults, source.path, environ):
         print("(the engine has been told)", file=sys.stderr)
-    return ExitCode.SETTINGS
+    return code
 
 
-def _taken_port(plan: Plan) -> str:
-    """Why a port cannot be bound; "" when all can."""
+def _taken_port(plan: Plan) -> Fault | None:
+    """Why a port cannot be bound; None when all can."""
     worker = plan.settings.worker
     wanted = [
         (worker.host, worker.port, "worker.port"),
@@ -86,12 +101,10 @@ def _taken_port(plan: Plan) -> str:
         while not is_free(host, port):
             if time.monotonic() >= end:
                 holder = process_tree.port_holder(port) or "another program"
-                return (
-                    f"port {port} ({name}) is held by {holder}: stop it, or choose another port"
-                    f" (--set {name}=N; 0 picks a free one)"
-                )
+                hint = f"stop it, or choose another port: --set {name}=N, 0 picks a free one"
+                return Fault(name, f"port {port} is held by {holder}", hint)
             time.sleep(_PORT_POLL_S)
-    return ""
+    return None
 
 
 def _run(plan: Plan, lock: RunLock, source: Source, color: bool) -> int:
@@ -105,7 +118,7 @@ def _run(plan: Plan, lock: RunLock, source: Source, color: bool) -> int:
         screen = stream = Terminal(console.write, width, color)
     # On a terminal the timeline says it all; the files hold every line (`logs NAME`).
     quiet = terminal and worker.log_level == "info"
-    mask = log_lines.masker(plan.settings.secrets)
+    mask = log_lines.masker(settings_sources.secrets(plan.settings))
     log_lines.configure("supervisor", worker.log_format, worker.log_level, mask)
     handler = logging.getLogger().handlers[0]
     assert isinstance(handler, logging.StreamHandler)
@@ -121,7 +134,10 @@ def _run(plan: Plan, lock: RunLock, source: Source, color: bool) -> int:
 
     async def main() -> int:
         supervisor = Supervisor(plan, lock, echo, timeline, lambda: source.plan_again(plan))
-        return await supervisor.run()
+        try:
+            return await supervisor.run()
+        finally:  # it has ended: no late signal may make the exit code another one
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
     began = time.monotonic()
     try:

@@ -7,6 +7,7 @@ and everything is bounded: members by the plan, gauges by the heartbeat.
     pid, run_id, version, uptime_s, embedded, stopping
     urls                       worker, admin, engine
     engine_local, routes       the local engine runs; paths that clients may POST to
+    signatures                 they are checked
     members                    name, state, pid, uptime_s, restarts, reason, last_exit, gauges
     model                      ready, healthy, state, reason, generation, url
     queue, load                gauges of backend_adapter and reporter, {} until their first beat
@@ -44,6 +45,7 @@ def status_of(supervisor: Supervisor) -> dict[str, Any]:
         "urls": {"worker": plan.worker_url, "admin": plan.admin_url, "engine": plan.engine_url},
         "engine_local": plan.local_engine_port != 0,
         "routes": [route.path for route in plan.settings.route],
+        "signatures": plan.settings.auth.mode == "signature",
         "members": [_member(supervisor, member, now) for member in supervisor.members.values()],
         "model": _model(supervisor),
         "queue": _gauges(supervisor, "backend_adapter"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from supervisor import control_client
 from supervisor.control_client import ControlError, NotRunning
 from supervisor.exit_codes import ExitCode
+from supervisor.messages import ChildState
 from supervisor.source import UsageError
 
 if TYPE_CHECKING:
@@ -33,13 +34,12 @@ def status(state_dir: str, as_json: bool, color: bool) -> int:
     return ExitCode.CLEAN if told["ready"] else ExitCode.NOT_READY
 
 
-def say(state_dir: str, verb: str, args: list[str], done: str) -> int:
-    """Have the worker do something; returns the exit code."""
+def say(state_dir: str, verb: str, args: list[str]) -> int:
+    """Have the worker do something, and say what it answers; returns the exit code."""
     try:
-        control_client.ask(state_dir, verb, args)
+        print(control_client.ask(state_dir, verb, args))
     except ControlError as error:
         return _say_error(error)
-    print(done)
     return ExitCode.CLEAN
 
 
@@ -57,11 +57,13 @@ def logs(state_dir: str, name: str, lines: int, follow: bool) -> int:
             time.sleep(_FOLLOW_S)
             told = control_client.ask(state_dir, "logs", [name, str(told["cursor"])])
             shown = told["lines"]
+    except NotRunning as error:
+        print(f"{error}; the logs of the last one are in {state_dir}/logs", file=sys.stderr)
+        return ExitCode.NOT_RUNNING
     except ControlError as error:
         return _say_error(error)
     except BrokenPipeError:
-        sys.stderr.close()  # nobody reads; say nothing about stdout either
-        return ExitCode.CLEAN
+        return _nobody_reads()
 
 
 def ask(state_dir: str, args: argparse.Namespace) -> int:
@@ -79,6 +81,13 @@ def ask(state_dir: str, args: argparse.Namespace) -> int:
     except AskError as error:
         print(f"ask: {error}", file=sys.stderr)
         return ExitCode.NOT_READY
+    except BrokenPipeError:
+        return _nobody_reads()
+    return ExitCode.CLEAN
+
+
+def _nobody_reads() -> int:
+    sys.stderr.close()  # say nothing about stdout either
     return ExitCode.CLEAN
 
 
@@ -93,6 +102,8 @@ def _question(state_dir: str, args: argparse.Namespace) -> Question:
             raise
     engine = args.engine or known["urls"]["engine"]
     local = not args.engine and known["engine_local"]
+    if local and known["model"]["state"] == ChildState.FAILED:
+        raise ControlError(f"the model server has failed: {known['model']['reason']}")
     if not local and not (args.endpoint and args.api_key):
         raise UsageError(f"the engine {engine} is not local: give --endpoint NAME --api-key KEY")
     stream = not args.no_stream
@@ -105,6 +116,7 @@ def _question(state_dir: str, args: argparse.Namespace) -> Question:
         payload=_payload(args) or make_payload(route, args.text, args.max_tokens, stream),
         cost=float(args.max_tokens),
         local=local,
+        watch=args.json,
         cafile=args.cacert,
     )
 
@@ -154,6 +166,8 @@ def _facts(told: dict[str, Any]) -> list[tuple[str, str]]:
     queue, load, urls = told["queue"], told["load"], told["urls"]
     facts = [("worker", f"{urls['worker']}  pid {told['pid']}, up {duration(told['uptime_s'])}")]
     facts.append(("engine", urls["engine"] + (" (local)" if told["engine_local"] else "")))
+    if not told["signatures"]:
+        facts.append(("signatures", "NOT CHECKED: everyone who reaches the port may use the model"))
     facts.append(("health", urls["admin"]))
     facts.append(("model", f"{told['model']['url']}  {told['model']['state']}"))
     if queue:

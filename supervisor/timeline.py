@@ -159,8 +159,8 @@ class Timeline:
         say = self._screen.say
         say("")
         if supervisor.plan.local_engine_port:
-            say(' ask it     python -m supervisor ask "What is the answer to the universe?"')
-        say(" look       python -m supervisor status        stop   Ctrl-C (drains)")
+            say(f' ask it     {_typed("ask", supervisor)} "What is the answer to the universe?"')
+        say(f" look       {_typed('status', supervisor)}        stop   Ctrl-C (drains)")
         say("")
 
     def _say_stopping(self, supervisor: Supervisor) -> None:
@@ -172,6 +172,13 @@ class Timeline:
                 f" ■ stopping: {supervisor.stop_reason}; running requests have {drain_s:g} s"
                 " (again: now)"
             )
+
+
+def _typed(command: str, supervisor: Supervisor) -> str:
+    """What a person types to have this very worker obey a command."""
+    python = supervisor.plan.python
+    state_dir = supervisor.plan.named_state_dir
+    return f"{python} -m supervisor {command}" + (f" --state-dir {state_dir}" if state_dir else "")
 
 
 def _elapsed(supervisor: Supervisor) -> str:

@@ -1,17 +1,15 @@
 """The only room that knows ZeroMQ: a binding ``Server`` and a connecting ``Client``.
 
 Both speak in batches: everything that is produced for a peer within one tick of the loop leaves as
-one frame. ``batch.py`` makes it, ``link.py`` holds the rules of a session; here are the
-rules of the socket, each measured and each a regression test in ``tests/unit/test_wire.py``:
+one message of one frame. ``batch.py`` makes it, ``link.py`` holds the rules of a session; here are
+the rules of the socket, each measured and each a regression test in ``tests/unit/test_wire.py``:
 
 - The socket's fd is edge-triggered: read until EAGAIN, and look at EVENTS again after every send,
   or a message that has arrived waits for the next one.
 - A drain is bounded per wake-up, so that a flooding peer cannot starve the heartbeat.
-- ``remove_reader`` before the socket closes, LINGER 0, ROUTER_MANDATORY and ROUTER_HANDOVER on,
-  MAXMSGSIZE set.
-- A full pipe is never waited for: batches stay in a queue of ours and go when there is room. What
-  may lie there is bounded by the users' credit and queue bounds; ``backlog`` shows it.
-- One frame a message: a peer that dies amid several aborts us (``batch.py``).
+- ``remove_reader`` before a close, LINGER 0, ROUTER_MANDATORY, ROUTER_HANDOVER, MAXMSGSIZE.
+- A full pipe is never waited for: batches wait in a queue of ours, bounded by what its users may
+  have under way (credit, queue bounds).
 - A file that vanished under a bound socket is bound again.
 - What does not decode is dropped and counted; the session notices the gap.
 """
@@ -44,6 +42,8 @@ HIGH_WATER_MARK = 1_000
 MAX_MESSAGE_BYTES = 64 * 2**20
 #: Listeners of one address, of which the newest has the file; then all begin anew.
 MAX_LISTENERS = 16
+#: A timer that is later than this tells that the process, or the machine, stood still.
+SLEPT_S = 1.0
 CLIENT_TICK_S = 0.05
 SERVER_TICK_S = 0.5
 
@@ -57,9 +57,7 @@ def ipc_address(directory: str, name: str) -> str:
     """Address of a socket file. ValueError: it is longer than a socket address may be."""
     path = os.path.join(directory, name)
     if len(os.fsencode(path)) > 107:
-        raise ValueError(
-            f"the socket path {path!r} is longer than 107 bytes: choose a shorter TMPDIR"
-        )
+        raise ValueError(f"the path {path!r} is longer than 107 bytes: choose a shorter TMPDIR")
     return f"ipc://{path}"
 
 
@@ -86,6 +84,7 @@ class _Endpoint:
         self._closed = False
         self._flushing = False
         self._draining = False
+        self._ticked_at = time.monotonic()
         #: batches dropped because they did not decode
         self.malformed = 0
 
@@ -107,6 +106,11 @@ class _Endpoint:
         self._loop.remove_reader(self._fd)
         self._ticker.cancel()
         self._socket.close()
+
+    def _slept(self, period_s: float) -> bool:
+        """This tick comes so late that the peers may have spoken, and nobody listened."""
+        before, self._ticked_at = self._ticked_at, time.monotonic()
+        return self._ticked_at - before > period_s + SLEPT_S
 
     def _drain(self) -> None:
         """Receive until EAGAIN or the bound, then let the loop breathe."""
@@ -144,7 +148,6 @@ class _Endpoint:
         if self._closed:
             return True  # a callback closed us: what is left to send is dropped
         try:
-            # copy=False copies all the same what is smaller than COPY_BYTES
             self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return False
@@ -245,6 +248,8 @@ class Client(_Endpoint):
 
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(CLIENT_TICK_S, self._tick)
+        if self._slept(CLIENT_TICK_S):
+            self._link.slept(self._ticked_at)
         self._unblock()
         self._due()
 
@@ -369,6 +374,9 @@ class Server(_Endpoint):
 
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(SERVER_TICK_S, self._tick)
+        if self._slept(SERVER_TICK_S):
+            for peer in self._peers.values():
+                peer.session.slept(self._ticked_at)
         self._unblock()
         for name, peer in list(self._peers.items()):
             if peer.session.dead(time.monotonic()):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from supervisor import process_tree
+from supervisor.link import DEAD_AFTER_S
 from tests.kit.load import Load
 from tests.kit.wait import wait_until
 from tests.kit.worker import Worker, end, get_json, post_json, running
@@ -182,8 +183,72 @@ def test_kill_of_the_supervisor_leaves_nothing(tmp_path: Path) -> None:
         worker.wait_ready()
 
 
+def test_a_worker_that_died_whole_is_swept_by_its_successor(tmp_path: Path) -> None:
+    """Nobody is left who could: the model server lives on, and holds the GPU and its port."""
+    with paced(tmp_path) as worker:
+        directory = Path(worker.facts()["runtime_dir"])
+        names = ("backend_adapter", "ingress-0", "reporter")
+        ours = [worker.process.pid, *(worker.pid(name) for name in names)]
+        model, old_run = worker.pid("model"), worker.run_id
+        for pid in ours:
+            os.kill(pid, signal.SIGSTOP)  # so that they die together
+        for pid in ours:
+            os.kill(pid, signal.SIGKILL)
+        worker.process.wait()
+        assert model in process_tree.find_run(old_run)
+        worker.start()
+        worker.wait_ready()
+        assert process_tree.find_run(old_run) == []
+        assert not directory.exists()
+
+
+def test_a_pause_of_the_whole_worker_costs_no_stream(tmp_path: Path) -> None:
+    """The machine was frozen for longer than anybody may be mute."""
+
+    async def scene(worker: Worker, auth: dict[str, Any]) -> Any:
+        async with Load(worker.url, auth) as load:
+            task = load.start("/v1/completions", STREAM)
+            await until(lambda: stats(worker)["served_tokens"] > 5, "the stream to begin")
+            pids = process_tree.find_run(worker.run_id)
+            everyone = [worker.process.pid, *pids]
+            for pid in everyone:
+                os.kill(pid, signal.SIGSTOP)
+            await asyncio.sleep(DEAD_AFTER_S + 1.0)  # the pause itself
+            for pid in everyone:
+                os.kill(pid, signal.SIGCONT)
+            return await task
+
+    with paced(tmp_path) as worker:
+        outcome = asyncio.run(scene(worker, worker.auth()))
+        assert outcome.kind == "ok" and outcome.body.endswith(b"data: [DONE]\n\n")
+        assert {member["restarts"] for member in worker.members().values()} == {0}
+
+
+def test_jobs_wait_while_the_adapter_is_restarted_by_command(tmp_path: Path) -> None:
+    """It finishes what runs; who comes meanwhile is not told that the worker stops."""
+
+    async def scene(worker: Worker, auth: dict[str, Any]) -> Counter[str]:
+        async with Load(worker.url, auth) as load:
+            for _ in range(5):
+                load.start("/generate", UNARY)
+            await until(lambda: stats(worker)["running"] == 5, "the model to run them")
+            old = await asyncio.to_thread(worker.pid, "backend_adapter")
+            await asyncio.to_thread(worker.command, "restart", "backend_adapter")
+            for _ in range(5):
+                load.start("/generate", UNARY)
+            outcomes = await load.outcomes()
+            await asyncio.to_thread(worker.wait_replaced, "backend_adapter", old)
+            return outcomes
+
+    with paced(tmp_path) as worker:
+        assert asyncio.run(scene(worker, worker.auth())) == {"ok": 10}
+
+
 def test_a_model_server_that_cannot_start_is_reported_and_answered_for(tmp_path: Path) -> None:
-    toml = '[model]\ncommand = ["/does/not/exist"]\nurl = "http://127.0.0.1:1"\n'
+    toml = (
+        '[model]\ncommand = ["/bin/sh", "-c", "exit 3"]\nurl = "http://127.0.0.1:1"\n'
+        "[restart]\nbudget = 0\n"
+    )
     worker = Worker(tmp_path, toml=toml).start()
     try:
         wait_until(
@@ -196,7 +261,7 @@ def test_a_model_server_that_cannot_start_is_reported_and_answered_for(tmp_path:
         )
         worker.facts()
         wait_until(
-            lambda: reports(worker) and "/does/not/exist" in reports(worker)[-1]["error_msg"],
+            lambda: reports(worker) and "exit 3; gave up" in reports(worker)[-1]["error_msg"],
             what="the engine to be told",
         )
         assert worker.process.poll() is None

@@ -117,7 +117,7 @@ def test_a_kill_that_we_did_not_send_is_told_apart(run: Run) -> None:
     os.kill(process.pid, signal.SIGKILL)
     ended = reap(process)
     assert ended.foreign and not ended.oom
-    assert "signal 9" in ended.describe() and "probably out of memory" in ended.describe()
+    assert "signal 9" in ended.describe() and "perhaps out of memory" in ended.describe()
 
 
 def test_a_kill_counted_by_the_cgroup_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

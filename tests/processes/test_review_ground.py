@@ -102,7 +102,8 @@ def test_reload_takes_routes_and_says_what_needs_a_restart(tmp_path: Path) -> No
         url, text = worker.url, worker.file.read_text()
         more = '[[route]]\npath = "/more"\nupstream = "/generate"\n'
         worker.file.write_text(f"[worker]\ndrain_s = 1\nadmin_port = 1\n{text}{more}")
-        assert worker.command("reload") == "done"
+        said = worker.command("reload")
+        assert said == "routes taken; start the worker anew for what changed in worker"
         wait_until(lambda: "worker" in worker.printed.rpartition("reload: ")[2], what="a word")
         assert worker.status()["urls"]["worker"] == url
         old = worker.kill("reporter")

@@ -145,7 +145,7 @@ def test_a_port_that_is_taken_is_named_with_its_holder(tmp_path: Path) -> None:
         state = str(tmp_path / "state")
         ended = _run(tmp_path, *ANY_PORT, "--port", port, "--state-dir", state)
     assert ended.returncode == ExitCode.PORT_TAKEN
-    assert f"port {port} (worker.port)" in ended.stderr
+    assert f"worker.port: port {port} is held by" in ended.stderr
     assert f"pid {os.getpid()}" in ended.stderr
 
 
@@ -165,15 +165,28 @@ def test_without_a_terminal_every_line_is_a_log_line(tmp_path: Path, style: str)
 
 def test_a_model_that_cannot_run_is_reported_and_the_worker_stays(tmp_path: Path) -> None:
     (tmp_path / "worker.toml").write_text(
-        '[model]\ncommand = ["/nowhere/model-server"]\nurl = "http://127.0.0.1:9"\n'
-        '[[route]]\npath = "/generate"\n'
+        '[model]\ncommand = ["/bin/sh", "-c", "exit 3"]\nurl = "http://127.0.0.1:9"\n'
+        '[restart]\nbudget = 0\n[[route]]\npath = "/generate"\n'
     )
     with RunningWorker(tmp_path) as worker:
         worker.facts()
         wait_until(lambda: worker.member("model")["state"] == "failed", what="giving up")
         status = worker.status()
         assert not status["ready"] and status["model"]["state"] == "failed"
-        assert "command not found" in worker.member("model")["reason"]
+        assert "exit 3; gave up" in worker.member("model")["reason"]
         assert worker.process.poll() is None
         worker.signal(signal.SIGTERM)
         assert worker.until_gone() == ExitCode.CLEAN
+
+
+def test_what_is_not_there_is_a_fault_of_the_settings(tmp_path: Path) -> None:
+    (tmp_path / "worker.toml").write_text(
+        '[model]\ncommand = ["no-such-server", "--fast"]\ncwd = "/nowhere"\n'
+        'url = "http://127.0.0.1:9"\n[tls]\nenabled = true\ncert = "/nowhere/c"\n'
+        '[[route]]\npath = "/generate"\n'
+    )
+    with RunningWorker(tmp_path) as worker:
+        assert worker.until_gone() == ExitCode.SETTINGS
+        assert "worker.toml:2: model.command: there is no program 'no-such-server'" in worker.output
+        assert "worker.toml:3: model.cwd: there is no directory /nowhere" in worker.output
+        assert "worker.toml:6: cannot read the certificate file /nowhere/c" in worker.output

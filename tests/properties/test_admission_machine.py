@@ -99,10 +99,24 @@ class Door(RuleBasedStateMachine):
             assert settled.submit.id == number
             self._end(number)
 
+    @precondition(lambda self: self.taken)
+    @rule(data=st.data(), stopping=st.booleans())
+    def the_adapter_gives_one_back(self, data: st.DataObject, stopping: bool) -> None:
+        """It is being restarted and never ran the job; maybe the answer crossed its end."""
+        number = data.draw(st.integers(1, len(self.taken)))
+        handed = self.submitted.get(number, 0) > 0 and self.up
+        if number in self.ended or not handed or self.taken[number - 1].begun:
+            return
+        self.admission.stopping = stopping
+        assert self.admission.keep(number) == (not stopping)
+        self.admission.stopping = False
+        if not stopping:
+            self.submitted[number] -= 1
+
     @precondition(lambda self: not self.up)
     @rule()
     def session_begins(self) -> None:
-        again = [job for job in self._waiting() if job.submit.id in self.submitted]
+        again = [job for job in self._waiting() if self.submitted.get(job.submit.id)]
         before = self.admission.redelivered
         self.up = True
         submits = self.admission.link_up()
@@ -207,3 +221,8 @@ def test_a_job_waits_from_the_moment_the_adapter_went_away() -> None:
     assert admission.expire(200.0) == []
     (lost,) = admission.expire(200.1)
     assert lost.kind == "expired"
+
+
+def test_what_has_ended_is_not_kept() -> None:
+    admission = Admission(10)
+    assert not admission.keep(1)

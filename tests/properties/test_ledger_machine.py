@@ -292,3 +292,13 @@ def test_the_oldest_ends_are_dropped_first(monkeypatch: pytest.MonkeyPatch) -> N
     assert events is not None
     assert [row.request_idx for row in events.closed] == [2, 3, 4]
     assert ledger.dropped == 2
+
+
+def test_a_request_that_comes_again_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_room, "MAX_REQNUMS", 3)
+    ledger = Ledger("ingress-0", 77)
+    for reqnum in (1, 2, 1, None, 3, 4, 2, 4, None):
+        ledger.open(5, 1.0, 0.0, reqnum)
+    assert ledger.requests == 6  # four numbers, and two that have none
+    ledger.open(5, 1.0, 0.0, 1)
+    assert ledger.requests == 7, "1 was forgotten: what is remembered has a bound"

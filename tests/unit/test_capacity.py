@@ -78,7 +78,23 @@ def test_the_benchmark_stands_until_sustained_traffic_exceeds_it() -> None:
     now = serve(capacity, now, 1.0, 20.0, 2)
     assert capacity.max_perf == pytest.approx(20.0)
     serve(capacity, now, 1.0, 1.0, 1000)
+    assert capacity.max_perf == 15.0
+
+
+def test_what_only_traffic_has_shown_stays() -> None:
+    capacity = Capacity()
+    now = serve(capacity, 0.0, 1.0, 20.0, int(SUSTAINED_S) + 1)
+    serve(capacity, now, 1.0, 1.0, 1000)
     assert capacity.max_perf == pytest.approx(20.0)
+
+
+def test_who_claims_too_much_does_not_turn_admission_off_for_good() -> None:
+    capacity = Capacity(15.0)
+    now = serve(capacity, 0.0, 1.0, 10.0, 20)
+    now = serve(capacity, now, 1.0, 2.0**20, 5)
+    assert capacity.max_perf > 100_000
+    serve(capacity, now, 1.0, 10.0, 1200)
+    assert capacity.max_perf == 15.0
 
 
 def test_a_benchmark_that_comes_later() -> None:

@@ -19,9 +19,9 @@ from supervisor import beacon, cli, plain_http, settings_sources, templates
 from supervisor.answer_text import AnswerError, text_of, texts_of_stream
 from supervisor.ask import AskError, choose_route, make_payload, masked
 from supervisor.exit_codes import ExitCode
+from supervisor.plan import make
 from supervisor.run_lock import RunLock
 from supervisor.settings_sources import Fault
-from supervisor.source import Source
 from supervisor.talk import duration
 
 ROOT = Path(supervisor.__file__).resolve().parents[1]
@@ -149,13 +149,13 @@ def test_check_shows_what_would_run_without_secrets(
 ) -> None:
     (tmp_path / "good.toml").write_text(
         '[engine]\naddresses = ["https://run.example.com"]\ntoken = "hunter2hunter2"\n'
-        '[model]\nurl = "http://127.0.0.1:18000"\ncommand = ["vllm", "--key", "hunter2hunter2"]\n'
+        '[model]\nurl = "http://127.0.0.1:18000"\ncommand = ["sh", "--key", "hunter2hunter2"]\n'
         'env = { HF_TOKEN = "hf_secret" }\n'
         '[[route]]\npath = "/generate"\nconcurrency = 1\nworkload = { field = "max_tokens" }\n'
     )
     assert cli.main(["check", "good.toml"]) == ExitCode.CLEAN
     text = capsys.readouterr().out
-    assert "https://run.example.com" in text and "vllm --key '***'" in text
+    assert "https://run.example.com" in text and "sh --key '***'" in text
     assert "HF_TOKEN" in text and "serial" in text and "max_tokens, or 100" in text
     assert "hunter2" not in text and "hf_secret" not in text
 
@@ -163,9 +163,9 @@ def test_check_shows_what_would_run_without_secrets(
 @pytest.mark.parametrize("name", sorted(templates.SERVERS))
 def test_init_writes_settings_that_are_right(name: str, tmp_path: Path) -> None:
     assert cli.main(["init", name, "--output", "made.toml"]) == ExitCode.CLEAN
-    plan = Source(str(tmp_path / "made.toml")).plan()
+    settings = settings_sources.load(tmp_path / "made.toml", {})  # the server is not installed
+    plan = make(settings, embedded=False)
     server = templates.SERVERS[name]
-    assert not plan.embedded
     assert plan.settings.model.ready_log == list(server.ready_log)
     assert plan.settings.model.error_log == list(server.error_log)
     assert plan.settings.model.command == list(server.command)

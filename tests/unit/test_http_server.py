@@ -21,6 +21,7 @@ import uvloop
 from ingress.connection import HOLD_BYTES, OVERFLOW_CONNECTIONS, WRITE_HIGH_BYTES
 from ingress.errors import KINDS, ErrorKind, Problem
 from ingress.http import Exchange, Server
+from ingress.patience import PIPELINE_S
 from ingress.shared import LINGER_S
 from supervisor.settings import LimitSettings
 from tests.kit.wait import DEADLINE_S, wait_until_async
@@ -849,6 +850,8 @@ async def swept(rig: Rig, partial: bytes, wait_for: Callable[[], object], after_
     rig.server._timer.cancel()  # type: ignore[union-attr]
     for connection in rig.server._shared.connections:
         connection._deadline = 0.0
+        if connection._exchange is not None:
+            connection._exchange.arrived_at = now
     rig.server.sweep(now)
     rig.server.sweep(now + after_s - 0.1)
     assert not reader.at_eof()
@@ -879,6 +882,47 @@ def test_slow_clients(partial: bytes, state: int, after_s: float, answer: bytes)
         assert re.fullmatch(answer, await swept(rig, partial, reached, after_s))
 
     serve(scenario, keepalive_s=30.0, header_timeout_s=10.0, body_timeout_s=20.0)
+
+
+def test_a_body_of_a_byte_now_and_then_is_refused() -> None:
+    """Each piece is in time; the whole is not."""
+
+    async def scenario(rig: Rig) -> None:
+        rig.server._timer.cancel()  # type: ignore[union-attr]
+        reader, writer = await rig.connect()
+        writer.write(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n")
+        shared = rig.server._shared
+        await wait_until_async(lambda: shared.active == 1)
+        (connection,) = shared.connections
+        assert connection._exchange is not None
+        now, sent = connection._exchange.arrived_at, 0
+        while not rig.server.refused:
+            assert now < connection._exchange.arrived_at + 22.0
+            writer.write(b"x")
+            sent += 1
+            await wait_until_async(lambda sent=sent: connection._counted_bytes == sent)
+            now += 1.0
+            rig.server.sweep(now)
+        assert rig.server.refused == {ErrorKind.TIMEOUT_READING: 1}
+        assert sent >= 20
+        assert (await read_answer(reader))[0].startswith(b"HTTP/1.1 408 ")
+
+    serve(scenario, body_timeout_s=20.0)
+
+
+def test_a_client_that_leaves_behind_unread_requests_is_noticed() -> None:
+    async def scenario(rig: Rig) -> None:
+        _, writer = await rig.connect()
+        writer.write(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n")
+        exchange = await rig.held()
+        writer.write(HELLO * (4 * HOLD_BYTES // len(HELLO)))
+        (connection,) = rig.server._shared.connections
+        await wait_until_async(lambda: connection._reading_paused)
+        writer.transport.abort()
+        rig.server.sweep(exchange.arrived_at + PIPELINE_S + 0.1)
+        await wait_until_async(lambda: rig.app.gone == [exchange])
+
+    serve(scenario)
 
 
 def test_an_answer_may_take_its_time() -> None:

@@ -73,7 +73,7 @@ class Scene:
         for message in messages:
             self.batches.append(message)
             if self.acking:
-                self.events.send(peer, Ack(message.seq))
+                self.events.send(peer, Ack(message.seq, message.epoch))
 
     def answer(self, *messages: Any) -> None:
         for message in messages:
@@ -119,7 +119,14 @@ def test_a_key_that_is_none_changes_nothing(tmp_path: Path) -> None:
         stage.acking = False
         await wait_until_async(lambda: len(stage.batches) > 0)
         stage.events.send(NAME, PublicKey("<html>no key</html>"))
-        stage.events.send(NAME, Ack(stage.batches[-1].seq))
+        last = stage.batches[-1]
+        stage.events.send(NAME, Ack(last.seq, last.epoch + 1))  # of another life of this process
+        stage.events.send(NAME, PublicKey("<html>no key</html>"))
+        stage.ingress._ledger.refuse("unknown_route")
+        await wait_until_async(lambda: len(stage.batches) > 1)
+        assert len(stage.ingress._ledger.unacked()) > 1
+        last = stage.batches[-1]
+        stage.events.send(NAME, Ack(last.seq, last.epoch))
         await wait_until_async(lambda: not stage.ingress._ledger.unacked())
 
     play(tmp_path, scene)

@@ -127,6 +127,17 @@ def test_who_is_mute_is_dead() -> None:
     assert not server.dead(2 * DEAD_AFTER_S)
 
 
+def test_who_slept_does_not_call_others_mute() -> None:
+    """All processes of a machine that was paused wake at once, with words that lie unread."""
+    end, server, now = client_up(), ServerLink(9, 100, 0.0), 3 * DEAD_AFTER_S
+    end.slept(now)
+    server.slept(now)
+    assert end.tick(now) == "keepalive"
+    assert not server.dead(now)
+    assert end.tick(now + DEAD_AFTER_S + 0.01) == "reset"
+    assert server.dead(now + DEAD_AFTER_S + 0.01)
+
+
 def test_a_greeting_that_comes_too_late_opens_a_session_that_nobody_mistakes() -> None:
     """The server gave a session up; the client did not notice, and its second greeting arrives."""
     draw = itertools.count(500).__next__

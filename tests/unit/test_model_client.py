@@ -320,6 +320,31 @@ def test_stale_connection_and_then_nobody_listens() -> None:
     exchange(closing_after(1), check)
 
 
+def test_bytes_too_many_of_one_exchange_are_not_the_next_ones_answer() -> None:
+    """They may come late, when the connection has its next request already."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.answer()
+        if server.accepted == 1:
+            await peer.request()
+            await peer.send(b"too much of it")
+        else:
+            await peer.request()
+            await peer.answer(b"late")
+
+    async def check(client: ModelClient, raw: RawServer) -> None:
+        nonlocal server
+        server = raw
+        await fetch(client)
+        sink = await fetch(client, body=b"again")
+        assert (sink.outcome, sink.body) == (("end",), b"ok")
+        assert raw.accepted == 2
+
+    server: Any = None
+    exchange(script, check)
+
+
 def test_new_connection_closed_before_the_head_is_told() -> None:
     for script in (responding(), closing_after(0)):
         assert outcome_of(script).outcome == ("lost", True)
@@ -461,7 +486,10 @@ def test_closed_after_an_interim_response_only() -> None:
         ("HEAD", 200, b"transfer-encoding: chunked\r\n", False),
         ("HEAD", 200, b"", False),
         ("POST", 204, b"", True),
-        ("POST", 204, b"content-length: 9\r\n", True),
+        ("POST", 204, b"content-length: 0\r\n", True),
+        ("POST", 204, b"content-length: 9\r\n", False),
+        ("POST", 204, b"transfer-encoding: chunked\r\n", False),
+        ("POST", 304, b"transfer-encoding: chunked\r\n", False),
         ("POST", 304, b"content-length: 9\r\n", True),
     ],
 )
@@ -969,10 +997,15 @@ def test_headers_that_end_here_and_headers_that_pass() -> None:
 def test_what_counts_as_a_stream(content_type: bytes, streaming: bool) -> None:
     lines = [(b"content-type", content_type), (b"content-length", b"3")]
     assert read_head(200, "POST", lines).streaming is streaming
-    chunked = read_head(200, "POST", [(b"Transfer-Encoding", b"gzip, Chunked")])
+    chunked = read_head(200, "POST", [(b"Transfer-Encoding", b"Chunked")])
     assert chunked.streaming
     assert not chunked.until_close
-    assert read_head(200, "POST", [(b"Transfer-Encoding", b"gzip")]).until_close
+
+
+@pytest.mark.parametrize("coding", [b"gzip, chunked", b"gzip", b"chunked, gzip", b"identity"])
+def test_a_coding_that_the_client_would_not_hear_of_is_refused(coding: bytes) -> None:
+    with pytest.raises(ValueError, match="transfer-encoding"):
+        read_head(200, "POST", [(b"Transfer-Encoding", coding)])
 
 
 @pytest.mark.parametrize("value", [b"a\rb", b"a\nb", b"a\0b", b"a\r\nx: y"])

@@ -65,8 +65,12 @@ class Play:
                     self.backend = command
         return commands
 
-    def state(self, state: str, generation: int = 1, reason: str = "") -> list[Command]:
-        return self.take(self.machine.model_state(state, generation, reason, self.now))
+    def state(
+        self, state: str, generation: int = 1, reason: str = "", started_at: float = 0.0
+    ) -> list[Command]:
+        return self.take(
+            self.machine.model_state(state, generation, reason, self.now, started_at=started_at)
+        )
 
     def line(self, kind: str = "ready", line: str = "loaded", generation: int = 1) -> None:
         self.take(self.machine.log_match(generation, kind, "pattern", line, self.now))
@@ -549,3 +553,39 @@ def test_the_same_deadline_is_not_said_twice() -> None:
     play = running()
     assert play.refuse() and play.probe()
     assert play.state("ready") == []
+
+
+@pytest.mark.parametrize("state", ["ready", "unhealthy"])
+def test_a_hang_is_seen_by_an_adapter_that_was_started_meanwhile(state: str) -> None:
+    """It never saw a good probe itself, but was told that there had been one."""
+    play = Play(stall_timeout_s=60.0, ready_log=True)
+    play.now = 100.0
+    play.state(state)
+    assert play.backend == BackendDown("the model server was not looked at yet")
+    for _ in range(2):
+        play.probe(ok=False, text="no answer")
+    assert play.report is not None and "does not answer: no answer" in play.report.error
+    assert play.backend == BackendDown("the model server does not answer: no answer")
+    while play.verdict is None or not play.verdict.wedged:
+        assert play.now <= 100.0 + 60.0 + 5.0
+        play.probe(ok=False, text="no answer")
+    assert play.now >= 160.0
+
+
+@pytest.mark.parametrize(
+    ("state", "started_at", "load_time_s"),
+    [
+        ("starting", 3.0, 7.0),  # since the process was started, whoever watches since when
+        ("starting", 0.0, 2.0),
+        ("external", 3.0, 7.0),
+        ("ready", 3.0, 2.0),  # it had loaded before this adapter lived; how long is not known
+    ],
+)
+def test_how_long_it_took_to_load(state: str, started_at: float, load_time_s: float) -> None:
+    play = Play()
+    play.now = 8.0
+    play.state(state, started_at=started_at)
+    play.now = 10.0
+    play.probe()
+    assert play.report is not None
+    assert play.report.load_time_s == load_time_s

@@ -50,6 +50,21 @@ def test_a_second_run_is_told_who_runs(tmp_path: Path) -> None:
     second.release()
 
 
+def test_what_a_run_left_behind_is_known_to_the_next(tmp_path: Path) -> None:
+    first = RunLock(str(tmp_path))
+    first.acquire()
+    first.publish(run_id="12-ab")
+    os.close(first._fd)  # as the kernel does when the process is killed
+    second = RunLock(str(tmp_path))
+    second.acquire()
+    assert second.left_behind["run_id"] == "12-ab"
+    second.release()
+    third = RunLock(str(tmp_path))
+    third.acquire()
+    assert third.left_behind == {}  # the one before it ended well
+    third.release()
+
+
 def test_a_file_left_by_a_crash_is_harmless(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys\n"

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from supervisor import settings_sources
-from supervisor.settings import RouteSettings, Settings
-from supervisor.settings_rules import Fault
+from supervisor.settings import BenchmarkSettings, RouteSettings, Settings
+from supervisor.settings_rules import Fault, secrets_of, unreloadable
 from supervisor.settings_sources import Handoff, SettingsError, load
 
 MODEL = '[model]\nurl = "http://127.0.0.1:18000"\n[[route]]\npath = "/generate"\n'
@@ -43,7 +43,7 @@ def test_nothing_at_all_is_the_default_tree() -> None:
     expected = Settings()
     worker = msgspec.structs.replace(expected.worker, state_dir="/home/me/.local/state/lighterman")
     assert got == msgspec.structs.replace(expected, worker=worker)
-    assert got.secrets == ()
+    assert secrets_of(got, {}) == []
 
 
 def test_a_flag_beats_the_environment_and_that_the_file(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_the_platforms_variables(tmp_path: Path) -> None:
     assert got.worker.id == 4711
     assert got.engine.addresses == ["https://run.vast.ai", "https://cloud.vast.ai/api/v0"]
     assert got.engine.token == "geheim"
-    assert got.secrets == ("geheim",)
+    assert secrets_of(got, environ) == ["geheim", "not ours"]
     assert got.engine.version == "2"
     assert got.worker.port == 3100
     assert got.worker.public_url == "https://192.0.2.7:41234"
@@ -325,7 +325,7 @@ def test_a_last_slash_of_a_url_is_taken_away(tmp_path: Path, url: str) -> None:
     assert load(path, {"LIGHTERMAN_MODEL_URL": url}).model.url == url.rstrip("/")
 
 
-@pytest.mark.parametrize("health", ["/health", "http://127.0.0.1:9/h", "https://h/ok", ""])
+@pytest.mark.parametrize("health", ["/health?all=1", "http://127.0.0.1:9/h?x=1", ""])
 def test_a_health_path_or_url(health: str) -> None:
     assert load(None, {"LIGHTERMAN_MODEL_HEALTH": health}).model.health == health
 
@@ -528,3 +528,59 @@ def test_only_who_may_know_it_inherits_the_token(monkeypatch: pytest.MonkeyPatch
     assert kept["PATH"] == os.environ["PATH"]
     assert settings_sources.inherited_environment(secret_variables=True) == dict(os.environ)
     assert os.environ["MASTER_TOKEN"] == "geheim"
+
+
+def test_secrets_are_known_by_their_names(tmp_path: Path) -> None:
+    path = toml(
+        tmp_path,
+        '[model]\nurl = "http://127.0.0.1:9"\nenv = { HF_TOKEN = "hf_abcdefgh" }\n'
+        'command = ["serve", "--api-key", "sk-12345678", "--auth-token=tk-12345678",'
+        ' "--max-tokens", "100000000", "--tokenizer", "some-tokenizer", "--key"]\n'
+        '[[route]]\npath = "/a"\n',
+    )
+    environ = {"OPENAI_API_KEY": "sk-abcdefgh", "DEBUG_TOKEN": "yes", "KEYBOARD": "a-long-layout"}
+    assert set(secrets_of(load(path, {}), environ)) == {
+        "hf_abcdefgh", "sk-12345678", "tk-12345678", "sk-abcdefgh",
+    }  # fmt: skip
+
+
+def test_what_the_environment_says_of_signatures_beats_the_file(tmp_path: Path) -> None:
+    path = toml(tmp_path, '[auth]\nmode = "none"\n')
+    assert load(path, {"UNSECURED": "false"}).auth.mode == "signature"
+    assert load(path, {}).auth.mode == "none"
+
+
+def test_an_instance_has_an_engine_even_where_none_is_named() -> None:
+    assert load(None, {"CONTAINER_ID": "7", "MASTER_TOKEN": "t"}).engine.addresses == [
+        "https://run.vast.ai"
+    ]
+    assert load(None, {"MASTER_TOKEN": "t"}).engine.addresses == []
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("[worker]\nport = 3002\n", "worker.admin_port"),
+        ("[worker]\nport = 3100\n", "engine.local_port"),
+        ('[model]\nurl = "http://localhost:3000"\n[[route]]\npath = "/a"\n', "worker.toml:2"),
+    ],
+)
+def test_one_port_has_one_owner(tmp_path: Path, text: str, place: str) -> None:
+    ((where, fault),) = faults(toml(tmp_path, text)).items()
+    assert "are the same port" in fault.message and where == place
+
+
+def test_what_is_unknown_does_not_hide_what_else_is_wrong(tmp_path: Path) -> None:
+    path = toml(tmp_path, "[zzz]\na = 1\n[worker]\nport = 3002\n")
+    found = faults(path, {"LIGHTERMAN_QQQ": "1"})
+    assert set(found) == {"worker.toml:1", "$LIGHTERMAN_QQQ", "worker.admin_port"}
+    assert all(fault.hint for fault in found.values())
+
+
+def test_a_running_worker_keeps_the_route_that_it_is_measured_on() -> None:
+    running = msgspec.structs.replace(
+        Settings(route=[RouteSettings(path="/a")]), benchmark=BenchmarkSettings(route="/a")
+    )
+    assert unreloadable(running, running) == []
+    (fault,) = unreloadable(running, Settings())
+    assert "/a" in fault.message

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from ingress.http import Exchange, Server
-from ingress.tls import CertificateWatch, TlsError, make_context
 from supervisor.settings import LimitSettings
+from supervisor.tls import CertificateWatch, TlsError, make_context
 from tests.kit.wait import DEADLINE_S, wait_until_async
 
 

@@ -12,7 +12,7 @@ import logging
 import os
 import ssl
 
-_log = logging.getLogger("ingress")
+_log = logging.getLogger("tls")
 
 
 class TlsError(Exception):
@@ -54,7 +54,7 @@ class CertificateWatch:
             pair = _read(self._cert, self._key)
             _context(pair, self._cert, self._key)
             _load(self._context, pair)
-        except TlsError as error:
+        except (TlsError, OSError) as error:  # OSError: no file descriptor is free
             _log.warning("%s; the certificate loaded before stays in use", error)
             return False
         _log.info("certificate %s reloaded", self._cert)
