@@ -140,7 +140,7 @@ class Reporter:
         elif isinstance(message, ChildNote):
             self._children[message.name] = message
             text = "" if message.state in _WELL else message.reason or f"it is {message.state}"
-            comes_back = bool(message.restarts) and message.state is not ChildState.READY
+            comes_back = bool(message.restarts) and message.state != ChildState.READY
             if not text and comes_back:
                 return  # what was wrong is over when it is ready again, not when it starts
             if self._faults.set(message.name, self._runtime.mask(text)):

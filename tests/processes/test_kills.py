@@ -114,6 +114,9 @@ def test_kill_of_adapter_or_reporter_loses_no_request(tmp_path: Path, name: str)
             what="everything to be reported",
         )
         wait_until(lambda: accounted(worker), what="the accounts to settle")
+        wait_until(lambda: not reports(worker)[-1]["error_msg"], what="the error to be cleared")
+        told = [report["error_msg"] for report in reports(worker)]
+        assert any(name in text for text in told) or name == "reporter"  # who was away hears less
         rows = worker.record()["requests"]
         assert Counter(row["request_idx"] for row in rows) == Counter(range(1, 31))
         assert served(worker) == 30 * 25
