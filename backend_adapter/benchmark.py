@@ -77,6 +77,11 @@ class Benchmark:
             return None
         return self._finish_batch(now, last=self._batch == self._runs)
 
+    def began(self, batch: int, now: float) -> None:
+        """The requests of a batch leave only now: making them took time that is not theirs."""
+        if batch == self._batch:
+            self._began_at = now
+
     def timeout(self, batch: int, now: float) -> Command | None:
         """The time of a batch is over. What succeeded of it counts, and it is the last one."""
         if self._ended or batch != self._batch:

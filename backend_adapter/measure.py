@@ -18,20 +18,27 @@ from backend_adapter.benchmark import Command as Planned
 from backend_adapter.model_client import ModelClient
 from backend_adapter.model_connection import Request
 from backend_adapter.response_headers import ResponseHead
+from backend_adapter.samples import JSON_TYPE, Fixed, Payload, Source
 from supervisor.settings import BenchmarkSettings, RouteSettings
-
-_JSON = b"content-type: application/json\r\n"
 
 
 class _Probe:
     """The sink of one benchmark request: only how it ended matters."""
 
-    __slots__ = ("_done", "_status", "request")
+    __slots__ = ("_done", "_status", "client", "request", "workload")
 
-    def __init__(self, path: str, body: bytes, done: Callable[[_Probe, str], None]) -> None:
+    def __init__(
+        self,
+        client: ModelClient,
+        path: str,
+        payload: Payload,
+        done: Callable[[_Probe, str], None],
+    ) -> None:
+        self.client = client
         self._done = done
         self._status = 0
-        self.request = Request("POST", path, _JSON, body, self)
+        self.workload = payload.workload
+        self.request = Request("POST", path, payload.headers, payload.body, self)
 
     def on_head(self, head: ResponseHead) -> None:
         """Keep the status."""
@@ -59,6 +66,8 @@ class Measurement:
 
     Args:
         client: the connections to the model server.
+        hosted: those to the functions of a worker.py, where there are some.
+        source: makes the payloads.
         benchmark: payload and rounds.
         route: where it is sent, and how its work is counted.
         on_done: called with the workload per second.
@@ -68,6 +77,8 @@ class Measurement:
     def __init__(
         self,
         client: ModelClient,
+        hosted: ModelClient | None,
+        source: Source,
         benchmark: BenchmarkSettings,
         route: RouteSettings,
         loop: asyncio.AbstractEventLoop,
@@ -76,10 +87,10 @@ class Measurement:
         on_failed: Callable[[str], None],
     ) -> None:
         self._client = client
+        self._hosted = hosted
         self._loop = loop
-        self._path = route.target
-        self._body = msgspec.json.encode(benchmark.payload)
-        self._workload = workload_of(benchmark.payload, route)
+        self._source = source
+        self._route = route
         self._timeout_s = benchmark.timeout_s
         self._on_done = on_done
         self._on_failed = on_failed
@@ -99,13 +110,14 @@ class Measurement:
     def cancel(self) -> None:
         """Give up: no callback comes any more."""
         self._plan.cancel()
+        self._source.let_go()
         self._abandon()
 
     def _abandon(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         for probe in list(self._running):
-            self._client.cancel(probe.request)
+            probe.client.cancel(probe.request)
         self._running.clear()
 
     def _follow(self, command: Planned | None) -> None:
@@ -123,24 +135,40 @@ class Measurement:
 
     def _send(self, batch: int, count: int) -> None:
         self._abandon()
+        self._source.draw(self._route.path, count, partial(self._drawn, batch))
+
+    def _drawn(self, batch: int, payloads: list[Payload] | str) -> None:
+        """The payloads are there: from now on it is the model server's time."""
+        if isinstance(payloads, str):
+            self._plan.cancel()
+            self._on_failed(payloads)
+            return
+        self._plan.began(batch, time.monotonic())
         self._timer = self._loop.call_later(self._timeout_s, self._timed_out, batch)
-        for _ in range(count):
-            probe = _Probe(self._path, self._body, partial(self._ended, batch))
+        for payload in payloads:
+            client = self._hosted if payload.hosted and self._hosted else self._client
+            probe = _Probe(client, self._route.target, payload, partial(self._ended, batch))
             self._running[probe] = None
             self.sent += 1
             try:
-                self._client.send(probe.request)
+                client.send(probe.request)
             except ValueError as error:  # told like any other failure, when all have been sent
                 self._loop.call_soon(self._ended, batch, probe, str(error))
 
     def _ended(self, batch: int, probe: _Probe, error: str) -> None:
         self._running.pop(probe, None)
         now = time.monotonic()
-        self._follow(self._plan.result(batch, not error, self._workload, error, now))
+        self._follow(self._plan.result(batch, not error, probe.workload, error, now))
 
     def _timed_out(self, batch: int) -> None:
         self._abandon()
         self._follow(self._plan.timeout(batch, time.monotonic()))
+
+
+def fixed(benchmark: BenchmarkSettings, route: RouteSettings) -> Fixed:
+    """The payload of the settings."""
+    body = msgspec.json.encode(benchmark.payload)
+    return Fixed(Payload(body, JSON_TYPE, workload_of(benchmark.payload, route)))
 
 
 def workload_of(payload: object, route: RouteSettings) -> float:

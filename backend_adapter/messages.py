@@ -31,6 +31,7 @@ class Submit(Message, frozen=True, tag=1):
     method: str = "POST"
     headers: bytes = b"content-type: application/json\r\n"  #: header lines for the model server
     body: bytes = b""
+    hosted: bool = False  #: it goes to the process that holds the worker.py
 
 
 class Cancel(Message, frozen=True, tag=2):

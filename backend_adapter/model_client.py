@@ -14,6 +14,7 @@ Not known here: jobs, lanes, retries, readiness.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -32,6 +33,7 @@ class Endpoint:
     port: int
     authority: str  #: value of the host header
     prefix: str  #: path before every path, without a slash at its end
+    unix: str = ""  #: path of its socket file, where it has one instead of a port
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,10 @@ def parse_url(url: str) -> Endpoint:
     """Take apart the base URL of a model server.
 
     Raises:
-        ValueError: not of the form ``http://host[:port][/prefix]``.
+        ValueError: neither ``http://host[:port][/prefix]`` nor ``unix:///path``.
     """
+    if url.startswith("unix:///"):
+        return Endpoint("", 0, "localhost", "", url.removeprefix("unix://"))
     hint = f"model server URL {url!r}: it must look like http://127.0.0.1:18000"
     try:
         parts = urlsplit(url)
@@ -182,9 +186,7 @@ class ModelClient:
         endpoint = self._endpoint
         try:
             async with asyncio.timeout(timeout_s):
-                transport, _ = await self._loop.create_connection(
-                    asyncio.Protocol, endpoint.host, endpoint.port
-                )
+                transport = await self._dial(endpoint, asyncio.Protocol)
         except TimeoutError:
             return f"no connection to {endpoint.authority} within {timeout_s:g} s"
         except (OSError, UnicodeError) as error:
@@ -250,16 +252,26 @@ class ModelClient:
         task.add_done_callback(self._tasks.discard)
 
     async def _connect(self, request: Request, endpoint: Endpoint, counted: bool) -> None:
+        def protocol() -> Connection:
+            return Connection(self, self._loop, request, counted)
+
         try:
-            await self._loop.create_connection(
-                lambda: Connection(self, self._loop, request, counted),
-                endpoint.host,
-                endpoint.port,
-            )
+            await self._dial(endpoint, protocol)
         except (OSError, UnicodeError) as error:
             if self._connecting.pop(request, None) is not None:
                 text = f"cannot connect to the model server at {endpoint.authority}: {error}"
                 request.sink.on_lost(request.resent, text)
+
+    async def _dial(
+        self, endpoint: Endpoint, protocol: Callable[[], asyncio.Protocol]
+    ) -> asyncio.Transport:
+        if endpoint.unix:
+            transport, _ = await self._loop.create_unix_connection(protocol, endpoint.unix)
+        else:
+            transport, _ = await self._loop.create_connection(
+                protocol, endpoint.host, endpoint.port
+            )
+        return transport
 
     def _sweep(self) -> None:
         self._timer = self._loop.call_later(SWEEP_S, self._sweep)

@@ -15,9 +15,10 @@ from typing import Protocol, assert_never
 
 from backend_adapter import readiness_words as words
 from backend_adapter.capacity import Capacity
-from backend_adapter.measure import Measurement
+from backend_adapter.measure import Measurement, fixed
 from backend_adapter.model_client import ModelClient, ProbeResult
 from backend_adapter.readiness import Readiness
+from backend_adapter.samples import Samples
 from reporter.messages import ModelReport
 from supervisor.child import Runtime
 from supervisor.messages import ChildState, LogMatch, ModelState, ModelVerdict
@@ -37,6 +38,9 @@ class Owner(Protocol):
     def backend_failed(self, reason: str) -> None:
         """Jobs need not wait."""
 
+    def measured(self, max_perf: float) -> None:
+        """A benchmark has just been made."""
+
     def capacity_changed(self) -> None:
         """A benchmark, this one or that of an earlier life, said how much it manages."""
 
@@ -45,19 +49,32 @@ class Owner(Protocol):
 
 
 class ModelWatch:
-    """Watches the model server that the settings name."""
+    """Watches the model server that the settings name.
+
+    ``samples``: makes the benchmark's payloads where a worker.py does. ``hosted``: reaches the
+    functions of a worker.py that stand in for a model server.
+    """
 
     def __init__(
-        self, runtime: Runtime, client: ModelClient, capacity: Capacity, owner: Owner
+        self,
+        runtime: Runtime,
+        client: ModelClient,
+        capacity: Capacity,
+        owner: Owner,
+        *,
+        samples: Samples | None = None,
+        hosted: ModelClient | None = None,
     ) -> None:
         settings = runtime.settings
         model = settings.model
         self._runtime = runtime
         self._client = client
+        self._samples = samples
+        self._hosted = hosted
         self._capacity = capacity
         self._owner = owner
         self._readiness = Readiness(
-            ready_log=bool(model.ready_log),
+            ready_log=bool(model.ready_log) or model.lifecycle,
             benchmark=bool(settings.benchmark.route) and not settings.benchmark.max_perf,
             probe_every_s=model.probe_every_s,
             probe_failures=model.probe_failures,
@@ -207,9 +224,13 @@ class ModelWatch:
         if route is None:  # a reload took it away
             self._not_measured(attempt, f"benchmark.route {benchmark} is no route any more")
             return
+        settings = self._runtime.settings.benchmark
+        sampled = self._samples if settings.sampled else None
         self._measurement = Measurement(
             self._client,
-            self._runtime.settings.benchmark,
+            self._hosted,
+            sampled or fixed(settings, route),
+            settings,
             route,
             self._runtime.loop,
             on_done=lambda max_perf: self._measured(attempt, max_perf),
@@ -226,6 +247,7 @@ class ModelWatch:
     def _measured(self, attempt: int, max_perf: float) -> None:
         self._stop_measuring()
         _log.info("benchmark: %.1f workload/s", max_perf)
+        self._owner.measured(max_perf)
         self._capacity.benchmarked(max_perf)
         self._owner.capacity_changed()
         self._do(self._readiness.benchmark_done(attempt, time.monotonic()))

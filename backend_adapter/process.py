@@ -15,6 +15,7 @@ from typing import Any
 
 from backend_adapter import jobs
 from backend_adapter.capacity import Capacity
+from backend_adapter.hook_messages import FromHooks, Measured
 from backend_adapter.jobs import Job, Key
 from backend_adapter.messages import (
     Cancel,
@@ -26,10 +27,10 @@ from backend_adapter.messages import (
     ToAdapter,
 )
 from backend_adapter.model_client import ModelClient
-from backend_adapter.model_connection import Request
 from backend_adapter.model_watch import ModelWatch
 from backend_adapter.queue import Queue
 from backend_adapter.run import Run
+from backend_adapter.samples import Samples
 from reporter.messages import FromReporter, QueueReport
 from supervisor import wire
 from supervisor.child import Runtime
@@ -38,6 +39,8 @@ from supervisor.settings import Settings
 
 JOBS_SOCKET = "jobs"
 EVENTS_SOCKET = "events"
+HOOKS_SOCKET = "hooks"
+HOSTED_SOCKET = "hosted"
 #: Deadlines of jobs are looked at this often.
 EXPIRE_EVERY_S = 0.1
 GAUGES_EVERY_S = 1.0
@@ -57,22 +60,35 @@ class Adapter:
             max_running=model.max_connections,
             max_attempts=settings.queue.max_attempts,
         )
-        self._client = ModelClient(
-            model.url,
-            runtime.loop,
-            connect_timeout_s=model.connect_timeout_s,
-            first_byte_timeout_s=model.first_byte_timeout_s,
-            idle_timeout_s=model.idle_timeout_s,
-        )
+        self._client = self._client_of(model.url)
+        #: connections to functions of a worker.py that answer in the model server's place
+        self._hosted: ModelClient | None = None
+        if any(route.hosted for route in settings.route):
+            path = runtime.address(HOSTED_SOCKET).removeprefix("ipc://")
+            self._hosted = self._client_of(f"unix://{path}")
+        self._samples = Samples(settings.hooks.timeout_s) if settings.hooks.file else None
+        self._hooks: wire.Client | None = None
         self._capacity = Capacity(settings.benchmark.max_perf)
         self._told_perf = 0.0
-        self._watch = ModelWatch(runtime, self._client, self._capacity, self)
+        self._watch = ModelWatch(
+            runtime, self._client, self._capacity, self, samples=self._samples, hosted=self._hosted
+        )
         self._runs: dict[Key, Run] = {}
         self._gauges: QueueReport | None = None
         self._draining = False
         self._emptied = asyncio.Event()
         self._jobs: wire.Server
         self._events: wire.Client
+
+    def _client_of(self, url: str) -> ModelClient:
+        model = self._runtime.settings.model
+        return ModelClient(
+            url,
+            self._runtime.loop,
+            connect_timeout_s=model.connect_timeout_s,
+            first_byte_timeout_s=model.first_byte_timeout_s,
+            idle_timeout_s=model.idle_timeout_s,
+        )
 
     # ------------------------------------------------------------------ the runtime's side
 
@@ -88,6 +104,14 @@ class Adapter:
             runtime.address(EVENTS_SOCKET), runtime.name, FromReporter, lambda messages: None,
             on_up=self.standing_changed,
         )  # fmt: skip
+        if self._samples is not None:
+            self._hooks = wire.Client(
+                runtime.address(HOOKS_SOCKET), runtime.name, FromHooks, self._samples.answered,
+                on_up=self._samples.link_up, on_down=self._samples.link_down,
+                max_message_bytes=runtime.settings.limits.body_bytes + 2**20,
+            )  # fmt: skip
+            self._samples.send = self._hooks.send
+            runtime.every(GAUGES_EVERY_S, self._expire_samples)
         self.capacity_changed()
         runtime.every(EXPIRE_EVERY_S, self._expire)
         runtime.every(GAUGES_EVERY_S, self._tell_gauges)
@@ -137,8 +161,12 @@ class Adapter:
         self._watch.stop()
         self.backend_down("the worker is stopping")  # what ends now is not sent again
         await self._client.close()
+        if self._hosted is not None:
+            await self._hosted.close()
         self._jobs.close()
         self._events.close()
+        if self._hooks is not None:
+            self._hooks.close()
 
     # ------------------------------------------------------------------ jobs
 
@@ -165,6 +193,10 @@ class Adapter:
             self._forget(key)
         self._check_empty()
 
+    def _expire_samples(self) -> None:
+        if self._samples is not None:
+            self._samples.expire(time.monotonic())
+
     def _expire(self) -> None:
         self._watch.note_progress()
         self._carry_out(self._queue.expire(time.monotonic()))
@@ -185,11 +217,12 @@ class Adapter:
             self._check_empty()
 
     def _dispatch(self, job: Job) -> None:
-        run = Run(self, job)
+        client = self._hosted if job.submit.hosted and self._hosted else self._client
+        run = Run(self, job, client)
         self._runs[job.key] = run
         self._capacity.started(job.dispatched_at)
         try:
-            self._client.send(run.request)
+            client.send(run.request)
         except ValueError as error:
             # told like any other broken request, but not before this dispatch has returned
             self._runtime.loop.call_soon(run.on_broken, "model_failed", str(error))
@@ -197,7 +230,7 @@ class Adapter:
     def _abort(self, job: Job) -> None:
         run = self._runs.get(job.key)
         if run is not None:
-            self._client.cancel(run.request)
+            run.client.cancel(run.request)
             self._forget(job.key)
             self._capacity.ended(0.0, job.dispatched_at, time.monotonic())
 
@@ -234,14 +267,6 @@ class Adapter:
     def tell(self, job: Job, message: FromAdapter) -> None:
         """Send to the ingress that the job came from."""
         self._jobs.send(job.key[0], message)
-
-    def pause(self, request: Request) -> None:
-        """Stop reading a response: its client is slower than the model server."""
-        self._client.pause(request)
-
-    def resume(self, request: Request) -> None:
-        """Read on."""
-        self._client.resume(request)
 
     def began(self, run: Run) -> None:
         """The client is about to see the response's beginning."""
@@ -294,6 +319,11 @@ class Adapter:
     def backend_failed(self, reason: str) -> None:
         """Jobs need not wait."""
         self._carry_out(self._queue.backend_failed(reason, time.monotonic()))
+
+    def measured(self, max_perf: float) -> None:
+        """A benchmark has just been made; a worker.py's host remembers its figure."""
+        if self._hooks is not None:
+            self._hooks.send(Measured(max_perf))
 
     def capacity_changed(self) -> None:
         """What only traffic has shown is what the model server did, not what it can do.

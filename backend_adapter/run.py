@@ -13,6 +13,7 @@ from typing import Protocol
 
 from backend_adapter.jobs import Job
 from backend_adapter.messages import Answer, Chunk, End, FromAdapter, Head
+from backend_adapter.model_client import ModelClient
 from backend_adapter.model_connection import Request
 from backend_adapter.response_headers import ResponseHead
 
@@ -25,12 +26,6 @@ class Owner(Protocol):
 
     def tell(self, job: Job, message: FromAdapter) -> None:
         """Send to the ingress that the job came from."""
-
-    def pause(self, request: Request) -> None:
-        """Stop reading the response."""
-
-    def resume(self, request: Request) -> None:
-        """Read on."""
 
     def began(self, run: Run) -> None:
         """The client is about to see the response's beginning."""
@@ -49,7 +44,9 @@ class Owner(Protocol):
 
 
 class Run:
-    """The sink of one request. ``credit`` starts with what the Submit granted."""
+    """The sink of one request. ``credit`` starts with what the Submit granted; ``client`` has the
+    connections that it is sent on.
+    """
 
     __slots__ = (
         "_complete",
@@ -59,12 +56,14 @@ class Run:
         "_held",
         "_owner",
         "_paused",
+        "client",
         "job",
         "request",
     )
 
-    def __init__(self, owner: Owner, job: Job) -> None:
+    def __init__(self, owner: Owner, job: Job, client: ModelClient) -> None:
         submit = job.submit
+        self.client = client
         self.job = job
         self.request = Request(
             submit.method,
@@ -151,7 +150,7 @@ class Run:
             self._end()
         elif self._paused:
             self._paused = False
-            self._owner.resume(self.request)
+            self.client.resume(self.request)
 
     def release(self) -> None:
         """It has ended. Run and request know each other: apart, their memory is free at once."""
@@ -173,7 +172,7 @@ class Run:
         self._held.append(data)
         if not self._paused:
             self._paused = True
-            self._owner.pause(self.request)
+            self.client.pause(self.request)
 
     def _end(self) -> None:
         self._owner.tell(self.job, End(self.job.submit.id))

@@ -2,7 +2,8 @@
 
 Between the HTTP server (``http.py``) and the jobs socket (``process.py``): it looks up the route,
 has the envelope decoded and the signature checked, measures the workload and opens the account.
-The payload's bytes go on untouched. It never sees a response; it awaits nothing.
+The payload's bytes go on untouched, unless a worker.py forms it: then that is asked first, and the
+request becomes a job when the answer comes. It never sees a response; it awaits nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import msgspec
+
+from backend_adapter.hook_messages import Prepare, Prepared
+from backend_adapter.hook_messages import Refused as HookRefused
 from backend_adapter.messages import Submit
 from ingress.admission import Admission, Job
 from ingress.auth import Authenticator
@@ -17,23 +22,41 @@ from ingress.envelope import UNKNOWN_IDX, Envelope, Refused
 from ingress.errors import KINDS, ErrorKind, Problem
 from ingress.exchange import Exchange
 from ingress.ledger import Ledger
-from ingress.routes import Route
+from ingress.questions import Question, Questions
+from ingress.routes import Route, Routes
+from ingress.workload import LEAST_WORKLOAD, quantised
 from reporter.messages import Outcome
 
 #: Content types that can not be the JSON envelope; everything else is tried, as clients expect
 #: (command-line tools send JSON as a form).
 _NOT_JSON = (b"multipart/", b"audio/", b"video/", b"image/")
+#: Requests of one process that may wait for a worker.py's word.
+MAX_QUESTIONS = 2_000
 #: After which a client may try again whose signature could not be checked.
 KEY_RETRY_S = 2.0
+#: Workload where a worker.py says none that can be used.
+DEFAULT_WORKLOAD = 100.0
+JSON_TYPE = b"content-type: application/json\r\n"
 _ALLOW_POST = b"allow: POST\r\n"
+#: Header lines of a client that a worker.py's function does not see: those of the connection, those
+#: of the body, which is sent anew, and those that hold keys.
+_WITHHELD = frozenset(
+    (
+        b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade",
+        b"expect", b"content-length", b"content-type", b"host", b"proxy-connection",
+        b"authorization", b"proxy-authorization", b"cookie",
+    )
+)  # fmt: skip
 
 
 class Door:
     """The HTTP server's application.
 
     Args:
-        routes: path → Route.
+        routes: every path that may be POSTed to.
         decode: takes the envelope apart, strictly or not.
+        questions: requests that wait for a worker.py's word.
+        ask: hands a question to the hook host, now or when a session stands.
         submit: hands a taken job to the adapter, now or when a session stands.
         cancel: tells the adapter that nobody wants a job any more.
         writable: the client of a streaming job has room again.
@@ -41,13 +64,15 @@ class Door:
 
     def __init__(
         self,
-        routes: dict[bytes, Route],
+        routes: Routes,
         authenticator: Authenticator,
         admission: Admission,
         ledger: Ledger,
+        questions: Questions,
         *,
         decode: Callable[[bytes], Envelope],
         credit_bytes: int,
+        ask: Callable[[Prepare], None],
         submit: Callable[[Job], None],
         cancel: Callable[[Job], None],
         writable: Callable[[Job], None],
@@ -56,6 +81,8 @@ class Door:
         self.authenticator = authenticator
         self._admission = admission
         self._ledger = ledger
+        self._questions = questions
+        self._ask = ask
         self._decode = decode
         self._credit_bytes = credit_bytes
         self._submit = submit
@@ -64,7 +91,7 @@ class Door:
 
     def on_head(self, exchange: Exchange) -> Problem | None:
         """Refuse before the body is read what needs no body to be refused."""
-        if exchange.path not in self.routes:
+        if self.routes.find(exchange.path) is None:
             return self._unknown_route()
         if exchange.method != b"POST":
             return Problem(
@@ -82,7 +109,7 @@ class Door:
             )
         if (exchange.header(b"content-type") or b"").lower().startswith(_NOT_JSON):
             return Problem(ErrorKind.UNSUPPORTED_MEDIA_TYPE, "send a JSON body: application/json")
-        if self._admission.full:
+        if self._admission.full or len(self._questions.open) >= MAX_QUESTIONS:
             return Problem(
                 ErrorKind.OVERLOADED, "this worker holds as many requests as it may", 1.0
             )
@@ -94,7 +121,7 @@ class Door:
         What else the client sent goes nowhere: the query and the bearer hold the endpoint's key.
         """
         now = time.monotonic()
-        route = self.routes.get(exchange.path)
+        route = self.routes.find(exchange.path)
         if route is None:  # the settings were reloaded while the body arrived
             self._ledger.refuse(ErrorKind.UNKNOWN_ROUTE)
             exchange.fail(self._unknown_route())
@@ -112,16 +139,78 @@ class Door:
             self._ledger.refuse(ErrorKind.INVALID_SESSION)
             exchange.fail(Problem(ErrorKind.INVALID_SESSION, "this worker keeps no such session"))
             return
-        payload = envelope.payload
-        workload = route.meter.measure(payload)
         auth = envelope.auth_data
         request_idx = auth.request_idx if auth is not None else UNKNOWN_IDX
         reqnum = auth.reqnum if auth is not None and request_idx != UNKNOWN_IDX else None
+        if route.prepare:
+            message = Prepare(self._questions.next_id(), route.path, exchange.body)
+            question = Question(message, exchange, route, request_idx, reqnum, now)
+            self._questions.take(question)
+            exchange.context = question
+            self._ask(message)
+            return
+        payload = envelope.payload
+        workload = route.meter.measure(payload)
+        body = exchange.body if route.hosted else bytes(payload)
+        self._take(exchange, route, request_idx, reqnum, workload, body, JSON_TYPE, now)
+
+    def on_prepared(self, answer: Prepared, now: float) -> None:
+        """A worker.py has said what a request amounts to."""
+        question = self._questions.settle(answer.id)
+        if question is None:
+            return
+        exchange, route = question.exchange, question.route
+        headers, body = answer.headers, answer.body
+        if route.hosted:
+            headers, body = JSON_TYPE, question.message.body
+            if answer.ticket:
+                headers += b"x-lighterman-ticket: %b\r\n" % answer.ticket.encode()
+        elif answer.untouched:
+            headers, body = JSON_TYPE, bytes(self._decode(question.message.body).payload)
+        workload = quantised(max(answer.workload, LEAST_WORKLOAD), DEFAULT_WORKLOAD)
+        self._take(
+            exchange, route, question.request_idx, question.reqnum, workload, body, headers, now
+        )
+
+    def on_refused(self, answer: HookRefused) -> None:
+        """A worker.py has refused a request, or failed at it."""
+        question = self._questions.settle(answer.id)
+        if question is not None:
+            extra = msgspec.json.decode(answer.extra) if answer.extra else None
+            kind = KINDS.get(answer.kind, ErrorKind.HOOK_FAILED)
+            self._turn_away(question, Problem(kind, answer.message, extra=extra))
+
+    def expire_questions(self, now: float) -> None:
+        """Who waited too long for a worker.py's word is told so."""
+        for question in self._questions.expire(now):
+            self._turn_away(question, Problem(ErrorKind.HOOK_TIMEOUT))
+
+    def _turn_away(self, question: Question, problem: Problem) -> None:
+        self._ledger.refuse(problem.kind)
+        if question.request_idx >= 0:
+            problem.request_idx = question.request_idx
+        question.exchange.context = None
+        question.exchange.fail(problem)
+
+    def _take(
+        self,
+        exchange: Exchange,
+        route: Route,
+        request_idx: int,
+        reqnum: int | None,
+        workload: float,
+        body: bytes,
+        headers: bytes,
+        now: float,
+    ) -> None:
+        """The request becomes a job."""
+        if route.hosted:
+            headers += hosted_headers(exchange.headers, route.path)
         key = self._ledger.open(request_idx, workload, now, reqnum)
         job = Job(
             Submit(
                 id=self._admission.next_id(),
-                path=route.target,
+                path=(not route.hosted and route.target) or exchange.path.decode("latin-1"),
                 lane=route.lane,
                 lane_limit=route.lane_limit,
                 workload=workload,
@@ -129,7 +218,9 @@ class Door:
                 expires_at=exchange.arrived_at + route.timeout_s,
                 credit=self._credit_bytes,
                 redeliver=route.redeliver,
-                body=bytes(payload),
+                headers=headers,
+                body=body,
+                hosted=route.hosted,
             ),
             exchange,
             route.path,
@@ -143,15 +234,19 @@ class Door:
 
     def on_writable(self, exchange: Exchange) -> None:
         """The client has read enough that more may be sent."""
-        if exchange.context is not None:
+        if isinstance(exchange.context, Job):
             self._writable(exchange.context)
 
     def on_disconnect(self, exchange: Exchange) -> None:
         """The client went away before its answer ended."""
-        job: Job | None = exchange.context
+        job: Job | Question | None = exchange.context
         if job is None:
             return
         exchange.context = None
+        if isinstance(job, Question):
+            if self._questions.settle(job.message.id) is not None:
+                self._ledger.refuse(ErrorKind.CLIENT_GONE)
+            return
         if self._admission.settle(job.submit.id) is None:
             return
         self._cancel(job)
@@ -167,5 +262,14 @@ class Door:
         )
 
     def _unknown_route(self) -> Problem:
-        known = ", ".join(route.path for route in list(self.routes.values())[:20])
+        known = ", ".join(self.routes.names[:20])
         return Problem(ErrorKind.UNKNOWN_ROUTE, f"no such route; this worker has: {known}")
+
+
+def hosted_headers(headers: list[tuple[bytes, bytes]], route: str) -> bytes:
+    """Header lines of a job that a worker.py answers: its route, and what the client sent."""
+    lines = [b"x-lighterman-route: %b\r\n" % route.encode()]
+    for name, value in headers:
+        if name not in _WITHHELD and not name.startswith(b"x-lighterman-"):
+            lines.append(b"%b: %b\r\n" % (name, value))
+    return b"".join(lines)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from backend_adapter.hook_messages import FromHooks, Prepare, Prepared
 from backend_adapter.messages import (
     Answer,
     Cancel,
@@ -34,6 +35,7 @@ from ingress.envelope import decode, decode_unsigned
 from ingress.errors import KINDS, ErrorKind, Problem, sse_error
 from ingress.http import Server
 from ingress.ledger import Ledger
+from ingress.questions import Questions
 from ingress.routes import compile_routes
 from reporter.messages import Ack, FromReporter, KeySuspect, Outcome, PublicKey
 from supervisor import process_tree, wire
@@ -45,6 +47,7 @@ from supervisor.tls import CertificateWatch, TlsError, make_context
 
 JOBS_SOCKET = "jobs"
 EVENTS_SOCKET = "events"
+HOOKS_SOCKET = "hooks"
 #: Seconds between two batches of accounts: far below the reporter's one report a second.
 EVENTS_EVERY_S = 0.1
 HOUSEKEEPING_EVERY_S = 1.0
@@ -72,13 +75,16 @@ class Ingress:
             auth.replay_window,
             auth.cache_entries,
         )
+        self._questions = Questions(settings.hooks.timeout_s)
         self._door = Door(
             compile_routes(settings.route),
             self._authenticator,
             self._admission,
             self._ledger,
+            self._questions,
             decode=decode_unsigned if auth.mode == "none" else decode,
             credit_bytes=settings.limits.stream_credit_bytes,
+            ask=self._ask,
             submit=self._submit,
             cancel=self._cancel,
             writable=self._grant,
@@ -96,6 +102,7 @@ class Ingress:
         self._certificate: CertificateWatch | None = None
         self._jobs: wire.Client
         self._events: wire.Client
+        self._hooks: wire.Client | None = None  # where a worker.py is used
         self._port = 0
         self._acked = asyncio.Event()
 
@@ -141,6 +148,12 @@ class Ingress:
             runtime.address(EVENTS_SOCKET), runtime.name, FromReporter, self._on_reporter,
             on_up=self._events_up,
         )  # fmt: skip
+        if settings.hooks.file:
+            self._hooks = wire.Client(
+                runtime.address(HOOKS_SOCKET), runtime.name, FromHooks, self._on_hooks,
+                on_up=self._hooks_up, max_message_bytes=size,
+            )  # fmt: skip
+            runtime.every(HOUSEKEEPING_EVERY_S, self._expire_questions)
         runtime.every(EVENTS_EVERY_S, self._send_accounts)
         runtime.every(HOUSEKEEPING_EVERY_S, self._housekeep)
 
@@ -199,6 +212,29 @@ class Ingress:
         self._server.close()
         self._jobs.close()
         self._events.close()
+        if self._hooks is not None:
+            self._hooks.close()
+
+    # ------------------------------------------------------------------ a worker.py's word
+
+    def _ask(self, message: Prepare) -> None:
+        if self._hooks is not None:
+            self._hooks.send(message)
+
+    def _hooks_up(self) -> None:
+        for message in self._questions.again():
+            self._ask(message)
+
+    def _on_hooks(self, messages: list[Any]) -> None:
+        now = time.monotonic()
+        for message in messages:
+            if type(message) is Prepared:
+                self._door.on_prepared(message, now)
+            else:
+                self._door.on_refused(message)
+
+    def _expire_questions(self) -> None:
+        self._door.expire_questions(time.monotonic())
 
     # ------------------------------------------------------------------ jobs
 

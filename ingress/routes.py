@@ -1,15 +1,23 @@
 """The configured routes, compiled once: what a request's path means.
 
+A path is matched whole; one that ends in ``/*`` matches everything below it, and ``{name}`` matches
+one segment, as people write them. Where several match, the exact one wins, then the first
+configured. What such a route sends to the model server is the request's own path.
+
 Pure. It knows nothing of HTTP beyond the path.
 """
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ingress.workload import Meter
 from supervisor.settings import RouteSettings
+
+_SEGMENT = re.compile(r"\\{[^{}/]*\\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,27 +25,67 @@ class Route:
     """One path that clients may POST to, ready for the hot path."""
 
     path: str
-    target: str  #: path on the model server
+    target: str  #: path on the model server; "": the request's own
     lane: str
     lane_limit: int
     max_queue_time_s: float
     timeout_s: float  #: inf: no limit
     redeliver: bool
     meter: Meter
+    prepare: bool  #: a worker.py forms its payload, or counts its work
+    hosted: bool  #: a worker.py forms its response, or is the model
 
 
-def compile_routes(routes: list[RouteSettings]) -> dict[bytes, Route]:
-    """Path as it stands in a request line → route."""
-    return {
-        route.path.encode(): Route(
+class Routes:
+    """Every route of the worker."""
+
+    __slots__ = ("_exact", "_patterns", "names")
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._exact: dict[bytes, Route] = {}
+        self._patterns: list[tuple[re.Pattern[bytes], Route]] = []
+        #: the configured paths
+        self.names: list[str] = []
+        for route in routes:
+            self.names.append(route.path)
+            if is_pattern(route.path):
+                self._patterns.append((_compiled(route.path), route))
+            else:
+                self._exact[route.path.encode()] = route
+
+    def find(self, path: bytes) -> Route | None:
+        """The route of a request's path."""
+        route = self._exact.get(path)
+        if route is not None or not self._patterns:
+            return route
+        return next((route for pattern, route in self._patterns if pattern.fullmatch(path)), None)
+
+
+def is_pattern(path: str) -> bool:
+    """It stands for many paths."""
+    return path.endswith("/*") or "{" in path
+
+
+def _compiled(path: str) -> re.Pattern[bytes]:
+    text = re.escape(path.removesuffix("*"))
+    text = _SEGMENT.sub("[^/]+", text) + (".*" if path.endswith("/*") else "")
+    return re.compile(text.encode())
+
+
+def compile_routes(routes: list[RouteSettings]) -> Routes:
+    """The settings' routes, ready for use."""
+    return Routes(
+        Route(
             path=route.path,
-            target=route.target,
+            target=route.upstream or ("" if is_pattern(route.path) else route.path),
             lane=route.lane,
             lane_limit=route.concurrency,
             max_queue_time_s=route.max_queue_time_s,
             timeout_s=route.timeout_s or math.inf,
             redeliver=route.redeliver,
             meter=Meter(route.workload),
+            prepare=route.prepare,
+            hosted=route.hosted,
         )
         for route in routes
-    }
+    )

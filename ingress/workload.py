@@ -19,6 +19,7 @@ from supervisor.settings import Workload
 
 MAX_WORKLOAD = 2.0**40
 _PARTS = 1024
+LEAST_WORKLOAD = 1 / _PARTS
 
 
 def quantised(value: float, default: float) -> float:

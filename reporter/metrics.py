@@ -79,7 +79,8 @@ class Metrics:
     """
 
     def __init__(self, routes: Iterable[str]) -> None:
-        self._routes = frozenset(routes)
+        #: the configured routes
+        self.routes = frozenset(routes)
         self._requests: dict[tuple[str, str, str], int] = {}
         self._duration: dict[str, _Histogram] = {}
         self._first_byte: dict[str, _Histogram] = {}
@@ -88,7 +89,7 @@ class Metrics:
     def count(self, closed: Iterable[Closed]) -> None:
         """Requests ended, each counted once (``Load.apply`` says which)."""
         for each in closed:
-            route = each.route if each.route in self._routes else OTHER
+            route = each.route if each.route in self.routes else OTHER
             outcome = each.outcome if each.outcome in _OUTCOMES else Outcome.ERROR.value
             key = (route, outcome, _STATUSES.get(each.status // 100, OTHER))
             self._requests[key] = self._requests.get(key, 0) + 1

@@ -158,7 +158,8 @@ class Reporter:
                 )  # fmt: skip
 
     def reload(self, settings: Settings) -> None:
-        """Addresses and token belong to a run; nothing here changes while it lasts."""
+        """Addresses and token belong to a run; new routes have their own figures."""
+        self._metrics.routes = frozenset(route.path for route in settings.route)
 
     async def drain(self, deadline_s: float) -> None:
         """Everything else has stopped: one last report, and every row that waits."""

@@ -61,10 +61,14 @@ class Service(Protocol):
 
 
 class Runtime:
-    """The ground under one service: its name, settings, control socket and heartbeat."""
+    """The ground under one service: its name, settings, control socket and heartbeat.
 
-    def __init__(self, name: str, handoff: Handoff) -> None:
+    ``signals``: it runs in the main thread, and signals are its to handle.
+    """
+
+    def __init__(self, name: str, handoff: Handoff, *, signals: bool = True) -> None:
         self.name = name
+        self._signals = signals
         self.handoff = handoff
         self.settings = handoff.settings
         self.mask = log_lines.masker(settings_sources.secrets(handoff.settings))
@@ -75,6 +79,11 @@ class Runtime:
         self._aside: set[asyncio.Task[None]] = set()
         self._finished: asyncio.Future[int] = self.loop.create_future()
         self._draining: asyncio.Task[None] | None = None
+
+    @property
+    def draining(self) -> bool:
+        """It was told to end."""
+        return self._draining is not None
 
     def address(self, socket: str) -> str:
         """``ipc://…`` of one of this run's sockets."""
@@ -120,9 +129,10 @@ class Runtime:
         """Run the service until it is drained or told to end; returns the exit code."""
         self._watch_parent()
         self.loop.set_exception_handler(self._unexpected)
-        self.loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
-        self.loop.add_signal_handler(signal.SIGINT, lambda: None)
-        self.loop.add_signal_handler(signal.SIGHUP, lambda: None)
+        if self._signals:
+            self.loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
+            self.loop.add_signal_handler(signal.SIGINT, lambda: None)
+            self.loop.add_signal_handler(signal.SIGHUP, lambda: None)
         service = build(self)
         await service.start()
         self._service = service
@@ -228,8 +238,11 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def run(name: str, build: Callable[[Runtime], Service]) -> NoReturn:
-    """Entry of every child: ``python -m <package> <name>``. Ends the process."""
+def enter(name: str) -> Handoff:
+    """The first thing that every child does: read what it was started with, and set up its log.
+
+    Ends the process where that is impossible.
+    """
     if getattr(supervisor, "DISTRIBUTION", "") != "lighterman":  # pragma: no cover
         sys.exit(f"{supervisor.__file__} is another distribution's package: use a venv of its own")
     try:
@@ -241,6 +254,12 @@ def run(name: str, build: Callable[[Runtime], Service]) -> NoReturn:
     settings = handoff.settings.worker
     mask = log_lines.masker(settings_sources.secrets(handoff.settings))
     log_lines.configure(name, settings.log_format, settings.log_level, mask)
+    return handoff
+
+
+def run(name: str, build: Callable[[Runtime], Service]) -> NoReturn:
+    """Entry of a child: ``python -m <package> <name>``. Ends the process."""
+    handoff = enter(name)
 
     async def main() -> int:
         return await Runtime(name, handoff).run(build)

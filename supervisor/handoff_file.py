@@ -10,8 +10,13 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
+import msgspec
+
 from supervisor.settings import Settings
 from supervisor.settings_sources import Handoff, write_handoff
+
+#: Name of the file for the process that holds the worker.py.
+HOOKS_HANDOFF = "hooks.msgpack"
 
 
 class HandoffFile:
@@ -26,6 +31,11 @@ class HandoffFile:
     def write(self, settings: Settings) -> None:
         """From now on children get these. Raises OSError."""
         handoff = Handoff(self._run_id, self._runtime_dir, os.getpid(), settings)
+        if settings.hooks.file:
+            replace = msgspec.structs.replace
+            engine = replace(settings.engine, token="")
+            public = replace(settings, engine=engine)  # user code is told no secret of ours
+            write_handoff(replace(handoff, settings=public), HOOKS_HANDOFF)
         self._path = write_handoff(handoff)
         self._settings = settings
 

@@ -74,7 +74,25 @@ class CommandRequest(Message, frozen=True, tag=3):
     args: list[str] = []
 
 
-ToSupervisor = Beat | ModelVerdict | CommandRequest
+class Configured(Message, frozen=True, tag=4):
+    """The worker.py has run its Worker. ``values``: settings as JSON, section → name → value."""
+
+    values: str
+
+
+class ScriptFailed(Message, frozen=True, tag=5):
+    """The worker.py cannot run, or does not come to running its Worker; ``text`` says where."""
+
+    text: str
+
+
+class LifecycleState(Message, frozen=True, tag=6):
+    """The lifecycle of the worker.py was entered, or (``error``) could not be."""
+
+    error: str = ""
+
+
+ToSupervisor = Beat | ModelVerdict | CommandRequest | Configured | ScriptFailed | LifecycleState
 
 
 # --------------------------------------------------------------------- supervisor → child

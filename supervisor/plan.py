@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from supervisor import settings_sources
+from supervisor.handoff_file import HOOKS_HANDOFF
 from supervisor.log_lines import Mask
 from supervisor.logs import Capture, RotatingFile, Tail
 from supervisor.member import Program
@@ -28,7 +29,13 @@ from supervisor.settings_rules import LOOPBACK
 
 #: (member, generation, kind, pattern, line)
 OnMatch = Callable[[str, int, str, str, str], None]
-_OURS = ("reporter", "backend_adapter", "ingress")
+#: Our own processes and the modules that they are.
+_OURS = {
+    "reporter": "reporter",
+    "backend_adapter": "backend_adapter",
+    "ingress": "ingress",
+    "hooks": "ingress.hooks",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,11 @@ class Plan:
         return sys.executable if near.startswith(os.pardir) else near
 
     @property
+    def configured(self) -> bool:
+        """All is known; otherwise a worker.py has still to say what the worker is."""
+        return not self.settings.hooks.file or bool(self.settings.route)
+
+    @property
     def worker_url(self) -> str:
         """Where clients reach this worker."""
         return self.settings.worker.public_url
@@ -74,11 +86,16 @@ class Plan:
 def make(settings: Settings, *, embedded: bool) -> Plan:
     """Fill in what may be left open: ports, the public URL, the local engine."""
     worker, engine = settings.worker, settings.engine
-    port = worker.port or free_port(worker.host)
-    admin_port = worker.admin_port or free_port(worker.admin_host)
+    url = settings.model.url
+    model_port = (urlsplit(url).port or 80) if url.startswith("http") else 0
+    taken = {model_port, worker.port, worker.admin_port, engine.local_port}
+    port = worker.port or free_port(worker.host, taken)
+    taken.add(port)
+    admin_port = worker.admin_port or free_port(worker.admin_host, taken)
+    taken.add(admin_port)
     local_port = 0
     if not engine.addresses:
-        local_port = engine.local_port or free_port("127.0.0.1")
+        local_port = engine.local_port or free_port("127.0.0.1", taken)
         engine = msgspec.structs.replace(
             engine, local_port=local_port, addresses=[f"http://127.0.0.1:{local_port}"]
         )
@@ -143,9 +160,16 @@ class Programs:
     def names(self) -> list[str]:
         """Every member, in the order of start."""
         names = ["engine"] if self._plan.local_engine_port else []
+        names += ["hooks"] if self._settings.hooks.file else []
+        if not self._plan.configured:
+            return [*names, "reporter"]
         names += ["model"] if self._settings.model.command else []
         doors = [f"ingress-{n}" for n in range(self._settings.worker.processes)]
         return [*names, "backend_adapter", *doors, "reporter"]
+
+    def replan(self, plan: Plan) -> None:
+        """What was not known at the start is now."""
+        self._plan, self._settings = plan, plan.settings
 
     def ours(self, name: str) -> bool:
         """It runs in our child runtime: it beats, drains and belongs to every run."""
@@ -156,11 +180,11 @@ class Programs:
         environ = settings_sources.inherited_environment(secret_variables=False)
         model, port = self._settings.model, 0
         if self.ours(name):
-            module = name.split("-")[0]
-            environ[settings_sources.HANDOFF_VARIABLE] = os.path.join(
-                self._runtime_dir, "handoff.msgpack"
-            )
-            argv, cwd = python_module(environ, module, name), os.getcwd()
+            handoff = HOOKS_HANDOFF if name == "hooks" else "handoff.msgpack"
+            environ[settings_sources.HANDOFF_VARIABLE] = os.path.join(self._runtime_dir, handoff)
+            environ["PYTHONUNBUFFERED"] = "1"  # what people print is seen when it is printed
+            argv = python_module(environ, _OURS[name.split("-")[0]], name)
+            cwd = os.getcwd()
         elif name == "engine":
             port = self._plan.local_engine_port
             argv = python_module(environ, "supervisor.demo.engine", "--port", str(port))
@@ -182,14 +206,17 @@ class Programs:
             first_delay_s=restart.first_delay_s,
             max_delay_s=restart.max_delay_s,
             stable_s=restart.stable_s,
-            start_timeout_s=model.start_timeout_s if is_model else restart.boot_s,
+            start_timeout_s={
+                "model": model.start_timeout_s,
+                "hooks": self._settings.hooks.start_timeout_s,
+            }.get(name, restart.boot_s),
             stop_timeout_s=model.stop_timeout_s if is_model else self._settings.worker.drain_s,
         )
 
     def tail(self) -> Tail | None:
         """Follows the log of a model server that something else starts, where there is one."""
         model = self._settings.model
-        if model.command or not model.log_file:
+        if model.command or not model.log_file or self._tail is not None:
             return None
 
         def matched(kind: str, pattern: str, line: str) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Container
 
 
-def free_port(host: str) -> int:
-    """A TCP port that nobody listens on at this moment."""
-    with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-    return port
+def free_port(host: str, avoid: Container[int] = ()) -> int:
+    """A TCP port that nobody listens on at this moment, and that is not to be avoided."""
+    while True:
+        with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
+            probe.bind((host, 0))
+            port: int = probe.getsockname()[1]
+        if port not in avoid:
+            return port
 
 
 def is_free(host: str, port: int) -> bool:

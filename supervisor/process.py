@@ -16,10 +16,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from typing import Any, assert_never
-
-import msgspec
 
 from supervisor import lifecycle, process_tree, settings_sources, tidings, wire
 from supervisor.child import CONTROL_SOCKET
@@ -33,16 +30,19 @@ from supervisor.messages import (
     Beat,
     ChildState,
     CommandRequest,
+    Configured,
     Drain,
+    LifecycleState,
     LogMatch,
     ModelVerdict,
     Reload,
+    ScriptFailed,
     ToSupervisor,
 )
 from supervisor.plan import Plan, Programs
+from supervisor.replan import Replanner
 from supervisor.run_lock import RunLock
-from supervisor.settings_rules import unreloadable
-from supervisor.settings_sources import Fault, SettingsError
+from supervisor.settings_sources import SettingsError
 from supervisor.shutdown import DRAIN_MARGIN_S, stop_in_order
 
 #: Between two looks at a log file that something else writes.
@@ -64,7 +64,7 @@ class Supervisor:
         lock: held by the caller for as long as the run lasts.
         echo: takes our children's log lines; never blocks.
         on_change: told each change of each member, for the person who watches.
-        reread: reads the settings again for ``reload``; raises SettingsError.
+        reread: reads the settings again, with what a worker.py amounts to; raises SettingsError.
     """
 
     def __init__(
@@ -73,9 +73,8 @@ class Supervisor:
         lock: RunLock,
         echo: Callable[[str], object],
         on_change: Callable[[Supervisor, Member], None],
-        reread: Callable[[], Plan],
+        reread: Callable[[dict[str, Any] | None], Plan],
     ) -> None:
-        self.plan = plan
         self.run_id = f"{os.getpid():x}-{wire.draw_epoch():016x}"
         self.members: dict[str, Member] = {}
         self.model_verdict: ModelVerdict | None = None  #: of the adapter that lives now
@@ -84,7 +83,6 @@ class Supervisor:
         self._lock = lock
         self._echo = echo
         self._on_change = on_change
-        self._reread = reread
         self.mask = masker(settings_sources.secrets(plan.settings))
         self.stop_reason = ""
         self._stop_began = 0.0
@@ -95,20 +93,20 @@ class Supervisor:
         self._changed = asyncio.Event()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._last_look = self.started_at
-        self._runtime_dir = ""
+        self._runtime_dir = tempfile.mkdtemp(prefix=RUNTIME_PREFIX)  # mode 0700
+        self._handoff = HandoffFile(self.run_id, self._runtime_dir)
+        self._replanner = Replanner(plan, reread, self._handoff)
         self._published = False
         self._tail_error = ""
         self.ready_line: LogMatch | None = None  # of the model's present life
         self._programs: Programs
         self._control: wire.Server
-        self._handoff: HandoffFile
 
     # ------------------------------------------------------------------ the run
 
     async def run(self) -> int:
         """Run until everything has stopped; returns the exit code."""
         process_tree.become_subreaper()
-        self._runtime_dir = tempfile.mkdtemp(prefix=RUNTIME_PREFIX)  # mode 0700
         with ExitStack() as undo:
             undo.callback(shutil.rmtree, self._runtime_dir, ignore_errors=True)
             self._control = wire.Server(
@@ -124,7 +122,6 @@ class Supervisor:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self.loop.add_signal_handler(number, self._on_stop_signal)
             self.loop.add_signal_handler(signal.SIGHUP, self._on_reload_signal)
-            self._handoff = HandoffFile(self.run_id, self._runtime_dir)
             self._handoff.write(self.plan.settings)
             self._published = self._lock.publish(
                 runtime_dir=self._runtime_dir,
@@ -137,7 +134,13 @@ class Supervisor:
             return await self._finished
 
     def _start(self) -> None:
-        for name in self._programs.names():
+        self._add_members()
+        self._watch()
+
+    def _add_members(self) -> None:
+        """Start everyone who is not there yet."""
+        new = [name for name in self._programs.names() if name not in self.members]
+        for name in new:
             self.members[name] = Member(
                 name,
                 self._programs.program(name),
@@ -148,9 +151,8 @@ class Supervisor:
                 ask_to_stop=self._asker(name) if self._programs.ours(name) else None,
             )
         # One of ours before the model server: were we killed now, it would end all the others.
-        for member in sorted(self.members.values(), key=lambda m: m.name != "backend_adapter"):
-            member.feed(lifecycle.Start())
-        self._watch()
+        for name in sorted(new, key=lambda name: name != "backend_adapter"):
+            self.members[name].feed(lifecycle.Start())
         tail = self._programs.tail()
         if tail is not None:
             self._follow(tail)
@@ -162,6 +164,11 @@ class Supervisor:
         for member in self.members.values():
             member.close()
         process_tree.sweep(self.run_id, exclude=(os.getpid(),))
+
+    @property
+    def plan(self) -> Plan:
+        """What the run consists of, as it is known now."""
+        return self._replanner.plan
 
     @property
     def stopping(self) -> bool:
@@ -218,8 +225,10 @@ class Supervisor:
         self._on_change(self, member)
 
     def _on_give_up(self, member: Member) -> None:
-        """A model server that cannot run is reported and answered for; one of ours ends the run."""
-        if self._programs.ours(member.name):
+        """A model server, or a worker.py, that cannot run is reported and answered for; one of ours
+        ends the run.
+        """
+        if self._programs.ours(member.name) and member.name != "hooks":
             self._code = ExitCode.CHILD_FAILED
             self.loop.call_soon(self.stop, f"{member.name} failed")
 
@@ -276,6 +285,12 @@ class Supervisor:
                 self._on_verdict(message)
             elif isinstance(message, CommandRequest):
                 self._control.send(name, obey(self, message))
+            elif isinstance(message, Configured):
+                self._on_configured(message)
+            elif isinstance(message, ScriptFailed):
+                self.members["hooks"].feed(lifecycle.Hung(self.mask(message.text)))
+            elif isinstance(message, LifecycleState):
+                self._on_lifecycle(message)
             else:
                 assert_never(message)
 
@@ -323,42 +338,42 @@ class Supervisor:
         elif kind == "ready":
             self.members[name].feed(lifecycle.BecameReady())
 
+    def _on_configured(self, message: Configured) -> None:
+        """The worker.py has said what the worker is; or, after its restart, says it again."""
+        if self.stopping:
+            return
+        try:
+            if self.plan.configured:
+                self._replanner.configure_again(message.values)
+            else:
+                self._replanner.configure(message.values)
+        except SettingsError as error:
+            self.members["hooks"].feed(lifecycle.Hung(self.mask(str(error))))
+            return
+        self._programs.replan(self.plan)
+        self._tell_reload()
+        self._add_members()
+
+    def _on_lifecycle(self, message: LifecycleState) -> None:
+        kind = "error" if message.error else "ready"
+        model = self.members.get("model")
+        generation = 0 if model is None else model.life.generation
+        self._on_log_match("model", generation, kind, "lifecycle", self.mask(message.error))
+
     def reload(self) -> list[str]:
-        """Read the settings again, and take the routes.
-
-        The rest stays as it is until the worker is started anew, so that a child that is restarted
-        meanwhile cannot disagree with the others.
-
-        Returns:
-            The sections that changed and were not taken.
+        """Read the settings again, and take the routes; returns the sections that were not taken.
 
         Raises:
             SettingsError: they are wrong; nothing has changed.
         """
-        running = self.plan.settings
-        try:
-            wanted = self._reread().settings
-            if faults := unreloadable(running, wanted):
-                raise SettingsError(faults)
-            settings = msgspec.structs.replace(running, route=wanted.route)
-            self._handoff.write(settings)
-        except SettingsError as error:
-            _log.error("reload: nothing changed:\n%s", error)
-            raise
-        except OSError as error:
-            fault = Fault(self._runtime_dir, f"cannot be written: {error.strerror}")
-            _log.error("reload: nothing changed:\n%s", fault)
-            raise SettingsError([fault]) from None
-        self.plan = replace(self.plan, settings=settings)
+        left = self._replanner.reload()
+        self._tell_reload()
+        return left
+
+    def _tell_reload(self) -> None:
         for name in self.members:
             if self._programs.ours(name):
                 self._control.send(name, Reload())
-        _log.info("reload: settings taken")
-        names = settings.__struct_fields__
-        left = [name for name in names if getattr(settings, name) != getattr(wanted, name)]
-        if left:
-            _log.warning("reload: start the worker anew for what changed in %s", ", ".join(left))
-        return left
 
     # ------------------------------------------------------------------ the end
 

@@ -145,8 +145,13 @@ class ModelSettings(Section, frozen=True):
     ] = []
     env: Annotated[dict[str, str], _doc("Variables added to its environment.")] = {}
     cwd: Annotated[str, _doc("Directory that it starts in. Empty: ours.")] = ""
-    url: Annotated[str, _doc("Base URL that it answers on, http only.")] = ""
+    url: Annotated[
+        str, _doc("Base URL that it answers on: http://host:port, or unix:///path of a socket.")
+    ] = ""
     name: Annotated[str, _doc("Name of the model, for people.", "MODEL_NAME")] = ""
+    lifecycle: Annotated[
+        bool, _doc("It has loaded when the lifecycle of worker.py was entered; set by that file.")
+    ] = False
     health: Annotated[
         str,
         _doc(
@@ -201,6 +206,7 @@ class BenchmarkSettings(Section, frozen=True):
 
     route: Annotated[str, _doc("Route to measure. Empty: no benchmark.")] = ""
     payload: Annotated[dict[str, Any], _doc("The payload that is sent each time.")] = {}
+    sampled: Annotated[bool, _doc("worker.py makes each payload; set by that file.")] = False
     runs: Annotated[int, _doc("Rounds.", ge=1, le=1000)] = 8
     concurrency: Annotated[
         int, _doc("Requests per round, sent together (1 on a serial lane).", ge=1, le=1000)
@@ -211,6 +217,20 @@ class BenchmarkSettings(Section, frozen=True):
         float,
         _doc("Workload per second that is simply believed; above 0 there is no benchmark.", ge=0),
     ] = 0.0
+
+
+class HooksSettings(Section, frozen=True):
+    """The worker.py whose functions take part in requests, where one is used."""
+
+    file: Annotated[
+        str, _doc("Its path. Empty: none; `python -m supervisor worker.py` sets it.")
+    ] = ""
+    start_timeout_s: Annotated[
+        float, _doc("Seconds that it may take until it runs its Worker.", gt=0)
+    ] = 600.0
+    timeout_s: Annotated[
+        float, _doc("Seconds that one of its functions may take for one request.", gt=0)
+    ] = 30.0
 
 
 class QueueSettings(Section, frozen=True):
@@ -304,6 +324,12 @@ class RouteSettings(Section, frozen=True):
         Count,
         _doc("0: the model server schedules; n: at most n at once. Routes with 1 share one FIFO."),
     ] = 0
+    prepare: Annotated[
+        bool, _doc("worker.py forms its payload or counts its work; set by that file.")
+    ] = False
+    hosted: Annotated[
+        bool, _doc("worker.py forms its response, or is the model; set by that file.")
+    ] = False
     redeliver: Annotated[
         bool, _doc("May be sent again when the model server died before it began to answer.")
     ] = True
@@ -328,6 +354,7 @@ class Settings(Section, frozen=True):
     engine: EngineSettings = EngineSettings()
     model: ModelSettings = ModelSettings()
     benchmark: BenchmarkSettings = BenchmarkSettings()
+    hooks: HooksSettings = HooksSettings()
     queue: QueueSettings = QueueSettings()
     limits: LimitSettings = LimitSettings()
     restart: RestartSettings = RestartSettings()

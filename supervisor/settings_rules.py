@@ -27,6 +27,8 @@ PLATFORM_ENGINE = "https://run.vast.ai"
 _SECRET_WORDS = frozenset(("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIALS"))
 #: … whose value has at least this many characters; shorter ones are words like "true".
 MIN_SECRET = 8
+#: How the URL of a model server on a socket file begins.
+UNIX = "unix:///"
 #: Names by which a program on this machine is reached.
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 
@@ -111,7 +113,10 @@ _Found = Iterator[tuple[str, str, str]]
 
 def _model(settings: Settings, _: Mapping[str, str]) -> _Found:
     model = settings.model
-    if model.url:
+    if model.url.startswith(UNIX):
+        if _broken(model.url):
+            yield "model.url", "model.url holds a blank", "unix:///run/model.sock"
+    elif model.url:
         if reason := _url_fault(model.url, ("http",)):
             yield "model.url", f"model.url {reason}", 'url = "http://127.0.0.1:18000"'
         elif urlsplit(model.url).path not in ("", "/"):
@@ -144,6 +149,11 @@ def _routes(settings: Settings, _: Mapping[str, str]) -> _Found:
             hint = "a path on the model server"
             yield f"route[{index}].upstream", f"{route.upstream!r} is no path", hint
         seen.add(route.path)
+    users = [f"route[{n}]" for n, r in enumerate(settings.route) if r.prepare or r.hosted]
+    users += ["benchmark.sampled"] if settings.benchmark.sampled else []
+    users += ["model.lifecycle"] if settings.model.lifecycle else []
+    if users and not settings.hooks.file:
+        yield users[0], "needs functions of a worker.py, and none is used", "set hooks.file"
     if not seen and (settings.model.command or settings.model.url):
         yield "route", "no route is configured", "add a [[route]] with a path"
     wanted = settings.benchmark.route
@@ -193,7 +203,7 @@ def _platform(settings: Settings, environ: Mapping[str, str]) -> _Found:
 #: The sections that some rules read, and the rules.
 _RULES: tuple[tuple[frozenset[str], Callable[[Settings, Mapping[str, str]], _Found]], ...] = (
     (frozenset(("model", "route")), _model),
-    (frozenset(("model", "route", "benchmark")), _routes),
+    (frozenset(("model", "route", "benchmark", "hooks")), _routes),
     (frozenset(("engine", "worker", "model")), _addresses),
     (frozenset(("worker", "tls")), _platform),
 )

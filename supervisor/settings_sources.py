@@ -11,7 +11,6 @@ on.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -23,9 +22,11 @@ import msgspec
 from supervisor.settings import ModelSettings, Settings, TlsSettings
 from supervisor.settings_fields import PREFIX, Field, fields, fields_of, from_text, sections
 from supervisor.settings_rules import Fault, across, derive, near, secrets_of, unfit
+from supervisor.toml_lines import Lines
 
 __all__ = [
-    "Fault", "Field", "Handoff", "SettingsError", "fields", "inherited_environment", "load",
+    "Fault", "Field", "Handoff", "SettingsError", "fields", "forget_handoff",
+    "inherited_environment", "load",
     "named", "read_handoff", "secrets", "sections", "write_handoff",
 ]  # fmt: skip
 
@@ -34,6 +35,7 @@ HANDOFF_VARIABLE = "LIGHTERMAN_HANDOFF"
 #: Marks every process of one run, grandchildren included.
 RUN_VARIABLE = "LIGHTERMAN_RUN"
 CHILD_VARIABLE = "LIGHTERMAN_CHILD"
+_handoff_path = ""  # once the variable is forgotten
 
 
 class SettingsError(Exception):
@@ -86,7 +88,7 @@ class _Reader:
         except RecursionError:
             self.fault("", str(path), "is nested too deeply")
             return
-        lines = _Lines(str(path), text)
+        lines = Lines(str(path), text)
         for section, content in tree.items():
             place = lines.find(section)
             if section not in self._known:
@@ -102,7 +104,7 @@ class _Reader:
             else:
                 self._file_section(section, content, lines)
 
-    def _file_section(self, section: str, content: dict[str, Any], lines: _Lines) -> None:
+    def _file_section(self, section: str, content: dict[str, Any], lines: Lines) -> None:
         known = {field.name: field for field in self._known[section]}
         for name, value in content.items():
             place = lines.find(section, name)
@@ -115,7 +117,7 @@ class _Reader:
         hint = near(name, known) or "docs/settings.md lists every setting"
         self.fault(section, place, f"unknown setting {section}.{name}", hint)
 
-    def _file_routes(self, content: list[dict[str, Any]], lines: _Lines) -> None:
+    def _file_routes(self, content: list[dict[str, Any]], lines: Lines) -> None:
         known = {field.name: field for field in self._known["route"]}
         for index, route in enumerate(content):
             good = True
@@ -165,8 +167,26 @@ class _Reader:
             return
         self.set(field, value, place)
 
-    def environment(self, environ: Mapping[str, str]) -> None:
-        """The platform's variables first (an empty one says nothing), then our own."""
+    def given(self, values: Mapping[str, Any], place: str) -> None:
+        """What a worker.py amounts to: it beats the platform's variables, as people expect."""
+        for section, content in values.items():
+            if section == "route":
+                self._given_routes(content, place)
+                continue
+            known = {field.name: field for field in self._known[section]}
+            for name, value in content.items():
+                self.set(known[name], value, place)
+
+    def _given_routes(self, routes: list[dict[str, Any]], place: str) -> None:
+        known = {field.name: field for field in self._known["route"]}
+        for index, route in enumerate(routes):
+            if all(self.check(known[name], value, place) for name, value in route.items()):
+                self.routes.append(route)
+            for name in route:
+                self.places[f"route[{index}].{name}"] = f"{place}: {route.get('path')}"
+
+    def platform(self, environ: Mapping[str, str]) -> None:
+        """The platform's variables; an empty one says nothing."""
         if (unsecured := environ.get("UNSECURED")) is not None:
             try:
                 mode = "none" if from_text(unsecured, bool) else "signature"
@@ -174,10 +194,17 @@ class _Reader:
             except ValueError as error:
                 what = f"{_short(unsecured)} does not fit: {error}"
                 self.fault("auth", "$UNSECURED", what, "true: signatures are not checked")
-        known = [f for name, fs in self._known.items() if name != "route" for f in fs]
-        for field in known:
+        for field in self._single():
             if text := environ.get(field.variable, ""):
                 self.text(field, text, f"${field.variable}")
+
+    def _single(self) -> list[Field]:
+        return [f for name, fs in self._known.items() if name != "route" for f in fs]
+
+    def environment(self, environ: Mapping[str, str]) -> None:
+        """Our own variables."""
+        known = self._single()
+        for field in known:
             if field.own_variable in environ:
                 self.text(field, environ[field.own_variable], f"${field.own_variable}")
         own = {field.own_variable for field in known}
@@ -188,12 +215,16 @@ class _Reader:
                 self.faults.append(Fault(f"${variable}", "no such setting", hint))
 
     def flag(self, path: str, text: str, flag: str) -> None:
-        known = {f.path: f for name, fs in self._known.items() if name != "route" for f in fs}
+        known = {f.path: f for f in self._single()}
         if path in known:
             self.text(known[path], text, flag)
         else:
             hint = near(path, known) or "docs/settings.md lists every setting"
             self.faults.append(Fault(flag, f"there is no setting {path!r}", hint))
+
+    def unfinished(self, *sections: str) -> None:
+        """What these say is known later; until then they are not judged."""
+        self._faulty |= set(sections)
 
     def tree(self, environ: Mapping[str, str], files: bool) -> Settings:
         settings = msgspec.convert({**self.values, "route": self.routes}, Settings)
@@ -230,38 +261,6 @@ class _Reader:
             self.fault("tls", place, str(error), "set tls.cert and tls.key, or tls.enabled = false")
 
 
-class _Lines:
-    """Finds the line of a key in a TOML text, for messages only (the parser does not say)."""
-
-    _header = re.compile(r"\s*\[\[?([^\[\]]+)\]\]?\s*(?:#.*)?$")
-
-    def __init__(self, path: str, text: str) -> None:
-        self._path = path
-        self._lines = text.split("\n")
-
-    def find(self, section: str, name: str = "", nth: int | None = None) -> str:
-        """``file:line`` of a section, or of a key in it; only ``file`` when it is well hidden.
-
-        ``nth`` counts tables of the same name, from 0.
-        """
-        top = re.compile(rf"\s*[\"']?{re.escape(section)}[\"']?\s*[.=].*{re.escape(name)}")
-        key = re.compile(rf"\s*[\"']?{re.escape(name)}[\"']?\s*[.=]")
-        table: list[str] = []
-        seen = -1
-        for number, line in enumerate(self._lines, 1):
-            if header := self._header.match(line):
-                table = [part.strip(" \t\"'") for part in header[1].split(".")]
-                seen += table == [section]
-                hit = table[0] == section and (not name or table[1:2] == [name])
-            elif table:
-                hit = bool(name) and table == [section] and key.match(line) is not None
-            else:
-                hit = top.match(line) is not None
-            if hit and nth in (None, max(seen, 0)):
-                return f"{self._path}:{number}"
-        return self._path
-
-
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
@@ -273,6 +272,7 @@ def load(
     flags: Mapping[str, str] = {},
     *,
     files: bool = False,
+    given: Mapping[str, Any] | None = None,
 ) -> Settings:
     """Read the tree.
 
@@ -281,12 +281,13 @@ def load(
         environ: variables; None means this process's.
         flags: ``section.name`` → text, from the command line.
         files: the files that the settings name are tried as well.
+        given: what a worker.py amounts to, section → name → value; {}: that is not known yet.
 
     Raises:
         SettingsError: with every fault.
     """
     environ = os.environ if environ is None else environ
-    settings = _read(path, environ, flags).tree(environ, files)
+    settings = _read(path, environ, flags, given).tree(environ, files)
     home = environ.get("HOME") or os.path.expanduser("~")
     states = environ.get("XDG_STATE_HOME") or os.path.join(home, ".local", "state")
     state_dir = settings.worker.state_dir or os.path.join(states, "lighterman")
@@ -300,11 +301,21 @@ def named(
     return frozenset(_read(path, environ, flags).places)
 
 
-def _read(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, str]) -> _Reader:
+def _read(
+    path: Path | None,
+    environ: Mapping[str, str],
+    flags: Mapping[str, str],
+    given: Mapping[str, Any] | None = None,
+) -> _Reader:
     """Every source, the strongest last."""
     reader = _Reader()
     if path is not None:
         reader.file(path)
+    reader.platform(environ)
+    if given:
+        reader.given(given, flags.get("hooks.file", "worker.py"))
+    elif given is not None:
+        reader.unfinished("model", "route", "benchmark")
     reader.environment(environ)
     for name, text in flags.items():
         reader.flag(name, text, f"--set {name}")
@@ -327,9 +338,9 @@ def inherited_environment(secret_variables: bool) -> dict[str, str]:
     return kept
 
 
-def write_handoff(handoff: Handoff) -> str:
-    """Write the file that children read; returns its path. Readable by this user only."""
-    path = os.path.join(handoff.runtime_dir, "handoff.msgpack")
+def write_handoff(handoff: Handoff, name: str = "handoff.msgpack") -> str:
+    """Write a file that children read; returns its path. Readable by this user only."""
+    path = os.path.join(handoff.runtime_dir, name)
     content = msgspec.msgpack.encode(handoff)
     partial = f"{path}.new"
     fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -339,13 +350,19 @@ def write_handoff(handoff: Handoff) -> str:
     return path
 
 
+def forget_handoff() -> None:
+    """What this process starts shall not find the file; this process still does."""
+    global _handoff_path
+    _handoff_path = os.environ.pop(HANDOFF_VARIABLE, "")
+
+
 def read_handoff() -> Handoff:
     """Read what the supervisor gave this child.
 
     Raises:
         SettingsError: this process was not started by the supervisor.
     """
-    path = os.environ.get(HANDOFF_VARIABLE)
+    path = os.environ.get(HANDOFF_VARIABLE) or _handoff_path
     if not path:
         hint = "the one command is: python -m supervisor"
         raise SettingsError([Fault(f"${HANDOFF_VARIABLE}", "is not set", hint)])

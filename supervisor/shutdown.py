@@ -1,4 +1,4 @@
-"""The order of the end: ingress, adapter, model server, and the reporter last.
+"""The order of the end: ingress, adapter, worker.py, model server, and the reporter last.
 
 So the engine hears of every last outcome. Each group has its own deadline, after which its lives
 kill what is left (``lifecycle.py``); a process that cannot even be killed is named and left behind.
@@ -38,6 +38,7 @@ async def stop_in_order(
     order = [
         (doors, settings.worker.drain_s + DRAIN_MARGIN_S),
         (["backend_adapter"], LAST_WORDS_S),
+        (["hooks"], settings.model.stop_timeout_s),  # its file may stop a model server itself
         (["model"], settings.model.stop_timeout_s),
         (["reporter"], LAST_WORDS_S),
         (list(members), LAST_WORDS_S),

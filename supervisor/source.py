@@ -1,4 +1,8 @@
-"""Which settings a command works with: the named file, ./worker.toml, the environment, or the demo.
+"""Which settings a command works with: the named file, ./worker.toml, ./worker.py, the environment,
+or the demo.
+
+What a worker.py amounts to is not known here: it is run in a process of its own, once, when the
+worker starts, which then plans again.
 
 Law: the embedded demo runs only where neither a model, nor a route, nor an engine is configured. An
 instance that an engine counts on must never answer with the demo's words, so there the missing
@@ -7,8 +11,11 @@ model is a fault like any other.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -18,6 +25,7 @@ from supervisor.settings import Settings
 from supervisor.settings_sources import Fault, SettingsError
 
 DEFAULT_FILE = "worker.toml"
+DEFAULT_SCRIPT = "worker.py"
 
 
 class UsageError(Exception):
@@ -38,20 +46,30 @@ class Source:
 
     @property
     def path(self) -> Path | None:
-        """The settings file; None: there is none.
-
-        Raises:
-            UsageError: it is a worker.py.
-        """
+        """The settings file; None: there is none."""
+        if self.script:
+            return None
         if self.file is None:
             default = Path(DEFAULT_FILE)
             return default if default.is_file() else None
-        if self.file.endswith(".py"):
-            raise UsageError(
-                f"{self.file}: a worker.py cannot be run yet; describe the worker in a worker.toml"
-                " (python -m supervisor init)"
-            )
         return Path(self.file)
+
+    @property
+    def script(self) -> str:
+        """Absolute path of the worker.py that was named, or found; "": none."""
+        if self.file is not None:
+            return os.path.abspath(self.file) if self.file.endswith(".py") else ""
+        found = os.path.isfile(DEFAULT_SCRIPT) and not os.path.isfile(DEFAULT_FILE)
+        return os.path.abspath(DEFAULT_SCRIPT) if found else ""
+
+    def _load(self) -> Settings:
+        """The settings without a worker.py's part, where there is one."""
+        if not self.script:
+            return settings_sources.load(self.path, flags=self.flags, files=True)
+        flags = {**self.flags, "hooks.file": self.script}
+        if not os.path.isfile(self.script):
+            raise SettingsError([Fault(self.script, "there is no such file", "give its path")])
+        return settings_sources.load(None, flags=flags, files=True, given={})
 
     def plan(self) -> Plan:
         """What would run.
@@ -64,7 +82,9 @@ class Source:
 
     def _plan(self) -> Plan:
         path = self.path
-        settings = settings_sources.load(path, flags=self.flags, files=True)
+        settings = self._load()
+        if self.script:
+            return make(settings, embedded=False)
         if _configures_model(settings):
             return make(settings, embedded=False)
         _refuse_on_an_instance(settings)
@@ -77,15 +97,19 @@ class Source:
         settings = embedded(settings_sources.load(path, quiet, self.flags), named)
         return make(settings, embedded=True)
 
-    def plan_again(self, running: Plan) -> Plan:
+    def plan_again(self, running: Plan, given: Mapping[str, Any] | None = None) -> Plan:
         """The settings anew for a worker that runs: ports that were left open stay as they are.
+
+        Args:
+            given: what its worker.py amounts to.
 
         Raises:
             SettingsError: they are wrong.
         """
         if running.embedded:
             return running
-        settings = settings_sources.load(self.path, flags=self.flags, files=True)
+        flags = {**self.flags, "hooks.file": self.script} if self.script else self.flags
+        settings = settings_sources.load(self.path, flags=flags, files=True, given=given)
         if not _configures_model(settings):
             hint = "the demo starts with the worker only"
             raise SettingsError([Fault("model.url", "no model is configured any more", hint)])
@@ -97,13 +121,15 @@ class Source:
             admin_port=worker.admin_port or before.admin_port,
         )
         engine = change(engine, local_port=engine.local_port or running.local_engine_port)
-        return make(change(settings, worker=worker, engine=engine), embedded=False)
+        plan = make(change(settings, worker=worker, engine=engine), embedded=False)
+        return replace(plan, named_state_dir=running.named_state_dir)
 
     def state_dir(self) -> str:
         """The state directory, even where other settings are wrong."""
         try:
-            return settings_sources.load(self.path, flags=self.flags).worker.state_dir
-        except (SettingsError, UsageError):
+            given: dict[str, Any] | None = {} if self.script else None
+            return settings_sources.load(self.path, flags=self.flags, given=given).worker.state_dir
+        except SettingsError:
             wanted = {k: v for k, v in self.flags.items() if k == "worker.state_dir"}
             names = ("HOME", "XDG_STATE_HOME", "LIGHTERMAN_WORKER_STATE_DIR")
             environ = settings_sources.inherited_environment(secret_variables=False)

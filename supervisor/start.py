@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def _run(plan: Plan, lock: RunLock, source: Source, color: bool) -> int:
     timeline = Timeline(screen)
 
     async def main() -> int:
-        supervisor = Supervisor(plan, lock, echo, timeline, lambda: source.plan_again(plan))
+        supervisor = Supervisor(plan, lock, echo, timeline, partial(source.plan_again, plan))
         try:
             return await supervisor.run()
         finally:  # it has ended: no late signal may make the exit code another one

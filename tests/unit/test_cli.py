@@ -64,7 +64,6 @@ def test_the_first_word_names_the_command(argv: list[str], command: str, rest: l
     [
         (["statsu"], "did you mean status?"),
         (["nonsense-word"], "neither a command nor a file"),
-        (["worker.py"], "worker.py cannot be run yet"),
         (["--set", "worker.port"], "SECTION.NAME=VALUE"),
         (["init", "nothing-known"], "there are: vllm"),
         (["ask"], "give TEXT"),

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import uvloop
 
+from backend_adapter.hook_messages import Prepare
 from ingress.admission import Admission, Job
 from ingress.auth import Authenticator
 from ingress.door import Door
 from ingress.envelope import decode_unsigned
 from ingress.http import Server
 from ingress.ledger import Ledger
+from ingress.questions import Questions
 from ingress.routes import compile_routes
 from reporter.messages import Outcome
 from supervisor.settings import LimitSettings, RouteSettings
@@ -37,13 +39,17 @@ class Scene:
         self.answering = True
         self.admission = Admission(max_jobs=2)
         self.ledger = Ledger("ingress-0", 1)
+        self.questions = Questions(30.0)
+        self.asked: list[Prepare] = []
         self.door = Door(
             compile_routes([RouteSettings(path="/a")]),
             Authenticator("none", "any", "", False, 100, 16),
             self.admission,
             self.ledger,
+            self.questions,
             decode=decode_unsigned,
             credit_bytes=4096,
+            ask=self.asked.append,
             submit=self.submit,
             cancel=self.cancelled.append,
             writable=lambda job: None,
@@ -133,7 +139,7 @@ def test_a_route_that_a_reload_took_away_while_the_body_arrived() -> None:
         body = envelope()
         writer.write(b"POST /a HTTP/1.1\r\nhost: w\r\ncontent-length: %d\r\n\r\n" % len(body))
         await wait_until_async(lambda: scene.server.active == 1)
-        scene.door.routes = {}
+        scene.door.routes = compile_routes([])
         writer.write(body)
         assert b" 404 " in await asyncio.wait_for(reader.readline(), 30)
         writer.close()

@@ -13,7 +13,7 @@ from supervisor.plan import make
 from supervisor.settings import Settings
 from supervisor.settings_rules import secrets_of
 from supervisor.settings_sources import SettingsError
-from supervisor.source import Source, UsageError
+from supervisor.source import Source
 
 _MODEL_FILE = """
 [model]
@@ -104,15 +104,18 @@ def test_worker_toml_is_found_and_a_model_is_no_demo(tmp_path: Path) -> None:
     assert plan.settings.worker.host == "0.0.0.0"
 
 
-def test_worker_py_that_was_not_named_is_ignored(tmp_path: Path) -> None:
+def test_worker_py_is_found_where_there_is_no_worker_toml(tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text("raise SystemExit")
-    assert Source().plan().embedded
+    plan = Source().plan()
+    assert not plan.embedded and not plan.configured
+    assert plan.settings.hooks.file == str(tmp_path / "worker.py")
+    (tmp_path / "worker.toml").write_text(_MODEL_FILE)
+    assert Source().plan().configured
 
 
-def test_worker_py_that_was_named_is_refused_in_one_line() -> None:
-    with pytest.raises(UsageError, match=r"^worker.py: .*worker.toml") as caught:
+def test_worker_py_that_is_not_there_is_a_fault() -> None:
+    with pytest.raises(SettingsError, match="there is no such file"):
         Source("worker.py").plan()
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -312,7 +312,8 @@ def test_rules_are_not_asked_about_a_section_with_faults(tmp_path: Path) -> None
         ("h:1", "http://host:port"),
         ("http://h\n:1", "blank"),
         ("http://h :1", "blank"),
-        ("unix:///tmp/s", "http://host:port"),
+        ("unix://tmp/s", "http://host:port"),
+        ("unix:///tmp/s t", "blank"),
     ],
 )
 def test_a_model_url_is_a_scheme_a_host_and_a_port(url: str, says: str) -> None:

@@ -1,0 +1,69 @@
+"""Words of the hooks socket: ingress and adapter ask, the process that holds the worker.py answers.
+
+It is bound by ``ingress/hooks``; the words live here because the adapter, which may not import
+ingress, asks as well. Law: each Prepare and each Sample gets at most one Prepared or Refused; who
+asks gives up after ``hooks.timeout_s``. Append fields with defaults, never reorder.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from supervisor.messages import Message
+
+# --------------------------------------------------------------------- ingress, adapter → hooks
+
+
+class Prepare(Message, frozen=True, tag=1):
+    """What is to be sent to the model server for this request, and how much work is it?"""
+
+    bulky: ClassVar[bool] = True
+
+    id: int  #: unique within the sender's session
+    route: str  #: as configured
+    body: bytes = b""  #: the client's whole body, valid JSON: auth_data, payload, session_id
+
+
+class Sample(Message, frozen=True, tag=2):
+    """Make a payload for the benchmark of a route."""
+
+    id: int
+    route: str
+
+
+class Measured(Message, frozen=True, tag=3):
+    """The benchmark has found this figure (workload per second); it is remembered."""
+
+    max_perf: float
+
+
+ToHooks = Prepare | Sample | Measured
+
+
+# --------------------------------------------------------------------- hooks → ingress, adapter
+
+
+class Prepared(Message, frozen=True, tag=1):
+    """The answer to Prepare or Sample."""
+
+    bulky: ClassVar[bool] = True
+
+    id: int
+    workload: float  #: as the hook said it; finite, not below 0
+    body: bytes = b""  #: for the model server; empty with ``untouched``
+    headers: bytes = b""  #: header lines for the model server: the body's content type
+    untouched: bool = False  #: the client's payload goes on as it came
+    ticket: str = ""  #: under which the parsed payload is kept until the job is dispatched
+    hosted: bool = False  #: a Sample for a function that stands in for the model server
+
+
+class Refused(Message, frozen=True, tag=2):
+    """No. ``kind``: ``invalid_parameter`` (422) or ``hook_failed`` (500)."""
+
+    id: int
+    kind: str
+    message: str
+    extra: bytes = b""  #: JSON object whose keys stand beside ``error`` in the client's answer
+
+
+FromHooks = Prepared | Refused

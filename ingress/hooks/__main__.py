@@ -1,0 +1,76 @@
+"""Entry of the hook host: ``python -m ingress.hooks hooks``. Started by the supervisor only.
+
+The service lives in a thread of its own; the main thread is the worker.py's.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+import uvloop
+
+from ingress.hooks import config, names, payload, worker
+from ingress.hooks.load import ScriptError, execute
+from ingress.hooks.process import HookHost
+from supervisor import child
+from supervisor.exit_codes import ExitCode
+from supervisor.settings_sources import forget_handoff
+
+
+def main() -> None:
+    """Run the service, then the file; end with the service."""
+    name = sys.argv[1]
+    handoff = child.enter(name)
+    forget_handoff()  # the file, and what it starts, have no use for it
+    hosts: list[HookHost] = []
+    started, codes = threading.Event(), [int(ExitCode.BUG)]
+
+    def build(runtime: child.Runtime) -> HookHost:
+        hosts.append(HookHost(runtime))
+        runtime.loop.call_soon(started.set)
+        return hosts[0]
+
+    async def service() -> int:
+        return await child.Runtime(name, handoff, signals=False).run(build)
+
+    def run_service() -> None:
+        try:
+            codes[0] = uvloop.run(service())
+        finally:
+            started.set()
+            sys.stderr.flush()
+            sys.stdout.flush()
+            os._exit(codes[0])
+
+    thread = threading.Thread(target=run_service, name="service", daemon=True)
+    thread.start()
+    started.wait()
+    if hosts:
+        _run_file(hosts[0], handoff.settings.hooks.file)
+    thread.join()
+
+
+def _run_file(host: HookHost, path: str) -> None:
+    worker.set_host(host)
+    ours = {
+        "Worker": worker.Worker,
+        **{n: getattr(config, n) for n in dir(config) if n.endswith("Config")},
+    }
+    types = {
+        n: getattr(payload, n)
+        for n in ("ApiPayload", "AuthData", "EndpointHandler", "JsonDataException", "LogAction",
+                  "Session")
+    }  # fmt: skip
+    names.install(names.Names(names.contents(ours, types, {"Backend": worker.Backend}), ours))
+    failure = ""
+    try:
+        execute(path)
+    except ScriptError as error:
+        failure = str(error)
+    host.ended(failure)
+
+
+if __name__ == "__main__":
+    main()

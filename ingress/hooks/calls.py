@@ -1,0 +1,174 @@
+"""One call into user code: a request's bytes in, what the model server gets and the workload out.
+
+Law: whatever the hook does, the outcome is a ``Prepared`` or a ``Refused``; it may take as long as
+it likes, and runs in whatever thread calls. A payload that its hooks only looked at goes on as it
+came, byte by byte.
+
+Source of the meanings: the public package vastai 1.9.1. This module knows neither threads nor
+sockets.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from typing import Any
+
+import msgspec
+
+from backend_adapter.hook_messages import Prepared, Refused
+from ingress.hooks.handlers import Hooked, workload_of
+from ingress.hooks.payload import ApiPayload, EndpointHandler, JsonDataException
+
+JSON_TYPE = b"content-type: application/json\r\n"
+#: Characters of a hook's own words that a client is told.
+MAX_TEXT = 500
+_log = logging.getLogger("hooks")
+
+
+class BadHook(Exception):
+    """A hook returned what cannot be used; the text says what it should return."""
+
+
+def read(hooked: Hooked, body: bytes) -> ApiPayload:
+    """The payload object of a client's body. Raises what user code raises."""
+    data = json.loads(body)
+    handler = hooked.handler
+    usual: Any = EndpointHandler.get_data_from_request
+    reader: Any = handler.get_data_from_request
+    payload: Any
+    if reader.__func__ is usual.__func__:
+        payload = handler.payload_cls().from_json_msg(data.get("payload"))
+    else:  # a handler class with ideas of its own
+        payload = reader(data)[1]
+    if not hasattr(payload, "count_workload"):
+        raise BadHook(f"from_json_msg returned {type(payload).__name__}, no payload object")
+    result: ApiPayload = payload
+    return result
+
+
+def wire_form(payload: ApiPayload) -> tuple[bytes, bytes]:
+    """Body and header lines for the model server. Raises what user code raises, BadHook."""
+    fields = payload.generate_payload_multipart()
+    if fields is not None:
+        return multipart(fields)
+    value = payload.generate_payload_json()
+    try:
+        return json.dumps(value).encode(), JSON_TYPE
+    except (TypeError, ValueError) as error:
+        raise BadHook(f"what is to be sent to the model server is no JSON: {error}") from error
+
+
+def prepare(hooked: Hooked, question: int, body: bytes) -> tuple[Prepared | Refused, Any]:
+    """Answer a Prepare; and the payload object, where it will be needed again."""
+    try:
+        payload = read(hooked, body)
+        workload = workload_of(payload, hooked.route)
+        if hooked.hosted:
+            return Prepared(question, workload, ticket=secrets.token_hex(8)), payload
+        if not hooked.reads and payload.generate_payload_json() == json.loads(body)["payload"]:
+            return Prepared(question, workload, untouched=True), None
+        sent, headers = wire_form(payload)
+    except Exception as error:  # whatever user code raises
+        return refusal(question, hooked.route, error), None
+    return Prepared(question, workload, sent, headers), None
+
+
+def sample(hooked: Hooked, question: int) -> Prepared | Refused:
+    """Answer a Sample."""
+    try:
+        payload = hooked.handler.make_benchmark_payload()
+        workload = workload_of(payload, hooked.route)
+        if hooked.handler.remote_function is not None:
+            whole = {"payload": payload.generate_payload_json()}
+            headers = JSON_TYPE + b"x-lighterman-route: %b\r\n" % hooked.route.encode()
+            return Prepared(question, workload, json.dumps(whole).encode(), headers, hosted=True)
+        sent, headers = wire_form(payload)
+    except Exception as error:  # whatever user code raises
+        return refusal(question, hooked.route, error)
+    return Prepared(question, workload, sent, headers)
+
+
+def refusal(question: int, route: str, error: BaseException) -> Refused:
+    """What a client is told of an exception in user code."""
+    if isinstance(error, JsonDataException):
+        told = error.message
+        extra = told if isinstance(told, dict) else {"payload": told}
+        text = "; ".join(f"{name}: {fault}" for name, fault in extra.items())
+        return Refused(question, "invalid_parameter", _cut(text), _json({"payload": extra}))
+    if isinstance(error, ValueError):
+        return Refused(question, "invalid_parameter", _cut(str(error) or "the payload is refused"))
+    _log.error("worker.py failed at a request to %s", route, exc_info=error)
+    what = str(error) if isinstance(error, BadHook) else type(error).__name__
+    return Refused(question, "hook_failed", _cut(f"worker.py failed at this request: {what}"))
+
+
+def extra_of(refused: Refused) -> dict[str, Any]:
+    """The keys that stand beside ``error`` in the client's answer."""
+    found: Any = msgspec.json.decode(refused.extra) if refused.extra else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
+
+
+def _json(value: Any) -> bytes:
+    try:
+        return msgspec.json.encode(value)
+    except (TypeError, ValueError, RecursionError):
+        return b"{}"
+
+
+def multipart(fields: dict[str, Any]) -> tuple[bytes, bytes]:
+    """Form fields as multipart/form-data, and the header line that names its boundary.
+
+    A ``(filename, bytes, content_type)`` tuple is a file, a list repeats the field, None leaves it
+    out, dict and nested list are sent as JSON, True and False as ``true`` and ``false``.
+
+    Raises:
+        BadHook: a value that none of this fits.
+    """
+    boundary = secrets.token_hex(16).encode()
+    parts: list[bytes] = []
+    for name, value in fields.items():
+        for item in value if isinstance(value, list) else [value]:
+            if item is None:
+                continue
+            filename, content, kind = _part(name, item)
+            head = f'form-data; name="{_quoted(name)}"'
+            if filename is not None:
+                head += f'; filename="{_quoted(filename)}"'
+            lines = f"content-disposition: {head}\r\n" + (
+                f"content-type: {kind}\r\n" if kind else ""
+            )
+            parts.append(b"--%b\r\n%b\r\n%b\r\n" % (boundary, lines.encode(), content))
+    parts.append(b"--%b--\r\n" % boundary)
+    return b"".join(parts), b"content-type: multipart/form-data; boundary=%b\r\n" % boundary
+
+
+def _part(name: str, item: Any) -> tuple[str | None, bytes, str]:
+    if isinstance(item, tuple):
+        try:
+            filename, content, kind = item
+            data = content.encode() if isinstance(content, str) else bytes(content)
+        except (TypeError, ValueError):
+            hint = "a file is a tuple (filename, bytes, content_type)"
+            raise BadHook(f"multipart field {name!r}: {hint}") from None
+        if "\r" in str(kind) or "\n" in str(kind):
+            raise BadHook(f"multipart field {name!r}: its content type holds a line break")
+        return str(filename), data, str(kind or "application/octet-stream")
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        hint = "bytes must be a file: (filename, bytes, content_type)"
+        raise BadHook(f"multipart field {name!r}: {hint}")
+    if isinstance(item, (dict, list)):
+        return None, json.dumps(item).encode(), ""
+    if isinstance(item, bool):
+        return None, b"true" if item else b"false", ""
+    return None, str(item).encode(), ""
+
+
+def _quoted(text: str) -> str:
+    """As browsers write names in a form's header."""
+    return text.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")

@@ -1,0 +1,174 @@
+"""A configuration of a worker.py as settings: what of it the other processes need to know.
+
+Functions stay here; the settings say only that there are some (``prepare``, ``hosted``,
+``sampled``). Values are plain data, section → name → value, and are checked like those of a file.
+
+Source of the meanings: the public package vastai 1.9.1; where this differs, docs/migration.md says
+so. This module is pure: it reads no file and no environment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from types import CodeType
+from typing import Any
+
+from ingress.hooks.config import BenchmarkConfig, WorkerConfig
+from ingress.hooks.handlers import ConfigurationError, Hooked
+
+Values = dict[str, Any]
+#: Options of ``Worker.run`` that have a meaning here.
+_RUN_OPTIONS = {"host": "host"}
+
+
+def describe(
+    config: WorkerConfig, routes: Mapping[str, Hooked], options: Mapping[str, Any], hosted_url: str
+) -> Values:
+    """The settings that a configuration amounts to.
+
+    Args:
+        routes: what ``handlers.build`` made of it.
+        options: what ``Worker.run`` was called with.
+        hosted_url: where functions that stand in for a model server are reached.
+
+    Raises:
+        ConfigurationError: it cannot work.
+    """
+    return {
+        "worker": {ours: options[name] for name, ours in _RUN_OPTIONS.items() if name in options},
+        "model": _model(config, routes, hosted_url),
+        "benchmark": _benchmark(config, routes),
+        "route": [_route(each) for each in routes.values()],
+    }
+
+
+def ignored(options: Mapping[str, Any]) -> list[str]:
+    """Options of ``Worker.run`` that mean nothing here."""
+    return sorted(set(options) - set(_RUN_OPTIONS))
+
+
+def _model(config: WorkerConfig, routes: Mapping[str, Hooked], hosted_url: str) -> Values:
+    logs = config.log_action_config
+    health = config.model_healthcheck_url or next(
+        (r.handler.healthcheck_endpoint for r in routes.values() if r.handler.healthcheck_endpoint),
+        "",
+    )
+    if health and "://" not in health and not health.startswith("/"):
+        health = f"/{health}"
+    model: Values = {
+        "url": _url(config, routes, hosted_url),
+        "error_log": list(logs.on_error),
+        "info_log": list(logs.on_info),
+    }
+    if health:
+        model["health"] = health
+    if config.model_log_file:
+        model["log_file"] = str(config.model_log_file)
+    if config.lifecycle is not None:
+        model["lifecycle"] = True
+    elif config.model_log_file:
+        model["ready_log"] = list(logs.on_load)
+    elif logs.on_load and not health:
+        raise ConfigurationError(
+            "log_action_config.on_load is given, but no model_log_file to look in; give one, or a"
+            " model_healthcheck_url"
+        )
+    return model
+
+
+def _url(config: WorkerConfig, routes: Mapping[str, Hooked], hosted_url: str) -> str:
+    url, port = config.model_server_url, config.model_server_port
+    if not url:
+        if all(each.handler.remote_function is not None for each in routes.values()):
+            return hosted_url
+        raise ConfigurationError(
+            'model_server_url is missing: WorkerConfig(model_server_url="http://127.0.0.1",'
+            " model_server_port=18000, …)"
+        )
+    url = str(url).rstrip("/")
+    if "://" not in url:
+        url = f"http://{url}"
+    return f"{url}:{port}" if port is not None else url
+
+
+def benchmark_of(config: WorkerConfig, routes: Mapping[str, Hooked]) -> tuple[str, BenchmarkConfig]:
+    """The route that is measured, and how; ("", …) where none is.
+
+    Raises:
+        ConfigurationError: there are several.
+    """
+    measured = [(r.route, r.benchmark) for r in routes.values() if r.benchmark is not None]
+    if len(measured) > 1:
+        names = ", ".join(route for route, _ in measured)
+        raise ConfigurationError(f"a BenchmarkConfig on more than one handler ({names}): keep one")
+    if measured:
+        return measured[0]
+    wanted = config.benchmark_route
+    if wanted and wanted in routes and config.benchmark_data:
+        return wanted, BenchmarkConfig(dataset=list(config.benchmark_data))
+    return "", BenchmarkConfig()
+
+
+def _benchmark(config: WorkerConfig, routes: Mapping[str, Hooked]) -> Values:
+    route, how = benchmark_of(config, routes)
+    if not route:
+        return {}
+    return {
+        "route": route,
+        "sampled": True,
+        "runs": how.runs,
+        "concurrency": how.concurrency or 10,
+        "warmup": how.do_warmup,
+    }
+
+
+def _route(hooked: Hooked) -> Values:
+    handler = hooked.handler
+    wait_s = handler.max_queue_time
+    route: Values = {
+        "path": hooked.route,
+        "max_queue_time_s": math.inf if wait_s is None else float(wait_s),
+        "concurrency": 0 if handler.allow_parallel_requests else 1,
+        "prepare": hooked.reads or hooked.measures,
+        "hosted": hooked.hosted,
+    }
+    if handler.endpoint != hooked.route:
+        route["upstream"] = handler.endpoint
+    return route
+
+
+def fingerprint(
+    config: WorkerConfig, routes: Mapping[str, Hooked], environ: Mapping[str, str]
+) -> str:
+    """Changes when a measured capacity may have: the model, its arguments, how work is counted."""
+    route, how = benchmark_of(config, routes)
+    facts: list[object] = [route, how.runs, how.concurrency]
+    facts += sorted(
+        (name, value)
+        for name, value in environ.items()
+        if name == "MODEL_NAME" or name == "BACKEND" or name.endswith("_ARGS")
+    )
+    if route in routes:
+        handler = routes[route].handler
+        facts += [handler.allow_parallel_requests, handler.endpoint]
+        facts += _code(handler.payload_cls().count_workload)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def _code(function: Any) -> list[object]:
+    """What a function does, as far as it can be seen: its code, and that of what it encloses."""
+    facts: list[object] = []
+    todo, seen = [function], set()
+    while todo:
+        each = todo.pop()
+        code = each if isinstance(each, CodeType) else getattr(each, "__code__", None)
+        if code is None or code in seen:
+            continue
+        seen.add(code)
+        facts += [code.co_code, code.co_names]
+        facts += [c for c in code.co_consts if not isinstance(c, CodeType)]
+        todo += [c for c in code.co_consts if isinstance(c, CodeType)]
+        todo += [cell.cell_contents for cell in getattr(each, "__closure__", None) or ()]
+    return facts

@@ -1,0 +1,197 @@
+"""Answers whole requests where user code forms the response, or stands in for the model server.
+
+The adapter sends such a job here as it sends others to the model server, over HTTP on a socket file
+that only this user may open. So hooks get what they were written for: aiohttp's own request and
+response, a client that leaves is a cancelled task, and whoever reads slowly slows the model server.
+
+Law: every request is answered or its connection is cut: a hook that raises is a typed 500 (422 for
+a bad payload), one that hangs a 504, and where the model server was lost before it answered the
+adapter sees a lost connection, and may send the job again.
+
+It runs on the loop that the worker.py runs on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from ingress.errors import KINDS, ErrorKind, Problem
+from ingress.hooks import calls
+from ingress.hooks.calls import BadHook
+from ingress.hooks.handlers import Hooked
+from ingress.hooks.payload import ApiPayload
+
+#: Header of a job that names its route as it is configured, and its payload's ticket.
+ROUTE_HEADER = "x-lighterman-route"
+TICKET_HEADER = "x-lighterman-ticket"
+_log = logging.getLogger("hooks")
+
+
+class Hosted:
+    """The server.
+
+    Args:
+        routes: by their configured path.
+        model_url: where requests go that have a model server.
+        redeem: the payload object of a ticket; None: it is not kept any more.
+        timeout_s: seconds that a hook may take once nothing more can come from the model server.
+        idle_s: seconds that it may take while something can; 0: no limit.
+        body_bytes: longest request.
+    """
+
+    def __init__(
+        self,
+        routes: Mapping[str, Hooked],
+        model_url: str,
+        *,
+        redeem: Callable[[str], ApiPayload | None],
+        timeout_s: float,
+        idle_s: float,
+        body_bytes: int,
+    ) -> None:
+        self._routes = routes
+        self._model_url = model_url
+        self._redeem = redeem
+        self._timeout_s = timeout_s
+        self._idle_s = idle_s
+        self._body_bytes = body_bytes
+        self._session: aiohttp.ClientSession | None = None
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, path: str) -> None:
+        """Listen on the socket file ``path``."""
+        app = web.Application(client_max_size=self._body_bytes + 2**20)
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
+        await self._runner.setup()
+        await web.UnixSite(self._runner, path).start()
+        if self._model_url.startswith("http"):
+            self._session = aiohttp.ClientSession(
+                self._model_url,
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
+            )
+
+    async def close(self) -> None:
+        """Cut what runs."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+        if self._session is not None:
+            await self._session.close()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        hooked = self._routes.get(request.headers.get(ROUTE_HEADER, ""))
+        if hooked is None:
+            return _of_problem(Problem(ErrorKind.UNKNOWN_ROUTE))
+        try:
+            return await self._run(hooked, request)
+        except _Lost as error:
+            _log.warning("%s", error)
+            _cut(request)
+            return web.Response(status=502)
+        except TimeoutError:
+            problem = Problem(ErrorKind.HOOK_TIMEOUT, f"worker.py took over {self._timeout_s:g} s")
+            return _failed(request, problem)
+        except aiohttp.ClientError as error:
+            text = f"the model server broke off: {type(error).__name__}"
+            return _failed(request, Problem(ErrorKind.MODEL_FAILED, text))
+        except Exception as error:  # whatever user code raises
+            refused = calls.refusal(0, hooked.route, error)
+            extra = calls.extra_of(refused)
+            return _failed(request, Problem(KINDS[refused.kind], refused.message, extra=extra))
+
+    async def _run(self, hooked: Hooked, request: web.Request) -> web.StreamResponse:
+        payload = self._redeem(request.headers.get(TICKET_HEADER, ""))
+        if payload is None:
+            payload = calls.read(hooked, await request.read())
+        handler = hooked.handler
+        if handler.remote_function is not None:
+            result = await _call(handler.call_remote_dispatch_function, handler, payload)
+            try:
+                return web.json_response({"result": result})
+            except (TypeError, ValueError) as error:
+                raise BadHook(f"remote_function returned what is no JSON: {error}") from error
+        response = await self._ask_model(request, handler.endpoint, payload)
+        try:
+            answer = await self._watched(
+                handler.generate_client_response(request, response), response
+            )
+        finally:
+            response.release()
+        if not isinstance(answer, web.StreamResponse):
+            what = type(answer).__name__
+            raise BadHook(f"response_generator returned {what}, not a web.Response")
+        return answer
+
+    async def _ask_model(
+        self, request: web.Request, endpoint: str, payload: ApiPayload
+    ) -> aiohttp.ClientResponse:
+        assert self._session is not None
+        body, headers = calls.wire_form(payload)
+        kind = headers.decode().partition(":")[2].strip()
+        target = endpoint if "*" not in endpoint and "{" not in endpoint else request.path
+        try:
+            return await self._session.post(target, data=body, headers={"content-type": kind})
+        except aiohttp.ClientConnectionError as error:
+            raise _Lost(f"no response from the model server: {error}") from error
+
+    async def _watched(self, work: Any, response: aiohttp.ClientResponse) -> Any:
+        """Wait for a hook for as long as the model server may still send something.
+
+        Raises TimeoutError; the hook is cancelled.
+        """
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                over = response.content.at_eof()
+                limit_s = self._timeout_s if over else (self._idle_s or None)
+                before = response.content.total_bytes
+                await asyncio.wait([task], timeout=limit_s)
+                still = response.content.at_eof() == over
+                if not task.done() and still and response.content.total_bytes == before:
+                    raise TimeoutError
+        except BaseException:
+            task.cancel()
+            await asyncio.wait([task], timeout=1.0)
+            raise
+        return task.result()
+
+
+class _Lost(Exception):
+    """The model server was not there, or left before it answered."""
+
+
+async def _call(call: Callable[..., Any], handler: Any, payload: ApiPayload) -> Any:
+    """Run a remote function; a plain one in a thread, because it may block."""
+    params = payload.generate_payload_json()
+    if not isinstance(params, dict):
+        raise BadHook("the payload of a remote_function is no object: it is called with keywords")
+    function = handler.remote_function
+    plain = not inspect.iscoroutinefunction(function) and not inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - an object whose call is a coroutine
+    )
+    result = await asyncio.to_thread(function, **params) if plain else await call(params)
+    return await result if inspect.isawaitable(result) else result
+
+
+def _failed(request: web.Request, problem: Problem) -> web.StreamResponse:
+    """The typed answer, or the end of a response that has begun."""
+    if request._payload_writer is not None and request._payload_writer.output_size:
+        _cut(request)
+    return _of_problem(problem)
+
+
+def _of_problem(problem: Problem) -> web.Response:
+    return web.Response(status=problem.status, body=problem.body(), content_type="application/json")
+
+
+def _cut(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()

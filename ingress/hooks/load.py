@@ -1,0 +1,74 @@
+"""Runs a worker.py as ``python worker.py`` would, and says what went wrong where.
+
+It runs in the main thread, as ``__main__``, with its directory first on the path, and once. It
+must not know what the file is for.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from types import FrameType, ModuleType
+
+
+class ScriptError(Exception):
+    """The file failed before it ran a worker; the text names the line."""
+
+
+def execute(path: str) -> None:
+    """Run the file to its end.
+
+    Raises:
+        ScriptError: it cannot be read or compiled, or it raised, or called sys.exit.
+    """
+    directory = os.path.dirname(os.path.abspath(path))
+    try:
+        with open(path, "rb") as file:
+            source = file.read()
+        code = compile(source, path, "exec", dont_inherit=True)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ScriptError(_of_syntax(path, error)) from error
+    module = ModuleType("__main__")
+    module.__file__ = path
+    module.__builtins__ = __builtins__  # type: ignore[attr-defined]
+    sys.modules["__main__"] = module
+    sys.argv = [path]
+    sys.path.insert(0, directory)
+    try:
+        exec(code, vars(module))  # noqa: S102 - this is what the process is for
+    except SystemExit as error:
+        if error.code not in (None, 0):
+            raise ScriptError(f"{_place(error, path)}: it exited: {error.code}") from error
+    except BaseException as error:
+        text = str(error)
+        what = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        raise ScriptError(f"{_place(error, path)}: {what}") from error
+
+
+def whereabouts(frame: FrameType | None, path: str) -> str:
+    """``file:line`` of the innermost line of the file's directory that is running now."""
+    directory = os.path.dirname(os.path.abspath(path)) + os.sep
+    while frame is not None:
+        if os.path.abspath(frame.f_code.co_filename).startswith(directory):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return path
+
+
+def _place(error: BaseException, path: str) -> str:
+    """``file:line`` of the last line of the person's own code that it came from."""
+    directory = os.path.dirname(os.path.abspath(path)) + os.sep
+    place = path
+    for frame in traceback.extract_tb(error.__traceback__):
+        if os.path.abspath(frame.filename).startswith(directory):
+            place = f"{frame.filename}:{frame.lineno}"
+    return place
+
+
+def _of_syntax(path: str, error: Exception) -> str:
+    if isinstance(error, SyntaxError):
+        return f"{path}:{error.lineno or 0}: {error.msg}"
+    if isinstance(error, OSError):
+        return f"{path}: cannot be read: {error.strerror or error}"
+    return f"{path}: {error}"

@@ -1,0 +1,83 @@
+"""The names that people's files import, made to mean our classes while such a file runs.
+
+``from vastai import Worker``, ``vastai.serverless.server.worker``, ``…server.lib.data_types``,
+``vastai_sdk``. Where the real package is installed, only its server modules are replaced, and the
+rest of it (its client, say) is what it is; where it is not, the packages are made up.
+
+This module knows names only, not what the classes do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+SERVER = "vastai.serverless.server"
+#: Packages that are made up where they are not installed.
+_PACKAGES = ("vastai", "vastai.serverless", SERVER, f"{SERVER}.lib")
+
+
+class Names(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds the replaced modules. ``contents``: module name → names in it."""
+
+    def __init__(self, contents: dict[str, dict[str, Any]], top: dict[str, Any]) -> None:
+        self._contents = contents
+        self._top = top
+        self._real = importlib.util.find_spec("vastai") is not None
+        if not self._real:
+            for package in _PACKAGES:
+                self._contents.setdefault(package, {})
+            self._contents["vastai"] = top
+        self._contents["vastai_sdk"] = {}
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """importlib: ours, or nobody's."""
+        if fullname not in self._contents:
+            return None
+        package = fullname in _PACKAGES
+        return importlib.machinery.ModuleSpec(fullname, self, is_package=package)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """importlib: fill it."""
+        if module.__name__ == "vastai_sdk":  # the older name of the same package
+            sys.modules["vastai_sdk"] = importlib.import_module("vastai")
+            return
+        vars(module).update(self._contents[module.__name__])
+
+
+def contents(
+    worker: dict[str, Any], types: dict[str, Any], server: dict[str, Any]
+) -> dict[str, Any]:
+    """Module name → names in it, for ``Names``."""
+    return {
+        f"{SERVER}.worker": {**types, **worker},
+        f"{SERVER}.lib.data_types": types,
+        f"{SERVER}.lib.backend": {**types, **server},
+        f"{SERVER}.lib.server": server,
+    }
+
+
+def install(finder: Names) -> Callable[[], None]:
+    """Make the names mean ours; returns what undoes it."""
+    before = {name: sys.modules.pop(name) for name in list(sys.modules) if _replaced(name)}
+    sys.meta_path.insert(0, finder)
+
+    def undo() -> None:
+        sys.meta_path.remove(finder)
+        for name in [name for name in sys.modules if _replaced(name)]:
+            del sys.modules[name]
+        sys.modules.update(before)
+
+    return undo
+
+
+def _replaced(name: str) -> bool:
+    return name.split(".")[0] in ("vastai", "vastai_sdk")

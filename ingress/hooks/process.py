@@ -1,0 +1,311 @@
+"""The hands of the hook host: answers questions about requests, and lets the worker.py run.
+
+Two threads. The file runs in the main one, as people's code expects: it keeps it from ``run`` to
+the end of the worker, with the loop that their coroutines live on. The service runs in the other,
+with a loop of our own, so that heartbeats and answers do not wait for whatever the file does.
+Plain functions are called in threads of their own (``threads.py``).
+
+It knows no secret of the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections import OrderedDict
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from backend_adapter.hook_messages import Measured, Prepare, Prepared, Refused, Sample, ToHooks
+from ingress.hooks import calls
+from ingress.hooks.describe import describe, fingerprint, ignored
+from ingress.hooks.handlers import ConfigurationError, Hooked
+from ingress.hooks.hosted import Hosted
+from ingress.hooks.load import whereabouts
+from ingress.hooks.payload import ApiPayload
+from ingress.hooks.threads import HookThreads
+from ingress.hooks.worker import Worker
+from supervisor import wire
+from supervisor.child import Runtime
+from supervisor.exit_codes import ExitCode
+from supervisor.messages import Beat, Configured, LifecycleState, ScriptFailed
+from supervisor.settings import Settings
+from supervisor.settings_sources import inherited_environment
+
+HOOKS_SOCKET = "hooks"
+HOSTED_SOCKET = "hosted"
+#: The figure of the last benchmark, as the public PyWorker keeps it: in the working directory.
+BENCHMARK_FILE = ".has_benchmark"
+#: Payload objects that wait for their job to be dispatched; older ones are read again.
+MAX_TICKETS = 1024
+#: Seconds before the deadline at which a file that hangs is told about.
+TELL_BEFORE_S = 0.5
+#: The loop of the file has not turned for this long while requests wait for it.
+STUCK_S = 60.0
+_log = logging.getLogger("hooks")
+
+
+class HookHost:
+    """The service; and, for the file's ``Worker``, the host that takes its configuration."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._loop = runtime.loop
+        self._settings = runtime.settings.hooks
+        self._script = self._settings.file
+        self._began_at = runtime.loop.time()
+        self._threads = HookThreads(runtime.loop)
+        self._hooked: dict[str, Hooked] = {}
+        self._values = ""
+        self._lifecycle: LifecycleState | None = None
+        self._failure = ""
+        self._tickets: OrderedDict[str, ApiPayload] = OrderedDict()
+        self._fingerprint = ""
+        self._server: wire.Server | None = None
+        self._main_id = threading.main_thread().ident
+        self._main_ended = asyncio.Event()
+        #: of the file's loop
+        self._stopped: asyncio.Event | None = None
+        self._user_loop: asyncio.AbstractEventLoop | None = None
+        self._pinged_at = 0.0
+
+    # ------------------------------------------------------------------ the runtime's side
+
+    async def start(self) -> None:
+        """Watch the file while it starts."""
+        self._runtime.every(0.25, self._watch)
+
+    def beat(self) -> Beat:
+        """Ready means: the file has run its Worker, and questions can be asked."""
+        self._say()
+        ready = self._server is not None
+        return Beat(
+            pid=os.getpid(),
+            ready=ready,
+            detail="" if ready else f"running {self._whereabouts()}",
+            gauges={"waiting": self._threads.waiting},
+        )
+
+    def on_control(self, message: Any) -> None:
+        """Nothing that the supervisor says to others concerns hooks."""
+
+    def reload(self, settings: Settings) -> None:
+        """The file says what it is once, at its start."""
+
+    async def drain(self, deadline_s: float) -> None:
+        """Let the file end: what stands behind its ``run`` may stop what it has started."""
+        self._stop_file()
+        async with asyncio.timeout(deadline_s):
+            await self._main_ended.wait()
+
+    async def stop(self) -> None:
+        """Close everything."""
+        self._threads.close()
+        if self._server is not None:
+            self._server.close()
+
+    def _say(self) -> None:
+        """What the supervisor has to know, with every beat, because it may be a new one."""
+        if self._failure:
+            self._runtime.tell(ScriptFailed(self._failure))
+        if self._values:
+            values, self._values = self._values, ""
+            if not self._runtime.tell(Configured(values)):
+                self._values = values
+        if self._lifecycle is not None and self._runtime.tell(self._lifecycle):
+            self._lifecycle = None
+
+    def _whereabouts(self) -> str:
+        frame = sys._current_frames().get(self._main_id or 0)
+        return whereabouts(frame, self._script)
+
+    def _watch(self) -> None:
+        """Is the file still at its start; is its loop still turning?"""
+        if self._server is None:
+            spent_s = self._loop.time() - self._began_at
+            if spent_s > self._settings.start_timeout_s - TELL_BEFORE_S and not self._failure:
+                text = f"{self._whereabouts()}: it has not run its Worker"
+                self.fail(f"{text} within {self._settings.start_timeout_s:g} s")
+            return
+        if self._threads.stuck(STUCK_S):
+            self.fail("every thread is in a function of worker.py that does not return")
+        elif self._user_loop is not None and self._pinged_at == 0.0:
+            self._pinged_at = time.monotonic()
+            with suppress(RuntimeError):  # closed: the file is ending
+                self._user_loop.call_soon_threadsafe(self._pong)
+        elif self._pinged_at and time.monotonic() - self._pinged_at > STUCK_S:
+            self.fail(f"{self._whereabouts()}: the loop of worker.py has been blocked for 60 s")
+
+    def _pong(self) -> None:
+        self._pinged_at = 0.0
+
+    # ------------------------------------------------------------------ from the main thread
+
+    async def serve(self, worker: Worker, options: dict[str, Any]) -> None:
+        """Take the file's configuration, and keep its thread until the worker ends.
+
+        Raises:
+            ConfigurationError: it cannot work.
+        """
+        if self._hooked:
+            raise ConfigurationError("this file runs a Worker already; one file runs one")
+        settings = self._runtime.settings
+        hosted = self._runtime.address(HOSTED_SOCKET).removeprefix("ipc://")
+        values = describe(worker.config, worker.hooked, options, f"unix://{hosted}")
+        for name in ignored(options):
+            _log.warning("%s: run(%s=…) means nothing here", self._script, name)
+        self._fingerprint = fingerprint(
+            worker.config, worker.hooked, inherited_environment(secret_variables=False)
+        )
+        if values["benchmark"] and (known := _remembered(self._fingerprint)):
+            values["benchmark"]["max_perf"] = known
+        self._user_loop = asyncio.get_running_loop()
+        self._stopped = asyncio.Event()
+        server = Hosted(
+            worker.hooked,
+            values["model"]["url"],
+            redeem=self._redeem,
+            timeout_s=self._settings.timeout_s,
+            idle_s=settings.model.idle_timeout_s,
+            body_bytes=settings.limits.body_bytes,
+        )
+        if any(each.hosted for each in worker.hooked.values()):
+            with suppress(FileNotFoundError):
+                os.unlink(hosted)
+            await server.start(hosted)
+        try:
+            text = json.dumps(values)
+            self._loop.call_soon_threadsafe(self._configured, dict(worker.hooked), text)
+            await self._live(worker)
+        finally:
+            await server.close()
+
+    async def _live(self, worker: Worker) -> None:
+        assert self._stopped is not None
+        made: Any = worker.config.lifecycle
+        if made is None:
+            await self._stopped.wait()
+            return
+        context = made() if not hasattr(made, "__aenter__") else made
+        try:
+            async with context:
+                self._loop.call_soon_threadsafe(self._lived, LifecycleState())
+                await self._stopped.wait()
+        except Exception as error:  # whatever user code raises
+            if self._stopped.is_set():
+                raise
+            text = f"the lifecycle of worker.py failed: {type(error).__name__}: {error}"
+            _log.error("%s", text, exc_info=error)
+            self._loop.call_soon_threadsafe(self._lived, LifecycleState(text))
+            await self._stopped.wait()
+
+    def ended(self, failure: str) -> None:
+        """The file has run to its end; ``failure`` says why, where it should not have."""
+        if not failure and not self._hooked:
+            failure = f"{self._script}: it ended without Worker(config).run()"
+        if failure and self._stopped is not None and self._stopped.is_set():
+            _log.warning("%s", failure)
+            failure = ""
+        self._loop.call_soon_threadsafe(self.fail if failure else self._on_end, failure)
+
+    # ------------------------------------------------------------------ on our own loop
+
+    def fail(self, text: str) -> None:
+        """The supervisor is told until it acts."""
+        if not self._failure:
+            _log.error("%s", text)
+            self._failure = self._runtime.mask(text)
+        self._runtime.beat_now()
+
+    def _on_end(self, _: str) -> None:
+        self._main_ended.set()
+        if self._runtime.draining:
+            return
+        self.fail(f"{self._script}: Worker.run() has returned, and the file has ended")
+
+    def _configured(self, hooked: dict[str, Hooked], values: str) -> None:
+        self._hooked, self._values = hooked, values
+        size = self._runtime.settings.limits.body_bytes + 2**20
+        self._server = wire.Server(
+            self._runtime.address(HOOKS_SOCKET), ToHooks, self._on_messages,
+            max_message_bytes=size,
+        )  # fmt: skip
+        self._runtime.beat_now()
+
+    def _lived(self, state: LifecycleState) -> None:
+        self._lifecycle = state
+        self._runtime.beat_now()
+
+    def _stop_file(self) -> None:
+        loop, stopped = self._user_loop, self._stopped
+        if loop is None or stopped is None:
+            os._exit(ExitCode.CLEAN)  # it is still at its start
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(stopped.set)
+
+    # ------------------------------------------------------------------ questions
+
+    def _on_messages(self, peer: str, messages: list[Any]) -> None:
+        for message in messages:
+            if isinstance(message, Measured):
+                _remember(message.max_perf, self._fingerprint)
+                continue
+            hooked = self._hooked.get(message.route)
+            if hooked is None:
+                self._answer(
+                    peer, Refused(message.id, "hook_failed", "worker.py has no such route")
+                )
+            elif isinstance(message, Prepare):
+                self._threads.submit(
+                    partial(calls.prepare, hooked, message.id, message.body),
+                    partial(self._prepared, peer),
+                )
+            elif isinstance(message, Sample):
+                self._threads.submit(
+                    partial(calls.sample, hooked, message.id), partial(self._answer, peer)
+                )
+
+    def _prepared(self, peer: str, outcome: tuple[Prepared | Refused, ApiPayload | None]) -> None:
+        answer, payload = outcome
+        if isinstance(answer, Prepared) and answer.ticket and payload is not None:
+            self._tickets[answer.ticket] = payload
+            if len(self._tickets) > MAX_TICKETS:
+                self._tickets.popitem(last=False)
+        self._answer(peer, answer)
+
+    def _answer(self, peer: str, answer: Prepared | Refused) -> None:
+        if self._server is not None:
+            self._server.send(peer, answer)
+
+    def _redeem(self, ticket: str) -> ApiPayload | None:
+        """Called on the file's loop; a dict's ``pop`` is one step."""
+        return self._tickets.pop(ticket, None)
+
+
+def _remembered(fingerprint_now: str) -> float:
+    """The capacity that an earlier run has measured, or a person has written; 0: none holds."""
+    try:
+        with open(BENCHMARK_FILE, encoding="utf-8") as file:
+            lines = file.read(4096).split()
+        figure = float(lines[0])
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    if len(lines) > 1 and lines[1] != fingerprint_now:
+        _log.info("%s is of another model or workload: measuring anew", BENCHMARK_FILE)
+        return 0.0
+    return figure if 0 < figure < 2**40 else 0.0
+
+
+def _remember(max_perf: float, fingerprint_now: str) -> None:
+    try:
+        with open(f"{BENCHMARK_FILE}.new", "w", encoding="utf-8") as file:
+            file.write(f"{max_perf}\n{fingerprint_now}\n")
+        os.replace(f"{BENCHMARK_FILE}.new", BENCHMARK_FILE)
+    except OSError as error:
+        _log.warning("%s cannot be written: %s", BENCHMARK_FILE, error.strerror)

@@ -1,0 +1,72 @@
+"""``Worker``: what a worker.py makes of its configuration and runs.
+
+Nothing is served here: ``run`` hands the configuration over, keeps the calling thread, as people's
+code expects of it, and returns when the worker ends. What it hands over to is the ``Host`` that
+loaded the file (``process.py``); elsewhere it says that it is not run that way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, Protocol
+
+from ingress.hooks.config import WorkerConfig
+from ingress.hooks.handlers import Hooked, build
+from ingress.hooks.payload import Session
+
+
+class Host(Protocol):
+    """Who loaded the file."""
+
+    def serve(self, worker: Worker, options: dict[str, Any]) -> Awaitable[None]:
+        """Take the configuration; returns when the worker ends. Raises ConfigurationError."""
+
+
+_host: list[Host] = []
+
+
+def set_host(host: Host) -> None:
+    """Workers that are run from now on are handed over to it."""
+    _host[:] = [host]
+
+
+class Backend:
+    """What is left of the peer's backend for code that looks into it."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        url, port = config.model_server_url, config.model_server_port
+        self.model_server_url = f"{url}:{port}"
+        self.model_log_file = config.model_log_file
+        self.max_sessions = config.max_sessions
+        #: open sessions by their id, as the adapter last told
+        self.sessions: dict[str, Session] = {}
+
+
+class Worker:
+    """One worker.
+
+    Args:
+        config: the whole configuration.
+
+    Raises:
+        ConfigurationError: it cannot work; the text says what to write instead.
+    """
+
+    def __init__(self, config: WorkerConfig) -> None:
+        if not isinstance(config, WorkerConfig):
+            raise TypeError(f"Worker takes a WorkerConfig, not {type(config).__name__}")
+        self.config = config
+        self.hooked: dict[str, Hooked] = build(config)
+        self.routes = list(self.hooked)
+        self.backend = Backend(config)
+
+    async def run_async(self, **options: Any) -> None:
+        """Hand the configuration over; returns when the worker ends."""
+        if not _host:
+            raise RuntimeError("this file is run by: python -m supervisor worker.py")
+        await _host[0].serve(self, options)
+
+    def run(self, **options: Any) -> None:
+        """The same, without a loop of one's own."""
+        asyncio.run(self.run_async(**options))

@@ -1,0 +1,75 @@
+"""Pure: the requests whose worker.py is being asked what they amount to.
+
+Law: every question that was taken leaves exactly once: answered, dropped because its client left,
+or expired. A session with the hook host may end at any moment; what is unanswered is asked again in
+the next one, unchanged.
+
+Bounds: who asks counts the open ones against its own limit; nobody waits longer than ``timeout_s``.
+This module knows neither HTTP nor sockets nor clocks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backend_adapter.hook_messages import Prepare
+from ingress.routes import Route
+
+
+class Question:
+    """One request that waits for its answer."""
+
+    __slots__ = ("asked_at", "exchange", "message", "reqnum", "request_idx", "route")
+
+    def __init__(
+        self,
+        message: Prepare,
+        exchange: Any,
+        route: Route,
+        request_idx: int,
+        reqnum: int | None,
+        now: float,
+    ) -> None:
+        self.message = message
+        self.exchange = exchange
+        self.route = route
+        self.request_idx = request_idx
+        self.reqnum = reqnum
+        self.asked_at = now
+
+
+class Questions:
+    """Every open question of this process, by id, oldest first."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._next = 0
+        self.open: dict[int, Question] = {}
+
+    def next_id(self) -> int:
+        """The id of the next question."""
+        self._next += 1
+        return self._next
+
+    def take(self, question: Question) -> None:
+        """Wait for its answer."""
+        self.open[question.message.id] = question
+
+    def settle(self, question_id: int) -> Question | None:
+        """Its one end. None: it had ended already."""
+        return self.open.pop(question_id, None)
+
+    def again(self) -> list[Prepare]:
+        """A session began: what to ask, oldest first."""
+        return [question.message for question in self.open.values()]
+
+    def expire(self, now: float) -> list[Question]:
+        """Settle and return those that have waited too long."""
+        late = []
+        for question in self.open.values():
+            if now - question.asked_at <= self._timeout_s:
+                break
+            late.append(question)
+        for question in late:
+            del self.open[question.message.id]
+        return late
