@@ -75,9 +75,9 @@ class CommandRequest(Message, frozen=True, tag=3):
 
 
 class Configured(Message, frozen=True, tag=4):
-    """The worker.py has run its Worker. ``values``: settings as JSON, section → name → value."""
+    """The worker.py has run its Worker. ``values``: MessagePack, section → name → value."""
 
-    values: str
+    values: bytes
 
 
 class ScriptFailed(Message, frozen=True, tag=5):

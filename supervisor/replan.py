@@ -42,23 +42,23 @@ class Replanner:
         self._handoff = handoff
         self._given: dict[str, Any] | None = None
 
-    def configure(self, values: str) -> None:
+    def configure(self, values: bytes) -> None:
         """A worker.py has said, for the first time, what the worker is.
 
         Args:
-            values: JSON, section → name → value.
+            values: MessagePack, section → name → value.
 
         Raises:
             SettingsError: that cannot work; nothing has changed.
         """
-        given = msgspec.json.decode(values, type=dict[str, Any])
+        given = msgspec.msgpack.decode(values, type=dict[str, Any])
         plan = self._reread(given)
         self._write(plan)
         self._given = given
 
-    def configure_again(self, values: str) -> None:
+    def configure_again(self, values: bytes) -> None:
         """It was started anew: what changed is taken as by a reload. Raises SettingsError."""
-        self._given = msgspec.json.decode(values, type=dict[str, Any])
+        self._given = msgspec.msgpack.decode(values, type=dict[str, Any])
         self.reload()
 
     def reload(self) -> list[str]:

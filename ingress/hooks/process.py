@@ -11,7 +11,6 @@ It knows no secret of the worker.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import sys
@@ -21,6 +20,8 @@ from collections import OrderedDict
 from contextlib import suppress
 from functools import partial
 from typing import Any
+
+import msgspec
 
 from backend_adapter.hook_messages import Measured, Prepare, Prepared, Refused, Sample, ToHooks
 from ingress.hooks import calls
@@ -62,7 +63,7 @@ class HookHost:
         self._began_at = runtime.loop.time()
         self._threads = HookThreads(runtime.loop)
         self._hooked: dict[str, Hooked] = {}
-        self._values = ""
+        self._values = b""
         self._lifecycle: LifecycleState | None = None
         self._failure = ""
         self._tickets: OrderedDict[str, ApiPayload] = OrderedDict()
@@ -115,7 +116,7 @@ class HookHost:
         if self._failure:
             self._runtime.tell(ScriptFailed(self._failure))
         if self._values:
-            values, self._values = self._values, ""
+            values, self._values = self._values, b""
             if not self._runtime.tell(Configured(values)):
                 self._values = values
         if self._lifecycle is not None and self._runtime.tell(self._lifecycle):
@@ -180,8 +181,8 @@ class HookHost:
                 os.unlink(hosted)
             await server.start(hosted)
         try:
-            text = json.dumps(values)
-            self._loop.call_soon_threadsafe(self._configured, dict(worker.hooked), text)
+            plain = msgspec.msgpack.encode(values)
+            self._loop.call_soon_threadsafe(self._configured, dict(worker.hooked), plain)
             await self._live(worker)
         finally:
             await server.close()
@@ -229,7 +230,7 @@ class HookHost:
             return
         self.fail(f"{self._script}: Worker.run() has returned, and the file has ended")
 
-    def _configured(self, hooked: dict[str, Hooked], values: str) -> None:
+    def _configured(self, hooked: dict[str, Hooked], values: bytes) -> None:
         self._hooked, self._values = hooked, values
         size = self._runtime.settings.limits.body_bytes + 2**20
         self._server = wire.Server(

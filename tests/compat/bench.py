@@ -1,0 +1,96 @@
+"""A worker.py on the bench: written to a directory, run as people run it, and asked."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from supervisor.ports import free_port
+from tests.kit.running_worker import RunningWorker
+from tests.kit.wait import wait_until
+
+ROOT = Path(__file__).parents[2]
+
+
+class Bench(RunningWorker):
+    """One running worker.py, and the model server beside it."""
+
+    def ask(
+        self, route: str, payload: Any, headers: dict[str, str] | None = None, **more: Any
+    ) -> tuple[int, dict[str, str], bytes]:
+        """POST a request; returns status, headers and body."""
+        url = urlsplit(self.facts()["worker_url"])
+        connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=60)
+        try:
+            body = json.dumps({"payload": payload, **more})
+            connection.request("POST", route, body, headers or {})
+            answer = connection.getresponse()
+            return answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read()
+        finally:
+            connection.close()
+
+    def until_served(self, count: int) -> float:
+        """Wait until that many requests are accounted; returns the workload that was served."""
+
+        def load() -> Any:
+            told = self.status()["load"]
+            return told if told["requests"] >= count and told["load"] == 0 else None
+
+        return float(wait_until(load, what="the accounts")["served"])
+
+    def json(self, route: str, payload: Any, **more: Any) -> Any:
+        """The same for an answer that must be good JSON."""
+        status, _, body = self.ask(route, payload, **more)
+        assert status == 200, (status, body, self.output)
+        return json.loads(body)
+
+
+@contextmanager
+def on_the_bench(
+    directory: Path,
+    text: str,
+    *args: str,
+    files: dict[str, str] | None = None,
+    model: bool = True,
+    signatures: bool = False,
+    **env: str,
+) -> Iterator[Bench]:
+    """Run a worker.py; ``PORT`` and ``LOG`` in its text are the model server's.
+
+    ``model``: an echo model server runs beside it, started by somebody else.
+    """
+    port, log = free_port("127.0.0.1"), directory / "model.log"
+
+    def filled(content: str) -> str:
+        return textwrap.dedent(content).replace("PORT", str(port)).replace("LOG", repr(str(log)))
+
+    (directory / "worker.py").write_text(filled(text))
+    for name, content in (files or {}).items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(filled(content))
+    server = None
+    if model:
+        command = [sys.executable, "-m", "tests.kit.echo_model", str(port), str(log)]
+        server = subprocess.Popen(command, cwd=ROOT)
+    flags = () if signatures else ("--set", "auth.mode=none")
+    try:
+        with Bench(directory, *flags, *args, "worker.py", **env) as bench:
+            yield bench
+    finally:
+        if server is not None:
+            server.kill()
+            server.wait()
+
+
+def until_said(bench: Bench, text: str) -> str:
+    """Wait until the worker has printed it; returns everything that it has printed."""
+    wait_until(lambda: text in bench.output, 60.0, f"{text!r} in the output")
+    return bench.output

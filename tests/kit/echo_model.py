@@ -1,0 +1,86 @@
+"""A model server that says what it got: ``python -m tests.kit.echo_model PORT LOG_FILE``.
+
+GET /health and /up answer 200. POST /stream answers three events, /broken 500, /lines JSON lines;
+anything else answers an object with the path, the content type and the body. Requests that ran at
+the same time are counted: ``most`` of an answer is the highest number so far.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import sys
+import threading
+import time
+from typing import Any
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """One connection."""
+
+    protocol_version = "HTTP/1.1"
+    lock = threading.Lock()
+    running = most = 0
+
+    def do_GET(self) -> None:
+        """The health path."""
+        self._send(200 if self.path in ("/health", "/up") else 404, b"ok")
+
+    def do_POST(self) -> None:
+        """Say what came."""
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        kind = self.headers.get("content-type", "")
+        with self.lock:
+            Handler.running += 1
+            Handler.most = max(Handler.most, Handler.running)
+            most = Handler.most
+        try:
+            if b'"nap"' in body:
+                time.sleep(0.3)
+            if self.path == "/stream":
+                self._stream()
+            elif self.path == "/broken":
+                self._send(500, b'{"detail": "it broke"}')
+            else:
+                told: dict[str, Any] = {"path": self.path, "type": kind, "most": most}
+                told["got"] = json.loads(body) if kind.startswith("application/json") else None
+                told["raw"] = body.decode("latin-1")
+                self._send(200, json.dumps(told).encode(), ("x-model", "echo"))
+        finally:
+            with self.lock:
+                Handler.running -= 1
+
+    def _stream(self) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        for number in range(3):
+            data = b"data: %d\n\n" % number
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+            self.wfile.flush()
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _send(self, status: int, body: bytes, *headers: tuple[str, str]) -> None:
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        for name, value in headers:
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        """Nothing."""
+
+
+def main() -> None:
+    """Serve until killed."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
+    with open(sys.argv[2], "a", encoding="utf-8") as log:
+        log.write("loading\nModel is READY to serve\n")
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
