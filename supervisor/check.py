@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
+import subprocess
 import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from supervisor import settings_sources
 from supervisor.exit_codes import ExitCode
 from supervisor.log_lines import masker
-from supervisor.plan import Plan
+from supervisor.plan import Plan, python_module
 from supervisor.settings import RouteSettings
-from supervisor.settings_sources import SettingsError
+from supervisor.settings_sources import Fault, SettingsError
 from supervisor.source import Source
 from supervisor.tables import Tables
 
 
 def check(source: Source, color: bool) -> int:
     """Say what would run, or every fault; returns the exit code."""
-    path = source.path
+    path = source.script or source.path
     try:
         plan = source.plan()
+        if source.script:
+            plan = source.plan_again(plan, amounts_to(source.script, plan))
     except SettingsError as error:
         print(error, file=sys.stderr)
         return ExitCode.SETTINGS
@@ -34,12 +45,46 @@ def check(source: Source, color: bool) -> int:
     return ExitCode.CLEAN
 
 
+def amounts_to(script: str, plan: Plan) -> dict[str, Any]:
+    """What a worker.py says the worker is: it is executed, in a process of its own.
+
+    Raises:
+        SettingsError: it says nothing, or not in time; the text names its line.
+    """
+    limit_s = plan.settings.hooks.start_timeout_s
+    with tempfile.TemporaryDirectory() as directory:
+        out = os.path.join(directory, "out")
+        environ = settings_sources.inherited_environment(secret_variables=False)
+        argv = python_module(environ, "ingress.hooks.look", script, out)
+        process = subprocess.Popen(
+            argv, env=environ, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(),
+            stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        try:
+            said = process.communicate(timeout=limit_s)[1]
+        except subprocess.TimeoutExpired:
+            said = f"{script}: it has not run its Worker within {limit_s:g} s"
+        finally:
+            with suppress(ProcessLookupError):  # and what the file has started
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        try:
+            values: dict[str, Any] = msgspec.msgpack.decode(Path(out).read_bytes())
+        except OSError:
+            place, _, text = said.strip().rpartition("\n")[2].partition(": ")
+            raise SettingsError([Fault(place, text or "it says nothing")]) from None
+    return values
+
+
 def _facts(plan: Plan, where: str) -> list[tuple[str, str]]:
     settings, mask = plan.settings, masker(settings_sources.secrets(plan.settings))
     model, benchmark = settings.model, settings.benchmark
     command = shlex.join(map(mask, model.command)) or "(something else starts it)"
     if benchmark.max_perf:
         capacity = f"{benchmark.max_perf:g} work/s, as the settings say"
+    elif benchmark.sampled:
+        capacity = f"measured on {benchmark.route}, with payloads that the file makes:"
+        capacity += f" {benchmark.runs} × {benchmark.concurrency}"
     elif benchmark.route:
         capacity = f"measured on {benchmark.route}: {benchmark.runs} × {benchmark.concurrency}"
     else:
@@ -64,13 +109,20 @@ def _facts(plan: Plan, where: str) -> list[tuple[str, str]]:
 
 
 def _route(route: RouteSettings) -> tuple[str, ...]:
-    work, wait_s = route.workload, route.max_queue_time_s
+    wait_s = route.max_queue_time_s
     return (
         route.path,
-        route.target,
-        f"{work.field}, or {work.default:g}" if work.field else f"{work.default:g}",
+        f"the file, {route.target}" if route.hosted else route.target,
+        _workload(route),
         route.lane,
         str(route.concurrency) if route.concurrency else "no limit",
         f"{wait_s:g} s" if wait_s else "busy",
         f"{route.timeout_s:g} s" if route.timeout_s else "none",
     )
+
+
+def _workload(route: RouteSettings) -> str:
+    if route.prepare:
+        return "the file says"
+    work = route.workload
+    return f"{work.field}, or {work.default:g}" if work.field else f"{work.default:g}"

@@ -11,9 +11,9 @@ import threading
 
 import uvloop
 
-from ingress.hooks import config, names, payload, worker
-from ingress.hooks.load import ScriptError, execute
+from ingress.hooks.load import ScriptError, execute, ready_names
 from ingress.hooks.process import HookHost
+from ingress.hooks.worker import set_host
 from supervisor import child
 from supervisor.exit_codes import ExitCode
 from supervisor.settings_sources import forget_handoff
@@ -53,17 +53,8 @@ def main() -> None:
 
 
 def _run_file(host: HookHost, path: str) -> None:
-    worker.set_host(host)
-    ours = {
-        "Worker": worker.Worker,
-        **{n: getattr(config, n) for n in dir(config) if n.endswith("Config")},
-    }
-    types = {
-        n: getattr(payload, n)
-        for n in ("ApiPayload", "AuthData", "EndpointHandler", "JsonDataException", "LogAction",
-                  "Session")
-    }  # fmt: skip
-    names.install(names.Names(names.contents(ours, types, {"Backend": worker.Backend}), ours))
+    set_host(host)
+    ready_names()
     failure = ""
     try:
         execute(path)
