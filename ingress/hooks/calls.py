@@ -152,7 +152,7 @@ def _part(name: str, item: Any) -> tuple[str | None, bytes, str]:
     if isinstance(item, tuple):
         try:
             filename, content, kind = item
-            data = content.encode() if isinstance(content, str) else bytes(content)
+            data = content.encode() if isinstance(content, str) else bytes(memoryview(content))
         except (TypeError, ValueError):
             hint = "a file is a tuple (filename, bytes, content_type)"
             raise BadHook(f"multipart field {name!r}: {hint}") from None

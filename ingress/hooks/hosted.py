@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,6 +32,8 @@ from ingress.hooks.payload import ApiPayload
 #: Header of a job that names its route as it is configured, and its payload's ticket.
 ROUTE_HEADER = "x-lighterman-route"
 TICKET_HEADER = "x-lighterman-ticket"
+#: Seconds between two looks at how far a response has come.
+LOOK_EVERY_S = 0.5
 _log = logging.getLogger("hooks")
 
 
@@ -149,14 +152,16 @@ class Hosted:
         """
         task = asyncio.ensure_future(work)
         try:
+            content, clock = response.content, asyncio.get_running_loop().time
+            seen, since = (-1, False), clock()
             while not task.done():
-                over = response.content.at_eof()
-                limit_s = self._timeout_s if over else (self._idle_s or None)
-                before = response.content.total_bytes
-                await asyncio.wait([task], timeout=limit_s)
-                still = response.content.at_eof() == over
-                if not task.done() and still and response.content.total_bytes == before:
+                now = (content.total_bytes, content.at_eof())
+                if now != seen:
+                    seen, since = now, clock()
+                limit_s = self._timeout_s if content.at_eof() else (self._idle_s or math.inf)
+                if clock() - since > limit_s:
                     raise TimeoutError
+                await asyncio.wait([task], timeout=LOOK_EVERY_S)
         except BaseException:
             task.cancel()
             await asyncio.wait([task], timeout=1.0)

@@ -52,6 +52,10 @@ class Bench(RunningWorker):
         assert status == 200, (status, body, self.output)
         return json.loads(body)
 
+    def __enter__(self) -> Bench:
+        super().__enter__()
+        return self
+
 
 @contextmanager
 def on_the_bench(

@@ -585,3 +585,41 @@ def test_a_running_worker_keeps_the_route_that_it_is_measured_on() -> None:
     assert unreloadable(running, running) == []
     (fault,) = unreloadable(running, Settings())
     assert "/a" in fault.message
+
+
+def test_a_model_server_may_listen_on_a_socket_file(tmp_path: Path) -> None:
+    path = toml(tmp_path, '[model]\nurl = "unix:///run/model.sock"\n[[route]]\npath = "/a"\n')
+    assert load(path, {}).model.url == "unix:///run/model.sock"
+
+
+def test_what_a_worker_py_amounts_to_beats_the_platform_and_nothing_else(tmp_path: Path) -> None:
+    given = {
+        "model": {"url": "http://127.0.0.1:1", "log_file": "/theirs", "health": "/theirs"},
+        "route": [{"path": "/a", "prepare": True}],
+    }
+    environ = {"MODEL_LOG": "/platform", "LIGHTERMAN_MODEL_HEALTH": "/ours"}
+    flags = {"hooks.file": "/x/worker.py"}
+    got = load(None, environ, flags, given=given)
+    assert (got.model.log_file, got.model.health) == ("/theirs", "/ours")
+    assert got.route[0].prepare
+    with pytest.raises(SettingsError, match=r"/x/worker.py: model.url: Expected"):
+        load(None, environ, flags, given={"model": {"url": 7}})
+    with pytest.raises(SettingsError, match=r"/x/worker.py: /a: the path /a is configured twice"):
+        load(None, environ, flags, given={**given, "route": [{"path": "/a"}] * 2})
+    with pytest.raises(SettingsError, match=r"route.path"):
+        load(None, environ, flags, given={**given, "route": [{"path": "a"}]})
+    assert load(None, {"MODEL_LOG": "/x", **environ}, flags, given={}).route == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[model]\nurl = "http://127.0.0.1:1"\n[[route]]\npath = "/a"\nhosted = true\n',
+        '[model]\nurl = "http://127.0.0.1:1"\nlifecycle = true\n[[route]]\npath = "/a"\n',
+        '[model]\nurl = "http://127.0.0.1:1"\n[benchmark]\nroute = "/a"\nsampled = true\n'
+        '[[route]]\npath = "/a"\n',
+    ],
+)
+def test_functions_need_a_file_that_they_are_in(tmp_path: Path, text: str) -> None:
+    (fault,) = faults(toml(tmp_path, text)).values()
+    assert "needs functions of a worker.py" in fault.message

@@ -1,0 +1,164 @@
+"""What user code does wrong, and what that costs: its own requests, and nobody else's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.exit_codes import ExitCode
+from tests.compat.bench import on_the_bench, until_said
+from tests.kit.wait import wait_until
+
+HEAD = "from vastai import Worker, WorkerConfig, HandlerConfig, BenchmarkConfig, LogActionConfig\n"
+MODEL = (
+    'model_server_url="http://127.0.0.1", model_server_port=PORT, model_healthcheck_url="/health",'
+)
+QUICK = ("--set", "restart.budget=1", "--set", "restart.first_delay_s=0")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def f(:\n    pass\n", "worker.py:1: "),
+        (HEAD + "\nx = 1 / 0\n", "worker.py:3: ZeroDivisionError: division by zero"),
+        (HEAD + "import no_such_module_here\n", "worker.py:2: ModuleNotFoundError"),
+        (HEAD + "WorkerConfig(model_server_prt=1)\n", "worker.py:2: TypeError: "),
+        (HEAD + "raise SystemExit('no GPU here')\n", "worker.py:2: it exited: no GPU here"),
+        (HEAD + "x = 1\n", "it ended without Worker(config).run()"),
+        (HEAD + "Worker(WorkerConfig(handlers=[HandlerConfig('/a')])).run()\n", "model_server_url"),
+        (
+            HEAD + f"Worker(WorkerConfig({MODEL} handlers=[HandlerConfig('/a'), "
+            "HandlerConfig('/a')])).run()\n",
+            "worker.py:2: ConfigurationError: route '/a' is configured twice",
+        ),
+        (
+            HEAD + f"c = BenchmarkConfig(dataset=[{{}}])\nWorker(WorkerConfig({MODEL} handlers=["
+            "HandlerConfig('/a', benchmark_config=c), HandlerConfig('/b', benchmark_config=c)"
+            "])).run()\n",
+            "a BenchmarkConfig on more than one handler",
+        ),
+    ],
+)
+def test_a_file_that_cannot_run_is_told_with_its_line(text: str, said: str, tmp_path: Path) -> None:
+    """To the person, and to the engine; and the worker stays to say it again."""
+    with on_the_bench(tmp_path, text, *QUICK, model=False) as bench:
+        until_said(bench, "giving up on it")
+        assert said in bench.output
+        reason = bench.status()["reason"]
+        assert reason.startswith("hooks is failed: ") and said in reason
+        assert bench.process.poll() is None
+        bench.signal(signal.SIGTERM)
+        assert bench.until_gone() == ExitCode.CLEAN
+        assert bench.say("check", "worker.py").returncode == ExitCode.SETTINGS
+
+
+def test_a_file_that_hangs_is_told_where(tmp_path: Path) -> None:
+    text = HEAD + "import time\n\ntime.sleep(1000)\n"
+    flags = ("--set", "hooks.start_timeout_s=3", *QUICK)
+    with on_the_bench(tmp_path, text, *flags, model=False) as bench:
+        until_said(bench, "worker.py:4: it has not run its Worker within 3 s")
+
+
+WORKER = (
+    HEAD
+    + f"""
+import time
+
+def parse(payload):
+    if payload.get("hang"):
+        time.sleep(1000)
+    return payload
+
+async def block(client_request, model_response):
+    time.sleep(3)
+    from aiohttp import web
+    return web.json_response({{}})
+
+async def never(client_request, model_response):
+    import asyncio
+    await model_response.read()
+    await asyncio.sleep(1000)
+
+Worker(WorkerConfig({MODEL}
+    handlers=[
+        HandlerConfig("/parsed", request_parser=parse, allow_parallel_requests=True),
+        HandlerConfig("/plain", allow_parallel_requests=True),
+        HandlerConfig("/stream", allow_parallel_requests=True),
+        HandlerConfig("/blocking", response_generator=block, allow_parallel_requests=True),
+        HandlerConfig("/never", response_generator=never, allow_parallel_requests=True),
+    ])).run()
+"""
+)
+
+
+def aside(work: Any, *args: Any) -> tuple[threading.Thread, list[Any]]:
+    got: list[Any] = []
+    thread = threading.Thread(target=lambda: got.append(work(*args)), daemon=True)
+    thread.start()
+    return thread, got
+
+
+def test_hooks_that_hang_or_block_cost_only_their_own_requests(tmp_path: Path) -> None:
+    with on_the_bench(tmp_path, WORKER, "--set", "hooks.timeout_s=4") as bench:
+        bench.until_ready()
+        hung = [aside(bench.ask, "/parsed", {"hang": True}) for _ in range(3)]
+        blocked = [aside(bench.ask, "/blocking", {})]
+        never = aside(bench.ask, "/never", {})
+        began = time.monotonic()
+        for number in range(5):
+            assert bench.json("/parsed", {"n": number})["got"] == {"n": number}
+            assert bench.json("/plain", {"n": number})["got"] == {"n": number}
+            assert bench.ask("/stream", {})[2].startswith(b"data: 0")
+        assert time.monotonic() - began < 4, "nobody waited for those that hang"
+        for thread, got in (*hung, never):
+            thread.join(60)
+            status, _, body = got[0]
+            assert (status, json.loads(body)["error"]["kind"]) == (504, "hook_timeout")
+        for thread, got in blocked:
+            thread.join(60)
+            assert got[0][0] == 200
+        assert {m["restarts"] for m in bench.status()["members"]} == {0}
+
+
+def test_the_death_of_the_hook_host_loses_no_request(tmp_path: Path) -> None:
+    with on_the_bench(tmp_path, WORKER) as bench:
+        bench.until_ready()
+        old = bench.member("hooks")["pid"]
+        os.kill(old, signal.SIGKILL)
+        asked = [aside(bench.ask, "/parsed", {"n": number}) for number in range(10)]
+        for thread, got in asked:
+            thread.join(60)
+            assert got and got[0][0] == 200, (got, bench.output)
+        assert bench.member("hooks")["pid"] != old
+        wait_until(lambda: bench.status()["ready"], 60, "ready again")
+
+
+def test_signatures_are_checked_before_any_hook_runs(tmp_path: Path) -> None:
+    text = WORKER.replace("def parse(payload):", "def parse(payload):\n    print('PARSED')")
+    with on_the_bench(tmp_path, text, signatures=True) as bench:
+        bench.until_ready()
+        auth = {
+            "signature": "bm8=", "cost": 1, "endpoint": "e", "reqnum": 1, "request_idx": 1,
+            "url": bench.facts()["worker_url"],
+        }  # fmt: skip
+        assert bench.ask("/parsed", {"n": 1}, auth_data=auth)[0] == 401
+        asked = bench.say("ask", "--route", "/parsed", "--payload", '{"n": 2}', "--no-stream")
+        assert asked.returncode == 0, asked.stderr
+        assert bench.output.count("PARSED") <= 1, "only for the one that was signed"
+
+
+def test_code_after_run_runs_when_the_worker_ends(tmp_path: Path) -> None:
+    with on_the_bench(tmp_path, WORKER + "\nprint('cleaning', 'up')\n") as bench:
+        bench.until_ready()
+        log = Path(bench.state_dir) / "logs" / "hooks.log"
+        assert not log.exists() or "cleaning up" not in log.read_text()
+        bench.signal(signal.SIGTERM)
+        assert bench.until_gone() == ExitCode.CLEAN
+        assert "cleaning up" in log.read_text()
