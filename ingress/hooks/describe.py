@@ -80,9 +80,9 @@ def _model(config: WorkerConfig, routes: Mapping[str, Hooked], hosted_url: str) 
 
 def _url(config: WorkerConfig, routes: Mapping[str, Hooked], hosted_url: str) -> str:
     url, port = config.model_server_url, config.model_server_port
+    if all(each.handler.remote_function is not None for each in routes.values()):
+        return hosted_url  # whatever else is written there, nobody listens to it
     if not url:
-        if all(each.handler.remote_function is not None for each in routes.values()):
-            return hosted_url
         raise ConfigurationError(
             'model_server_url is missing: WorkerConfig(model_server_url="http://127.0.0.1",'
             " model_server_port=18000, …)"

@@ -1,6 +1,7 @@
 """Runs a worker.py as ``python worker.py`` would, and says what went wrong where.
 
-It runs in the main thread, as ``__main__``, with its directory first on the path, and once. It
+It runs in the main thread, as ``__main__``, with its directory and then the working directory
+first on the path, and once. It
 must not know what the file is for.
 """
 
@@ -51,7 +52,8 @@ def execute(path: str) -> None:
     module.__builtins__ = __builtins__  # type: ignore[attr-defined]
     sys.modules["__main__"] = module
     sys.argv = [path]
-    sys.path.insert(0, directory)
+    # its directory, as `python worker.py` does; and ours, as `python -m workers.x.worker` does
+    sys.path[:0] = [directory, os.getcwd()]
     try:
         exec(code, vars(module))  # noqa: S102 - this is what the process is for
     except SystemExit as error:

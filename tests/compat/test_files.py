@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from tests.compat.bench import Bench, on_the_bench
+from tests.kit.wait import wait_until
 
 HEAD = """
 from vastai import Worker, WorkerConfig, HandlerConfig, BenchmarkConfig, LogActionConfig
@@ -240,6 +243,47 @@ def functions_without_a_model_server(bench: Bench) -> None:
     assert bench.json("/block", {"seconds": 0.01}) == {"result": {"slept": 0.01}}
     status, _, body = bench.ask("/add", {"wrong": 1})
     assert (status, json.loads(body)["error"]["kind"]) == (500, "hook_failed")
+
+
+@file("""
+import asyncio
+from contextlib import asynccontextmanager
+
+@asynccontextmanager
+async def nothing():
+    yield
+
+async def reserve(**params):
+    try:
+        await asyncio.sleep(float(params.get("duration", 3600)))
+    except asyncio.CancelledError:
+        print("RELEASED")
+        raise
+    return {"released": True}
+
+worker_config = WorkerConfig(
+    model_server_url="http://127.0.0.1", model_server_port=1, lifecycle=nothing(),
+    handlers=[HandlerConfig(
+        route="/reserve", remote_function=reserve, workload_calculator=lambda _payload: 100.0,
+        benchmark_config=BenchmarkConfig(generator=lambda: {"duration": 0.001}, runs=1,
+                                         concurrency=1, do_warmup=False))],
+    log_action_config=LogActionConfig(),
+)
+""")
+def a_reservation_that_ends_when_its_client_leaves(bench: Bench) -> None:
+    assert bench.json("/reserve", {"duration": 0}) == {"result": {"released": True}}
+    url = urlsplit(bench.facts()["worker_url"])
+    with socket.create_connection((url.hostname, url.port)) as client:
+        body = b'{"payload": {}}'
+        client.sendall(
+            b"POST /reserve HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body)
+        )
+        client.sendall(body)
+        wait_until(lambda: bench.status()["queue"]["running"] == 1, 60, "it to run")
+    hooks = Path(bench.state_dir) / "logs" / "hooks.log"
+    wait_until(
+        lambda: hooks.exists() and "RELEASED" in hooks.read_text(), 60, "the function to hear of it"
+    )
 
 
 @file("""
