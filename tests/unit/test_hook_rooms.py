@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import importlib
 import inspect
 import json
 import math
+import sys
 import threading
 from typing import Any
 
@@ -14,7 +16,7 @@ import msgspec
 import pytest
 
 from backend_adapter.hook_messages import Prepared, Refused
-from ingress.hooks import calls
+from ingress.hooks import calls, names
 from ingress.hooks.config import (
     BenchmarkConfig,
     HandlerConfig,
@@ -321,3 +323,29 @@ def test_threads_that_never_return_are_seen() -> None:
         threads.close()
 
     asyncio.run(main())
+
+
+# ------------------------------------------------------------------ names
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_what_files_import_are_our_classes(
+    installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not the real package is there; afterwards everything is as it was."""
+    if not installed:
+        monkeypatch.setattr(names.importlib.util, "find_spec", lambda name: None)
+    ours: dict[str, Any] = {"Worker": Worker, "WorkerConfig": WorkerConfig}
+    types: dict[str, Any] = {"JsonDataException": JsonDataException}
+    undo = names.install(names.Names(names.contents(ours, types, {}), ours))
+    try:
+        real = importlib.import_module("vastai")
+        assert real.Worker is Worker and real.WorkerConfig is WorkerConfig
+        assert importlib.import_module("vastai_sdk").Worker is Worker
+        server = importlib.import_module("vastai.serverless.server.worker")
+        assert server.Worker is Worker
+        lib = importlib.import_module("vastai.serverless.server.lib.data_types")
+        assert lib.JsonDataException is JsonDataException
+    finally:
+        undo()
+    assert "vastai" not in sys.modules
