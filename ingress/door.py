@@ -22,6 +22,7 @@ from ingress.envelope import UNKNOWN_IDX, Envelope, Refused
 from ingress.errors import KINDS, ErrorKind, Problem
 from ingress.exchange import Exchange
 from ingress.ledger import Ledger
+from ingress.management import UPDATE_PATH, Management
 from ingress.questions import Question, Questions
 from ingress.routes import Route, Routes
 from ingress.workload import LEAST_WORKLOAD, quantised
@@ -56,6 +57,7 @@ class Door:
         routes: every path that may be POSTed to.
         decode: takes the envelope apart, strictly or not.
         questions: requests that wait for a worker.py's word.
+        management: answers what the engine asks of the worker itself.
         ask: hands a question to the hook host, now or when a session stands.
         submit: hands a taken job to the adapter, now or when a session stands.
         cancel: tells the adapter that nobody wants a job any more.
@@ -69,6 +71,7 @@ class Door:
         admission: Admission,
         ledger: Ledger,
         questions: Questions,
+        management: Management,
         *,
         decode: Callable[[bytes], Envelope],
         credit_bytes: int,
@@ -82,6 +85,7 @@ class Door:
         self._admission = admission
         self._ledger = ledger
         self._questions = questions
+        self._management = management
         self._ask = ask
         self._decode = decode
         self._credit_bytes = credit_bytes
@@ -92,6 +96,8 @@ class Door:
     def on_head(self, exchange: Exchange) -> Problem | None:
         """Refuse before the body is read what needs no body to be refused."""
         if self.routes.find(exchange.path) is None:
+            if exchange.path == UPDATE_PATH:
+                return self._management.refusal(exchange)
             return self._unknown_route()
         if exchange.method != b"POST":
             return Problem(
@@ -122,6 +128,9 @@ class Door:
         """
         now = time.monotonic()
         route = self.routes.find(exchange.path)
+        if route is None and exchange.path == UPDATE_PATH:
+            self._management.update(exchange)
+            return
         if route is None:  # the settings were reloaded while the body arrived
             self._ledger.refuse(ErrorKind.UNKNOWN_ROUTE)
             exchange.fail(self._unknown_route())

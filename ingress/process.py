@@ -35,6 +35,7 @@ from ingress.envelope import decode, decode_unsigned
 from ingress.errors import KINDS, ErrorKind, Problem, sse_error
 from ingress.http import Server
 from ingress.ledger import Ledger
+from ingress.management import Management
 from ingress.questions import Questions
 from ingress.routes import compile_routes
 from reporter.messages import Ack, FromReporter, KeySuspect, Outcome, PublicKey
@@ -82,6 +83,7 @@ class Ingress:
             self._admission,
             self._ledger,
             self._questions,
+            Management(settings.engine.token, settings.worker.update_file),
             decode=decode_unsigned if auth.mode == "none" else decode,
             credit_bytes=settings.limits.stream_credit_bytes,
             ask=self._ask,

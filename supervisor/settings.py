@@ -64,6 +64,9 @@ class WorkerSettings(Section, frozen=True):
             " Empty: $XDG_STATE_HOME/lighterman or ~/.local/state/lighterman."
         ),
     ] = ""
+    update_file: Annotated[
+        str, _doc("Written when the engine asks for an update (POST /pyworker/update).")
+    ] = "/.force_update"
     drain_s: Annotated[
         Seconds, _doc("Seconds that running requests may take to finish on stop.")
     ] = 30.0

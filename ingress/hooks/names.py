@@ -29,12 +29,25 @@ class Names(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def __init__(self, contents: dict[str, dict[str, Any]], top: dict[str, Any]) -> None:
         self._contents = contents
         self._top = top
-        self._real = importlib.util.find_spec("vastai") is not None
-        if not self._real:
-            for package in _PACKAGES:
-                self._contents.setdefault(package, {})
-            self._contents["vastai"] = top
         self._contents["vastai_sdk"] = {}
+        if importlib.util.find_spec("vastai") is None:
+            self._make_up()
+
+    def _make_up(self) -> None:
+        for package in _PACKAGES:
+            self._contents.setdefault(package, {})
+        self._contents["vastai"] = self._top
+
+    def take_over(self) -> None:
+        """The real package's own top level names our classes, too, whatever it made of them."""
+        if "vastai" in self._contents:
+            return
+        try:
+            module = importlib.import_module("vastai")
+        except Exception:  # whatever it lacks: the file shall run
+            self._make_up()
+        else:
+            vars(module).update(self._top)
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -69,6 +82,7 @@ def install(finder: Names) -> Callable[[], None]:
     """Make the names mean ours; returns what undoes it."""
     before = {name: sys.modules.pop(name) for name in list(sys.modules) if _replaced(name)}
     sys.meta_path.insert(0, finder)
+    finder.take_over()
 
     def undo() -> None:
         sys.meta_path.remove(finder)

@@ -1,4 +1,4 @@
-"""The platform's own client against the whole worker, through our local engine, without an account."""
+"""The platform's own client against the whole worker, through our local engine."""
 
 from __future__ import annotations
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from ingress.door import Door
 from ingress.envelope import decode_unsigned
 from ingress.http import Server
 from ingress.ledger import Ledger
+from ingress.management import Management
 from ingress.questions import Questions
 from ingress.routes import compile_routes
 from reporter.messages import Outcome
@@ -40,6 +43,7 @@ class Scene:
         self.admission = Admission(max_jobs=2)
         self.ledger = Ledger("ingress-0", 1)
         self.questions = Questions(30.0)
+        self.update_file = f"/tmp/lighterman-update-{os.getpid()}"
         self.asked: list[Prepare] = []
         self.door = Door(
             compile_routes([RouteSettings(path="/a")]),
@@ -47,6 +51,7 @@ class Scene:
             self.admission,
             self.ledger,
             self.questions,
+            Management("t0ken", self.update_file),
             decode=decode_unsigned,
             credit_bytes=4096,
             ask=self.asked.append,
@@ -179,5 +184,42 @@ def test_no_more_jobs_than_allowed_and_a_departure_makes_room() -> None:
         await asyncio.gather(*waiting, return_exceptions=True)
         ledger = scene.ledger
         assert (ledger.cancelled, ledger.served, ledger.pending) == (200.0, 100.0, 0.0)
+
+    play(script)
+
+
+def test_an_update_is_asked_for_with_the_engines_token() -> None:
+    async def script(scene: Scene) -> None:
+        written = Path(scene.update_file)
+        written.unlink(missing_ok=True)
+        line = "POST /pyworker/update HTTP/1.1"
+        for head in (line, f"{line}\r\nauthorization: Bearer nope", f"{line}\r\nauthorization: "):
+            status, body = await scene.send(head)
+            assert (status, json.loads(body)["error"]["kind"]) == (401, "bad_token")
+        assert (await scene.send("GET /pyworker/update HTTP/1.1"))[0] == 405
+        assert not written.exists()
+        for given in ("Bearer t0ken", "t0ken"):
+            assert await scene.send(f"{line}\r\nauthorization: {given}") == (200, b'{"ok": true}')
+            assert written.read_bytes() == b""
+            written.unlink()
+
+    play(script)
+
+
+def test_an_update_that_cannot_be_written_is_said() -> None:
+    async def script(scene: Scene) -> None:
+        scene.door._management = Management("t0ken", "/nowhere/at/all")
+        head = "POST /pyworker/update HTTP/1.1\r\nauthorization: Bearer t0ken"
+        status, body = await scene.send(head)
+        assert status == 500 and "/nowhere/at/all" in json.loads(body)["error"]["message"]
+
+    play(script)
+
+
+def test_without_a_token_nobody_may_ask() -> None:
+    async def script(scene: Scene) -> None:
+        scene.door._management = Management("", scene.update_file)
+        head = "POST /pyworker/update HTTP/1.1\r\nauthorization: Bearer "
+        assert (await scene.send(head))[0] == 401
 
     play(script)

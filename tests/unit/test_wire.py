@@ -872,7 +872,7 @@ def test_a_file_that_is_deleted_again_and_again(address: str) -> None:
         door, old = Door(address), Guest(address, "old")
         await old.is_up()
         for _ in range(2 * wire.MAX_LISTENERS + 1):
-            path.unlink(missing_ok=True)  # noqa: ASYNC240
+            path.unlink(missing_ok=True)
             door.wire._rebind()
             assert door.wire._listeners <= wire.MAX_LISTENERS
         new = Guest(address, "new")
