@@ -1,0 +1,178 @@
+"""The public PyWorker and ours run the same worker.py, and are asked the same.
+
+What differs is named here, each with its reason (docs/migration.md has the same list for people).
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.ports import free_port
+from tests.compat.bench import on_the_bench
+from tests.kit import demo_programs
+from tests.kit.running_worker import environment
+from tests.kit.wait import wait_until
+
+pytest.importorskip("vastai.serverless.server.worker")
+
+TEXT = """
+from aiohttp import web
+from vastai import Worker, WorkerConfig, HandlerConfig, BenchmarkConfig, LogActionConfig
+from vastai.serverless.server.lib.data_types import JsonDataException
+
+def parse(payload):
+    if "text" not in payload:
+        raise JsonDataException({"text": "missing parameter"})
+    return {"inputs": payload["text"], "n": [1, 2.5, None, True, "é"]}
+
+async def form(client_request, model_response):
+    told = await model_response.json()
+    asked = await client_request.json()
+    return web.json_response({"told": told["got"], "asked": asked["payload"],
+                              "path": client_request.path}, status=203,
+                             headers={"X-Formed": "yes"})
+
+async def add(a, b=2):
+    return {"sum": a + b}
+
+Worker(WorkerConfig(
+    model_server_url="http://127.0.0.1", model_server_port=PORT, model_log_file=LOG,
+    model_healthcheck_url="/health",
+    handlers=[
+        HandlerConfig("/plain", allow_parallel_requests=True,
+                      workload_calculator=lambda data: data.get("n", 1),
+                      benchmark_config=BenchmarkConfig(dataset=[{"n": 1}], runs=1, concurrency=2)),
+        HandlerConfig("/parsed", request_parser=parse),
+        HandlerConfig("/formed", response_generator=form),
+        HandlerConfig("/add", remote_function=add, is_remote_dispatch=True),
+        HandlerConfig("/stream", allow_parallel_requests=True),
+        HandlerConfig("/broken"),
+    ],
+    log_action_config=LogActionConfig(on_load=["READY"]),
+)).run()
+"""
+AUTH = {
+    "cost": 1, "endpoint": "e", "reqnum": 1, "request_idx": 1, "signature": "s", "url": "u",
+}  # fmt: skip
+
+
+def envelope(payload: Any, **more: Any) -> dict[str, Any]:
+    return {"auth_data": AUTH, "payload": payload, **more}
+
+
+#: name → (route, body)
+SAME: dict[str, tuple[str, Any]] = {
+    "plain": ("/plain", envelope({"n": 3, "text": "é", "deep": {"a": [1, 2]}})),
+    "extra keys of auth_data": ("/plain", envelope({"n": 1}, session_id=None)),
+    "parsed": ("/parsed", envelope({"text": "hi"})),
+    "formed": ("/formed", envelope({"q": 1})),
+    "remote": ("/add", envelope({"a": 1})),
+    "stream": ("/stream", envelope({"q": 1})),
+    "a model server's own error": ("/broken", envelope({"q": 1})),
+    "no such route": ("/nowhere", envelope({})),
+}
+#: the same status, and everything that the peer's body says; ours says more
+TYPED: dict[str, tuple[str, Any]] = {
+    "no payload": ("/plain", {"auth_data": AUTH}),
+    "no auth_data fields": ("/plain", {"auth_data": {"cost": 1}, "payload": {}}),
+    "a parser's fault": ("/parsed", envelope({})),
+    "a function that raises": ("/add", envelope({"wrong": 1})),
+    "no JSON": ("/plain", b"{"),
+}
+
+
+def ask(port: int, route: str, body: Any) -> tuple[int, dict[str, str], bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        sent = body if isinstance(body, bytes) else json.dumps(body)
+        connection.request("POST", route, sent, {"content-type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read()
+    finally:
+        connection.close()
+
+
+@contextmanager
+def the_peer(directory: Path, worker: Path, engine: int) -> Iterator[int]:
+    """The public PyWorker with this file; yields its port once it is ready."""
+    port = free_port("127.0.0.1")
+    environ = environment(
+        CONTAINER_ID="77", REPORT_ADDR=f"http://127.0.0.1:{engine}", MASTER_TOKEN="t",
+        WORKER_PORT=str(port), WORKER_HTTP_PORT=str(free_port("127.0.0.1", {port})),
+        PUBLIC_IPADDR="127.0.0.1", UNSECURED="true", **{f"VAST_TCP_PORT_{port}": str(port)},
+    )  # fmt: skip
+    directory.mkdir()
+    log = directory / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, str(worker)], cwd=directory, env=environ, stdout=output,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    try:
+
+        def ready() -> bool:
+            assert process.poll() is None, log.read_text()
+            return (
+                "Model marked as loaded" in log.read_text() or "model is ready" in log.read_text()
+            )
+
+        wait_until(ready, 90, "the peer to be ready")
+        yield port
+    finally:
+        os.killpg(process.pid, 9)
+        process.wait()
+
+
+def test_the_same_answers(tmp_path: Path) -> None:
+    with (
+        demo_programs.running("supervisor.demo.engine", tmp_path / "engine.log") as engine,
+        on_the_bench(tmp_path, TEXT) as bench,
+    ):
+        engine.listening()
+        bench.until_ready()
+        ours = int(bench.facts()["worker_url"].rpartition(":")[2])
+        with the_peer(tmp_path / "peer", tmp_path / "worker.py", engine.port) as theirs:
+            for name, (route, body) in SAME.items():
+                status, headers, answer = ask(theirs, route, body)
+                got_status, got_headers, got = ask(ours, route, body)
+                assert got_status == status, (name, got, answer)
+                if status == 404:
+                    continue  # their text, our JSON
+                if name in ("plain", "extra keys of auth_data"):
+                    # theirs is parsed and written anew, ours goes on as it came
+                    assert told(got) == told(answer), name
+                else:
+                    assert got == answer, name
+                for header in ("content-type", "x-model", "x-formed"):
+                    if header in headers:
+                        assert media(got_headers[header]) == media(headers[header]), (name, header)
+            for name, (route, body) in TYPED.items():
+                status, _, answer = ask(theirs, route, body)
+                got_status, _, got = ask(ours, route, body)
+                if name == "no auth_data fields":
+                    assert (status, got_status) == (422, 200)  # unsigned requests need none here
+                    continue
+                said = json.loads(got)
+                assert said["error"]["kind"] and said["error"]["message"], name
+                assert got_status == status, (name, got, answer)
+                for key, value in json.loads(answer or b"{}").items():
+                    assert key == "error" or said[key] == value, (name, said)
+
+
+def told(answer: bytes) -> Any:
+    parsed = json.loads(answer)
+    return {key: parsed[key] for key in ("path", "got")}
+
+
+def media(value: str) -> str:
+    return value.partition(";")[0]
