@@ -57,7 +57,7 @@ def amounts_to(script: str, plan: Plan) -> dict[str, Any]:
         environ = settings_sources.inherited_environment(secret_variables=False)
         argv = python_module(environ, "ingress.hooks.look", script, out)
         process = subprocess.Popen(
-            argv, env=environ, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(),
+            argv, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         try:

@@ -201,19 +201,38 @@ def _init(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--output", default="worker.toml", metavar="FILE", help="file to make (worker.toml)"
     )
+    parser.add_argument(
+        "--from", dest="script", metavar="FILE", help="a worker.py: write what it amounts to"
+    )
     args = parser.parse_args(argv)
     name = args.server.lower()
-    if name not in templates.SERVERS:
+    if args.script:
+        text = _converted(_source(args, args.script))
+    elif name in templates.SERVERS:
+        text = templates.render(name)
+    else:
         raise UsageError(f"no template for {args.server!r}; there are: {servers}")
     try:
         with open(args.output, "x", encoding="utf-8") as file:
-            file.write(templates.render(name))
+            file.write(text)
     except FileExistsError:
         raise UsageError(f"{args.output} is there already: --output FILE") from None
     except OSError as error:
         raise UsageError(f"cannot write {args.output}: {error.strerror}") from None
     print(f"wrote {args.output}; look through it, then: {_PROGRAM} check {args.output}")
     return ExitCode.CLEAN
+
+
+def _converted(source: Source) -> str:
+    """The settings that a worker.py amounts to. Raises UsageError."""
+    from supervisor.check import amounts_to
+    from supervisor.convert import HasFunctions, as_toml
+    from supervisor.settings_sources import SettingsError
+
+    try:
+        return as_toml(amounts_to(source.script, source.plan()), source.script)
+    except (SettingsError, HasFunctions) as error:
+        raise UsageError(str(error)) from None
 
 
 def _help(argv: Sequence[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -171,6 +172,41 @@ def test_init_writes_settings_that_are_right(name: str, tmp_path: Path) -> None:
     assert plan.settings.model.url == f"http://127.0.0.1:{server.port}"
     assert [route.path for route in plan.settings.route] == [r.path for r in server.routes]
     assert bool(plan.settings.benchmark.payload) == (server.benchmark is not None)
+
+
+_SCRIPT = """
+from vastai import Worker, WorkerConfig, HandlerConfig, LogActionConfig
+Worker(WorkerConfig(
+    model_server_url="http://127.0.0.1", model_server_port=18000, model_log_file="/var/log/m.log",
+    model_healthcheck_url="/health",
+    handlers=[HandlerConfig("/ocr", max_queue_time=None%s), HandlerConfig("/b")],
+    log_action_config=LogActionConfig(on_load=["it is \\"up\\""]),
+)).run(host="0.0.0.0")
+"""
+
+
+def test_init_from_a_worker_py_writes_what_it_amounts_to(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(_SCRIPT % "")
+    assert cli.main(["init", "--from", "worker.py", "--output", "made.toml"]) == ExitCode.CLEAN
+    settings = settings_sources.load(tmp_path / "made.toml", {})
+    assert settings.model.url == "http://127.0.0.1:18000"
+    assert settings.model.ready_log == ['it is "up"']
+    assert (settings.model.log_file, settings.model.health) == ("/var/log/m.log", "/health")
+    ocr, other = settings.route
+    assert (ocr.path, ocr.max_queue_time_s, ocr.concurrency) == ("/ocr", math.inf, 1)
+    assert (other.path, other.max_queue_time_s) == ("/b", 30.0)
+
+
+def test_init_from_a_worker_py_with_functions_names_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "worker.py").write_text(_SCRIPT % ", workload_calculator=len")
+    assert cli.main(["init", "--from", "worker.py"]) == ExitCode.USAGE
+    assert "/ocr: a payload or workload" in capsys.readouterr().err
+    assert not (tmp_path / "worker.toml").exists()
+    (tmp_path / "worker.py").write_text("1 / 0")
+    assert cli.main(["init", "--from", "worker.py"]) == ExitCode.USAGE
+    assert "worker.py:1: ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_init_does_not_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
