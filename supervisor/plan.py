@@ -216,7 +216,8 @@ class Programs:
     def tail(self) -> Tail | None:
         """Follows the log of a model server that something else starts, where there is one."""
         model = self._settings.model
-        if model.command or not model.log_file or self._tail is not None:
+        known = self._plan.configured and self._tail is None
+        if model.command or not model.log_file or not known:
             return None
 
         def matched(kind: str, pattern: str, line: str) -> None:

@@ -12,7 +12,7 @@ import sys
 import traceback
 from types import FrameType, ModuleType
 
-from ingress.hooks import config, names, payload, worker
+from ingress.hooks import config, legacy, names, payload, worker
 
 _TYPES = (
     "ApiPayload", "AuthData", "EndpointHandler", "JsonDataException", "LogAction", "Session",
@@ -31,7 +31,16 @@ def ready_names() -> None:
     ours = {"Worker": worker.Worker, **{name: getattr(config, name) for name in _CONFIGS}}
     types = {name: getattr(payload, name) for name in _TYPES}
     server = {"Backend": worker.Backend}
-    names.install(names.Names(names.contents(ours, types, server), ours))
+    contents = names.contents(ours, types, server)
+    older = {**types, "EndpointHandler": legacy.EndpointHandler}
+    starts = {name: getattr(legacy, name) for name in ("start_server", "start_server_async")}
+    contents |= {
+        "lib": {},
+        "lib.backend": {**older, "Backend": legacy.Backend},
+        "lib.data_types": older,
+        "lib.server": starts,
+    }
+    names.install(names.Names(contents, ours))
 
 
 def execute(path: str) -> None:
@@ -49,6 +58,7 @@ def execute(path: str) -> None:
         raise ScriptError(_of_syntax(path, error)) from error
     module = ModuleType("__main__")
     module.__file__ = path
+    module.__package__ = _package(directory)
     module.__builtins__ = __builtins__  # type: ignore[attr-defined]
     sys.modules["__main__"] = module
     sys.argv = [path]
@@ -63,6 +73,17 @@ def execute(path: str) -> None:
         text = str(error)
         what = f"{type(error).__name__}: {text}" if text else type(error).__name__
         raise ScriptError(f"{_place(error, path)}: {what}") from error
+
+
+def _package(directory: str) -> str | None:
+    """``workers.NAME`` for a file of such a directory, which may import its neighbours as such."""
+    parent, name = os.path.split(directory)
+    root, workers = os.path.split(parent)
+    if workers != "workers":
+        return None
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    return f"workers.{name}"
 
 
 def whereabouts(frame: FrameType | None, path: str) -> str:

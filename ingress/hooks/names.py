@@ -55,7 +55,7 @@ class Names(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """importlib: ours, or nobody's."""
         if fullname not in self._contents:
             return None
-        package = fullname in _PACKAGES
+        package = fullname in (*_PACKAGES, "lib")
         return importlib.machinery.ModuleSpec(fullname, self, is_package=package)
 
     def exec_module(self, module: ModuleType) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -65,6 +66,7 @@ def on_the_bench(
     files: dict[str, str] | None = None,
     model: bool = True,
     signatures: bool = False,
+    script: str = "worker.py",
     **env: str,
 ) -> Iterator[Bench]:
     """Run a worker.py; ``PORT`` and ``LOG`` in its text are the model server's.
@@ -74,7 +76,8 @@ def on_the_bench(
     port, log = free_port("127.0.0.1"), directory / "model.log"
 
     def filled(content: str) -> str:
-        return textwrap.dedent(content).replace("PORT", str(port)).replace("LOG", repr(str(log)))
+        text = re.sub(r"\bPORT\b", str(port), textwrap.dedent(content))
+        return re.sub(r"\bLOG\b", lambda _: repr(str(log)), text)
 
     (directory / "worker.py").write_text(filled(text))
     for name, content in (files or {}).items():
@@ -86,7 +89,7 @@ def on_the_bench(
         server = subprocess.Popen(command, cwd=ROOT)
     flags = () if signatures else ("--set", "auth.mode=none")
     try:
-        with Bench(directory, *flags, *args, "worker.py", **env) as bench:
+        with Bench(directory, *flags, *args, script, **env) as bench:
             yield bench
     finally:
         if server is not None:

@@ -521,3 +521,118 @@ def test_file(name: str, tmp_path: Path) -> None:
     with on_the_bench(tmp_path, text, files=files, model=not ours) as bench:
         bench.until_ready()
         check(bench)
+
+
+LEGACY = """
+import os
+import logging
+import dataclasses
+from typing import Type
+from aiohttp import web
+from lib.backend import Backend, LogAction
+from lib.data_types import EndpointHandler
+from lib.server import start_server
+from .data_types import InputData
+
+logging.basicConfig(level=logging.DEBUG)
+
+@dataclasses.dataclass
+class GenerateHandler(EndpointHandler[InputData]):
+    @property
+    def endpoint(self) -> str:
+        return "/generate"
+
+    @property
+    def healthcheck_endpoint(self) -> str:
+        return "http://127.0.0.1:PORT/health"
+
+    @classmethod
+    def payload_cls(cls) -> Type[InputData]:
+        return InputData
+
+    def make_benchmark_payload(self) -> InputData:
+        return InputData.for_test()
+
+    async def generate_client_response(self, client_request, model_response):
+        if model_response.status != 200:
+            return web.Response(status=model_response.status)
+        return web.json_response(data=await model_response.json())
+
+class StreamHandler(EndpointHandler[InputData]):
+    @property
+    def endpoint(self) -> str:
+        return "/stream"
+
+    @classmethod
+    def payload_cls(cls):
+        return InputData
+
+    def make_benchmark_payload(self):
+        return InputData.for_test()
+
+    async def generate_response(self, request, response):
+        res = web.StreamResponse()
+        res.content_type = "text/event-stream"
+        await res.prepare(request)
+        async for chunk in response.content:
+            await res.write(chunk)
+        await res.write_eof()
+        return res
+
+backend = Backend(
+    model_server_url="http://127.0.0.1:PORT", model_log_file=os.environ["MODEL_LOG"],
+    allow_parallel_requests=True,
+    benchmark_handler=GenerateHandler(benchmark_runs=1, benchmark_words=256),
+    log_actions=[(LogAction.ModelLoaded, "READY"), (LogAction.ModelError, "Error: Webserver")],
+)
+
+async def handle_ping(_):
+    return web.Response(body="pong")
+
+routes = [
+    web.post("/generate", backend.create_handler(GenerateHandler())),
+    web.post("/generate_stream", backend.create_handler(StreamHandler())),
+    web.get("/ping", handle_ping),
+]
+
+if __name__ == "__main__":
+    start_server(backend, routes)
+"""
+LEGACY_TYPES = """
+import dataclasses
+from lib.data_types import ApiPayload, JsonDataException
+
+@dataclasses.dataclass
+class InputData(ApiPayload):
+    inputs: str
+
+    @classmethod
+    def for_test(cls):
+        return cls("test")
+
+    def generate_payload_json(self):
+        return {"inputs": self.inputs}
+
+    def count_workload(self):
+        return len(self.inputs)
+
+    @classmethod
+    def from_json_msg(cls, json_msg):
+        if "inputs" not in json_msg:
+            raise JsonDataException({"inputs": "missing parameter"})
+        return cls(json_msg["inputs"])
+"""
+
+
+def test_a_directory_of_2024(tmp_path: Path) -> None:
+    files = {"workers/tgi/server.py": LEGACY, "workers/tgi/data_types.py": LEGACY_TYPES}
+    log = str(tmp_path / "model.log")
+    script = "workers/tgi/server.py"
+    with on_the_bench(tmp_path, "", files=files, script=script, MODEL_LOG=log) as bench:
+        bench.until_ready()
+        assert bench.json("/generate", {"inputs": "abc"})["got"] == {"inputs": "abc"}
+        status, _, body = bench.ask("/generate_stream", {"inputs": "abc"})
+        assert (status, body) == (200, b"data: 0\n\ndata: 1\n\ndata: 2\n\n")
+        assert bench.ask("/generate", {})[0] == 422
+        assert bench.ask("/ping", {})[0] == 404
+        assert bench.status()["load"]["max_perf"] > 0
