@@ -63,7 +63,7 @@ class Adapter:
         self._client = self._client_of(model.url)
         #: connections to functions of a worker.py that answer in the model server's place
         self._hosted: ModelClient | None = None
-        if any(route.hosted for route in settings.route):
+        if settings.hooks.file:
             path = runtime.address(HOSTED_SOCKET).removeprefix("ipc://")
             self._hosted = self._client_of(f"unix://{path}")
         self._samples = Samples(settings.hooks.timeout_s) if settings.hooks.file else None
