@@ -208,7 +208,8 @@ class Programs:
             stable_s=restart.stable_s,
             start_timeout_s={
                 "model": model.start_timeout_s,
-                "hooks": self._settings.hooks.start_timeout_s,
+                # its own service tells where the file hangs; this is for a service that cannot
+                "hooks": self._settings.hooks.start_timeout_s + restart.boot_s,
             }.get(name, restart.boot_s),
             stop_timeout_s=model.stop_timeout_s if is_model else self._settings.worker.drain_s,
         )

@@ -45,8 +45,6 @@ HOSTED_SOCKET = "hosted"
 BENCHMARK_FILE = ".has_benchmark"
 #: Payload objects that wait for their job to be dispatched; older ones are read again.
 MAX_TICKETS = 1024
-#: Seconds before the deadline at which a file that hangs is told about.
-TELL_BEFORE_S = 0.5
 #: The loop of the file has not turned for this long while requests wait for it.
 STUCK_S = 60.0
 _log = logging.getLogger("hooks")
@@ -130,7 +128,7 @@ class HookHost:
         """Is the file still at its start; is its loop still turning?"""
         if self._server is None:
             spent_s = self._loop.time() - self._began_at
-            if spent_s > self._settings.start_timeout_s - TELL_BEFORE_S and not self._failure:
+            if spent_s > self._settings.start_timeout_s and not self._failure:
                 text = f"{self._whereabouts()}: it has not run its Worker"
                 self.fail(f"{text} within {self._settings.start_timeout_s:g} s")
             return
