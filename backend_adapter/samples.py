@@ -7,6 +7,7 @@ is done with a payload, nor how a socket works.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -71,7 +72,7 @@ class Samples:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self.send: Callable[[Message], bool] = lambda message: False
-        self._next = 0
+        self._next = secrets.randbits(48)  # answers to the process before this one are not ours
         self._draw: _Draw | None = None
         self._ids: set[int] = set()
 

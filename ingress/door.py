@@ -194,6 +194,11 @@ class Door:
         for question in self._questions.expire(now):
             self._turn_away(question, Problem(ErrorKind.HOOK_TIMEOUT))
 
+    def give_up_questions(self) -> None:
+        """The worker stops: nobody waits for a worker.py's word any more."""
+        for question in self._questions.give_up():
+            self._turn_away(question, Problem(ErrorKind.DRAINING))
+
     def _turn_away(self, question: Question, problem: Problem) -> None:
         self._ledger.refuse(problem.kind)
         if question.request_idx >= 0:

@@ -11,6 +11,7 @@ import asyncio
 import errno
 import logging
 import os
+import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -76,7 +77,7 @@ class Ingress:
             auth.replay_window,
             auth.cache_entries,
         )
-        self._questions = Questions(settings.hooks.timeout_s)
+        self._questions = Questions(settings.hooks.timeout_s, secrets.randbits(48))
         self._door = Door(
             compile_routes(settings.route),
             self._authenticator,
@@ -208,6 +209,7 @@ class Ingress:
             self._cancel(job)
             text = "the worker stopped before the answer was complete; send the request elsewhere"
             self._fail(job, Problem(ErrorKind.DRAINING, text))
+        self._door.give_up_questions()
 
     async def stop(self) -> None:
         """Close everything."""

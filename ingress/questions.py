@@ -39,11 +39,15 @@ class Question:
 
 
 class Questions:
-    """Every open question of this process, by id, oldest first."""
+    """Every open question of this process, by id, oldest first.
 
-    def __init__(self, timeout_s: float) -> None:
+    ``first_id``: random, so that an answer to a question of the process before this one, which had
+    the same name, is nobody's answer here.
+    """
+
+    def __init__(self, timeout_s: float, first_id: int) -> None:
         self._timeout_s = timeout_s
-        self._next = 0
+        self._next = first_id
         self.open: dict[int, Question] = {}
 
     def next_id(self) -> int:
@@ -62,6 +66,12 @@ class Questions:
     def again(self) -> list[Prepare]:
         """A session began: what to ask, oldest first."""
         return [question.message for question in self.open.values()]
+
+    def give_up(self) -> list[Question]:
+        """Settle and return all of them: the process ends."""
+        left = list(self.open.values())
+        self.open.clear()
+        return left
 
     def expire(self, now: float) -> list[Question]:
         """Settle and return those that have waited too long."""

@@ -354,11 +354,11 @@ class Supervisor:
         self._tell_reload()
         self._add_members()
 
-    def _on_lifecycle(self, message: LifecycleState) -> None:
-        kind = "error" if message.error else "ready"
-        model = self.members.get("model")
-        generation = 0 if model is None else model.life.generation
-        self._on_log_match("model", generation, kind, "lifecycle", self.mask(message.error))
+    def _on_lifecycle(self, message: LifecycleState) -> None:  # also told to later adapters
+        generation = self.members["model"].life.generation if "model" in self.members else 0
+        kind, text = "error" if message.error else "ready", self.mask(message.error)[:512]
+        self.ready_line = LogMatch(generation, kind, "lifecycle", text)
+        self._control.send("backend_adapter", self.ready_line)
 
     def reload(self) -> list[str]:
         """Read the settings again, and take the routes; returns the sections that were not taken.

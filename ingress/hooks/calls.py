@@ -70,7 +70,7 @@ def prepare(hooked: Hooked, question: int, body: bytes) -> tuple[Prepared | Refu
         if not hooked.reads and payload.generate_payload_json() == json.loads(body)["payload"]:
             return Prepared(question, workload, untouched=True), None
         sent, headers = wire_form(payload)
-    except Exception as error:  # whatever user code raises
+    except BaseException as error:  # whatever user code raises, sys.exit among it
         return refusal(question, hooked.route, error), None
     return Prepared(question, workload, sent, headers), None
 
@@ -85,7 +85,7 @@ def sample(hooked: Hooked, question: int) -> Prepared | Refused:
             headers = JSON_TYPE + b"x-lighterman-route: %b\r\n" % hooked.route.encode()
             return Prepared(question, workload, json.dumps(whole).encode(), headers, hosted=True)
         sent, headers = wire_form(payload)
-    except Exception as error:  # whatever user code raises
+    except BaseException as error:  # whatever user code raises, sys.exit among it
         return refusal(question, hooked.route, error)
     return Prepared(question, workload, sent, headers)
 
@@ -111,6 +111,7 @@ def extra_of(refused: Refused) -> dict[str, Any]:
 
 
 def _cut(text: str) -> str:
+    text = text.encode("utf-8", "replace").decode()  # half a character can not be sent on
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
 
 

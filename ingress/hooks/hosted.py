@@ -22,12 +22,14 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from yarl import URL
 
 from ingress.errors import KINDS, ErrorKind, Problem
 from ingress.hooks import calls
 from ingress.hooks.calls import BadHook
 from ingress.hooks.handlers import Hooked
 from ingress.hooks.payload import ApiPayload
+from ingress.routes import is_pattern
 
 #: Header of a job that names its route as it is configured, and its payload's ticket.
 ROUTE_HEADER = "x-lighterman-route"
@@ -77,7 +79,6 @@ class Hosted:
         await web.UnixSite(self._runner, path).start()
         if self._model_url.startswith("http"):
             self._session = aiohttp.ClientSession(
-                self._model_url,
                 connector=aiohttp.TCPConnector(limit=0),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
             )
@@ -116,7 +117,7 @@ class Hosted:
             payload = calls.read(hooked, await request.read())
         handler = hooked.handler
         if handler.remote_function is not None:
-            result = await _call(handler.call_remote_dispatch_function, handler, payload)
+            result = await _guarded(_call(handler.call_remote_dispatch_function, handler, payload))
             try:
                 return web.json_response({"result": result})
             except (TypeError, ValueError) as error:
@@ -139,9 +140,11 @@ class Hosted:
         assert self._session is not None
         body, headers = calls.wire_form(payload)
         kind = headers.decode().partition(":")[2].strip()
-        target = endpoint if "*" not in endpoint and "{" not in endpoint else request.path
+        # a pattern's own path as it came: taken apart and written anew it could mean another one
+        target = request.rel_url.raw_path if is_pattern(endpoint) else endpoint
+        url = URL(self._model_url.rstrip("/") + target, encoded=is_pattern(endpoint))
         try:
-            return await self._session.post(target, data=body, headers={"content-type": kind})
+            return await self._session.post(url, data=body, headers={"content-type": kind})
         except aiohttp.ClientConnectionError as error:
             raise _Lost(f"no response from the model server: {error}") from error
 
@@ -150,7 +153,7 @@ class Hosted:
 
         Raises TimeoutError; the hook is cancelled.
         """
-        task = asyncio.ensure_future(work)
+        task = asyncio.ensure_future(_guarded(work))
         try:
             content, clock = response.content, asyncio.get_running_loop().time
             seen, since = (-1, False), clock()
@@ -167,6 +170,14 @@ class Hosted:
             await asyncio.wait([task], timeout=1.0)
             raise
         return task.result()
+
+
+async def _guarded(work: Any) -> Any:
+    """What exits in a hook costs its own request, not the file that everyone's hooks are in."""
+    try:
+        return await work
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise BadHook("it exited") from error
 
 
 class _Lost(Exception):

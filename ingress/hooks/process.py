@@ -73,6 +73,7 @@ class HookHost:
         self._stopped: asyncio.Event | None = None
         self._user_loop: asyncio.AbstractEventLoop | None = None
         self._pinged_at = 0.0
+        self._entered = False  #: its lifecycle, if it has one
 
     # ------------------------------------------------------------------ the runtime's side
 
@@ -134,6 +135,8 @@ class HookHost:
             return
         if self._threads.stuck(STUCK_S):
             self.fail("every thread is in a function of worker.py that does not return")
+        elif not self._entered:
+            return  # a lifecycle may block its loop for as long as a model takes to load
         elif self._user_loop is not None and self._pinged_at == 0.0:
             self._pinged_at = time.monotonic()
             with suppress(RuntimeError):  # closed: the file is ending
@@ -189,6 +192,7 @@ class HookHost:
         assert self._stopped is not None
         made: Any = worker.config.lifecycle
         if made is None:
+            self._entered = True
             await self._stopped.wait()
             return
         context = made() if not hasattr(made, "__aenter__") else made
@@ -239,6 +243,7 @@ class HookHost:
 
     def _lived(self, state: LifecycleState) -> None:
         self._lifecycle = state
+        self._entered = True
         self._runtime.beat_now()
 
     def _stop_file(self) -> None:

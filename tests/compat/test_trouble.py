@@ -81,6 +81,9 @@ async def block(client_request, model_response):
     from aiohttp import web
     return web.json_response({{}})
 
+async def leave(client_request, model_response):
+    raise SystemExit(1)
+
 async def never(client_request, model_response):
     import asyncio
     await model_response.read()
@@ -92,6 +95,7 @@ Worker(WorkerConfig({MODEL}
         HandlerConfig("/plain", allow_parallel_requests=True),
         HandlerConfig("/stream", allow_parallel_requests=True),
         HandlerConfig("/blocking", response_generator=block, allow_parallel_requests=True),
+        HandlerConfig("/leave", response_generator=leave, allow_parallel_requests=True),
         HandlerConfig("/never", response_generator=never, allow_parallel_requests=True),
     ])).run()
 """
@@ -121,6 +125,8 @@ def test_hooks_that_hang_or_block_cost_only_their_own_requests(tmp_path: Path) -
             thread.join(60)
             status, _, body = got[0]
             assert (status, json.loads(body)["error"]["kind"]) == (504, "hook_timeout")
+        status, _, body = bench.ask("/leave", {})
+        assert (status, json.loads(body)["error"]["kind"]) == (500, "hook_failed")
         for thread, got in blocked:
             thread.join(60)
             assert got[0][0] == 200

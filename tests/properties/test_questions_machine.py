@@ -18,7 +18,7 @@ class Asking(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 100.0
-        self.questions = Questions(TIMEOUT_S)
+        self.questions = Questions(TIMEOUT_S, 1000)
         self.taken: dict[int, float] = {}
         self.ended: set[int] = set()
 
@@ -48,6 +48,12 @@ class Asking(RuleBasedStateMachine):
             self.ended.add(number)
         for number in self.taken.keys() - self.ended:
             assert self.now - self.taken[number] <= TIMEOUT_S
+
+    @rule()
+    def the_process_ends(self) -> None:
+        for left in self.questions.give_up():
+            assert left.message.id not in self.ended
+            self.ended.add(left.message.id)
 
     @invariant()
     def what_is_open_is_asked_again(self) -> None:

@@ -42,7 +42,7 @@ class Scene:
         self.answering = True
         self.admission = Admission(max_jobs=2)
         self.ledger = Ledger("ingress-0", 1)
-        self.questions = Questions(30.0)
+        self.questions = Questions(30.0, 7)
         self.update_file = f"/tmp/lighterman-update-{os.getpid()}"
         self.asked: list[Prepare] = []
         self.door = Door(

@@ -203,10 +203,13 @@ def test_a_payload_that_is_only_looked_at_goes_on_as_it_came() -> None:
         (ValueError("x" * 9999), "invalid_parameter", "xxx", {}),
         (RuntimeError("secret"), "hook_failed", "RuntimeError", {}),
         (KeyError("k"), "hook_failed", "KeyError", {}),
+        (ValueError("half \ud800"), "invalid_parameter", "half ?", {}),
+        (JsonDataException({"a": "\ud800"}), "invalid_parameter", "a: ?", {}),
+        (SystemExit(3), "hook_failed", "SystemExit", {}),
     ],
 )  # fmt: skip
 def test_what_a_client_is_told_of_a_raising_hook(
-    error: Exception, kind: str, said: str, extra: dict[str, Any]
+    error: BaseException, kind: str, said: str, extra: dict[str, Any]
 ) -> None:
     def parse(payload: dict[str, Any]) -> dict[str, Any]:
         raise error
@@ -216,6 +219,7 @@ def test_what_a_client_is_told_of_a_raising_hook(
     assert answer.kind == kind and said in answer.message and len(answer.message) < 600
     assert "secret" not in answer.message
     assert calls.extra_of(answer) == extra
+    assert msgspec.msgpack.encode(answer), "it can be sent"
 
 
 def test_what_is_no_payload_is_refused() -> None:

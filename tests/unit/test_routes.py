@@ -31,6 +31,10 @@ ROUTES = compile_routes(
         (b"/jobs//x.y", "/jobs/*"),
         (b"/jobs/best", "/jobs/best"),
         (b"/other", None),
+        (b"//127.0.0.1:1/jobs/x", None),
+        (b"/files/../a", None),
+        (b"/files/%2E%2e/a", None),
+        (b"/files/..\\a", None),
     ],
 )
 def test_what_a_path_means(path: bytes, route: str | None) -> None:
