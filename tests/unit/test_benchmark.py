@@ -128,3 +128,12 @@ def test_any_order_of_events_ends_it_once(
         )
     for ending in endings:
         assert not isinstance(ending, Done) or ending.max_perf > 0
+
+
+def test_making_the_payloads_is_not_the_model_servers_time() -> None:
+    plan = Benchmark(runs=1, concurrency=2, warmup=False)
+    assert plan.start(0.0) == SendBatch(1, 2)
+    plan.began(0, 5.0)  # of another batch
+    plan.began(1, 8.0)
+    assert plan.result(1, True, 10.0, "", 9.0) is None
+    assert plan.result(1, True, 10.0, "", 10.0) == Done(10.0)
