@@ -11,6 +11,13 @@ from typing import ClassVar
 
 from supervisor.messages import Message
 
+#: Names of the socket of these words, and of the one that whole jobs are sent to over HTTP …
+HOOKS_SOCKET = "hooks"
+HOSTED_SOCKET = "hosted"
+#: … with these headers: the route as it is configured, and the ticket of its payload.
+ROUTE_HEADER = "x-lighterman-route"
+TICKET_HEADER = "x-lighterman-ticket"
+
 # --------------------------------------------------------------------- ingress, adapter → hooks
 
 

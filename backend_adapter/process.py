@@ -15,7 +15,7 @@ from typing import Any
 
 from backend_adapter import jobs
 from backend_adapter.capacity import Capacity
-from backend_adapter.hook_messages import FromHooks, Measured
+from backend_adapter.hook_messages import HOOKS_SOCKET, HOSTED_SOCKET, FromHooks, Measured
 from backend_adapter.jobs import Job, Key
 from backend_adapter.messages import (
     Cancel,
@@ -39,8 +39,6 @@ from supervisor.settings import Settings
 
 JOBS_SOCKET = "jobs"
 EVENTS_SOCKET = "events"
-HOOKS_SOCKET = "hooks"
-HOSTED_SOCKET = "hosted"
 #: Deadlines of jobs are looked at this often.
 EXPIRE_EVERY_S = 0.1
 GAUGES_EVERY_S = 1.0

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from backend_adapter.hook_messages import Prepare, Prepared
+from backend_adapter.hook_messages import ROUTE_HEADER, TICKET_HEADER, Prepare, Prepared
 from backend_adapter.hook_messages import Refused as HookRefused
 from backend_adapter.messages import Submit
 from ingress.admission import Admission, Job
@@ -173,7 +173,7 @@ class Door:
         if route.hosted:
             headers, body = JSON_TYPE, question.message.body
             if answer.ticket:
-                headers += b"x-lighterman-ticket: %b\r\n" % answer.ticket.encode()
+                headers += f"{TICKET_HEADER}: {answer.ticket}\r\n".encode()
         elif answer.untouched:
             headers, body = JSON_TYPE, bytes(self._decode(question.message.body).payload)
         workload = quantised(max(answer.workload, LEAST_WORKLOAD), DEFAULT_WORKLOAD)
@@ -282,7 +282,7 @@ class Door:
 
 def hosted_headers(headers: list[tuple[bytes, bytes]], route: str) -> bytes:
     """Header lines of a job that a worker.py answers: its route, and what the client sent."""
-    lines = [b"x-lighterman-route: %b\r\n" % route.encode()]
+    lines = [f"{ROUTE_HEADER}: {route}\r\n".encode()]
     for name, value in headers:
         if name not in _WITHHELD and not name.startswith(b"x-lighterman-"):
             lines.append(b"%b: %b\r\n" % (name, value))

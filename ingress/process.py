@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from backend_adapter.hook_messages import FromHooks, Prepare, Prepared
+from backend_adapter.hook_messages import HOOKS_SOCKET, FromHooks, Prepare, Prepared
 from backend_adapter.messages import (
     Answer,
     Cancel,
@@ -49,7 +49,6 @@ from supervisor.tls import CertificateWatch, TlsError, make_context
 
 JOBS_SOCKET = "jobs"
 EVENTS_SOCKET = "events"
-HOOKS_SOCKET = "hooks"
 #: Seconds between two batches of accounts: far below the reporter's one report a second.
 EVENTS_EVERY_S = 0.1
 HOUSEKEEPING_EVERY_S = 1.0

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from backend_adapter.hook_messages import Prepared, Refused
+from backend_adapter.hook_messages import ROUTE_HEADER, Prepared, Refused
 from ingress.hooks.handlers import Hooked, workload_of
 from ingress.hooks.payload import ApiPayload, EndpointHandler, JsonDataException
 
@@ -82,7 +82,7 @@ def sample(hooked: Hooked, question: int) -> Prepared | Refused:
         workload = workload_of(payload, hooked.route)
         if hooked.handler.remote_function is not None:
             whole = {"payload": payload.generate_payload_json()}
-            headers = JSON_TYPE + b"x-lighterman-route: %b\r\n" % hooked.route.encode()
+            headers = JSON_TYPE + f"{ROUTE_HEADER}: {hooked.route}\r\n".encode()
             return Prepared(question, workload, json.dumps(whole).encode(), headers, hosted=True)
         sent, headers = wire_form(payload)
     except BaseException as error:  # whatever user code raises, sys.exit among it

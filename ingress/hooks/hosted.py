@@ -24,6 +24,7 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
+from backend_adapter.hook_messages import ROUTE_HEADER, TICKET_HEADER
 from ingress.errors import KINDS, ErrorKind, Problem
 from ingress.hooks import calls
 from ingress.hooks.calls import BadHook
@@ -31,9 +32,6 @@ from ingress.hooks.handlers import Hooked
 from ingress.hooks.payload import ApiPayload
 from ingress.routes import is_pattern
 
-#: Header of a job that names its route as it is configured, and its payload's ticket.
-ROUTE_HEADER = "x-lighterman-route"
-TICKET_HEADER = "x-lighterman-ticket"
 #: Seconds between two looks at how far a response has come.
 LOOK_EVERY_S = 0.5
 _log = logging.getLogger("hooks")

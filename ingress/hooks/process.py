@@ -23,7 +23,16 @@ from typing import Any
 
 import msgspec
 
-from backend_adapter.hook_messages import Measured, Prepare, Prepared, Refused, Sample, ToHooks
+from backend_adapter.hook_messages import (
+    HOOKS_SOCKET,
+    HOSTED_SOCKET,
+    Measured,
+    Prepare,
+    Prepared,
+    Refused,
+    Sample,
+    ToHooks,
+)
 from ingress.hooks import calls
 from ingress.hooks.describe import describe, fingerprint, ignored
 from ingress.hooks.handlers import ConfigurationError, Hooked
@@ -39,8 +48,6 @@ from supervisor.messages import Beat, Configured, LifecycleState, ScriptFailed
 from supervisor.settings import Settings
 from supervisor.settings_sources import inherited_environment
 
-HOOKS_SOCKET = "hooks"
-HOSTED_SOCKET = "hosted"
 #: The figure of the last benchmark, as the public PyWorker keeps it: in the working directory.
 BENCHMARK_FILE = ".has_benchmark"
 #: Payload objects that wait for their job to be dispatched; older ones are read again.
