@@ -65,7 +65,7 @@ class Prepared(Message, frozen=True, tag=1):
 
 
 class Refused(Message, frozen=True, tag=2):
-    """No. ``kind``: ``invalid_parameter`` (422) or ``hook_failed`` (500)."""
+    """No. ``kind``: ``invalid_parameter`` (422), ``hook_failed`` (500) or ``memory`` (503)."""
 
     id: int
     kind: str

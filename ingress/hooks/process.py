@@ -16,7 +16,6 @@ import os
 import sys
 import threading
 import time
-from collections import OrderedDict
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -52,6 +51,7 @@ from supervisor.settings_sources import inherited_environment
 BENCHMARK_FILE = ".has_benchmark"
 #: Payload objects that wait for their job to be dispatched; older ones are read again.
 MAX_TICKETS = 1024
+MAX_TICKET_BYTES = 64 * 2**20  #: of the bodies that they were read from
 #: The loop of the file has not turned for this long while requests wait for it.
 STUCK_S = 60.0
 _log = logging.getLogger("hooks")
@@ -71,7 +71,10 @@ class HookHost:
         self._values = b""
         self._lifecycle: LifecycleState | None = None
         self._failure = ""
-        self._tickets: OrderedDict[str, ApiPayload] = OrderedDict()
+        #: ticket → payload object, and the size of the body that it was read from; the oldest first
+        self._tickets: dict[str, tuple[ApiPayload, int]] = {}
+        #: bytes of bodies that wait for a hook, or are in one
+        self._held_bytes = 0
         self._fingerprint = ""
         self._server: wire.Server | None = None
         self._main_id = threading.main_thread().ident
@@ -273,22 +276,51 @@ class HookHost:
                     peer, Refused(message.id, "hook_failed", "worker.py has no such route")
                 )
             elif isinstance(message, Prepare):
-                self._threads.submit(
-                    partial(calls.prepare, hooked, message.id, message.body),
-                    partial(self._prepared, peer),
-                )
+                self._prepare(peer, hooked, message)
             elif isinstance(message, Sample):
                 self._threads.submit(
                     partial(calls.sample, hooked, message.id), partial(self._answer, peer)
                 )
 
-    def _prepared(self, peer: str, outcome: tuple[Prepared | Refused, ApiPayload | None]) -> None:
+    def _prepare(self, peer: str, hooked: Hooked, message: Prepare) -> None:
+        size_bytes = len(message.body)
+        if self._held_bytes + size_bytes > self._runtime.settings.limits.buffered_bytes:
+            text = "too many bytes wait for worker.py; send the request again later"
+            self._answer(peer, Refused(message.id, "memory", text))
+            return
+        self._held_bytes += size_bytes
+        self._threads.submit(
+            partial(calls.prepare, hooked, message.id, message.body),
+            partial(self._prepared, peer, size_bytes),
+        )
+
+    def _prepared(
+        self,
+        peer: str,
+        size_bytes: int,
+        outcome: tuple[Prepared | Refused, ApiPayload | None],
+    ) -> None:
+        self._held_bytes -= size_bytes
         answer, payload = outcome
-        if isinstance(answer, Prepared) and answer.ticket and payload is not None:
-            self._tickets[answer.ticket] = payload
-            if len(self._tickets) > MAX_TICKETS:
-                self._tickets.popitem(last=False)
+        limit = self._runtime.settings.limits.body_bytes
+        if isinstance(answer, Prepared) and len(answer.body) > limit:
+            text = f"what worker.py made of the request is over limits.body_bytes ({limit})"
+            answer = Refused(answer.id, "hook_failed", text)
+        elif isinstance(answer, Prepared) and answer.ticket and payload is not None:
+            self._keep(answer.ticket, payload, size_bytes)
         self._answer(peer, answer)
+
+    def _keep(self, ticket: str, payload: ApiPayload, size_bytes: int) -> None:
+        """Only a cache: what is dropped is read again. The file's thread takes from it, too."""
+        self._tickets[ticket] = (payload, size_bytes)
+        held = list(self._tickets.items())
+        over_bytes = sum(size for _, (_, size) in held) - MAX_TICKET_BYTES
+        over = len(held) - MAX_TICKETS
+        for oldest, (_, size) in held:
+            if over_bytes <= 0 and over <= 0:
+                break
+            self._tickets.pop(oldest, None)
+            over_bytes, over = over_bytes - size, over - 1
 
     def _answer(self, peer: str, answer: Prepared | Refused) -> None:
         if self._server is not None:
@@ -296,7 +328,8 @@ class HookHost:
 
     def _redeem(self, ticket: str) -> ApiPayload | None:
         """Called on the file's loop; a dict's ``pop`` is one step."""
-        return self._tickets.pop(ticket, None)
+        kept = self._tickets.pop(ticket, None)
+        return None if kept is None else kept[0]
 
 
 def _remembered(fingerprint_now: str) -> float:

@@ -168,3 +168,27 @@ def test_code_after_run_runs_when_the_worker_ends(tmp_path: Path) -> None:
         bench.signal(signal.SIGTERM)
         assert bench.until_gone() == ExitCode.CLEAN
         assert "cleaning up" in log.read_text()
+
+
+def test_what_a_hook_makes_has_a_bound_and_so_has_what_waits_for_it(tmp_path: Path) -> None:
+    text = WORKER.replace(
+        "def parse(payload):",
+        "def parse(payload):\n    if payload.get('grow'):\n        return {'x': 'a' * 2_000_000}",
+    )
+    limits = ("--set", "limits.body_bytes=1000000", "--set", "limits.buffered_bytes=1000000")
+    with on_the_bench(tmp_path, text, *limits, "--set", "hooks.timeout_s=5") as bench:
+        bench.until_ready()
+        status, _, body = bench.ask("/parsed", {"grow": True})
+        assert (status, json.loads(body)["error"]["kind"]) == (500, "hook_failed")
+        assert b"limits.body_bytes" in body
+        hung = aside(bench.ask, "/parsed", {"hang": True, "x": "a" * 600_000})
+        hooks = Path(bench.state_dir) / "logs" / "hooks.log"
+        assert not hooks.exists() or "Traceback" not in hooks.read_text()
+        assert bench.json("/parsed", {"n": 1})["got"] == {"n": 1}
+        hung[0].join(60)
+        status, _, body = hung[1][0]
+        assert (status, json.loads(body)["error"]["kind"]) == (504, "hook_timeout")
+        # its thread still has it: what would go beyond the bound is refused, the small is not
+        status, _, body = bench.ask("/parsed", {"x": "a" * 600_000})
+        assert (status, json.loads(body)["error"]["kind"]) == (503, "memory")
+        assert bench.json("/parsed", {"n": 2})["got"] == {"n": 2}
