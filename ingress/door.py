@@ -21,12 +21,12 @@ from ingress.auth import Authenticator
 from ingress.envelope import UNKNOWN_IDX, Envelope, Refused
 from ingress.errors import KINDS, ErrorKind, Problem
 from ingress.exchange import Exchange
-from ingress.ledger import Ledger
 from ingress.management import UPDATE_PATH, Management
 from ingress.questions import Question, Questions
 from ingress.routes import Route, Routes
 from ingress.workload import LEAST_WORKLOAD, quantised
 from reporter.messages import Outcome
+from reporter.producer_ledger import ProducerLedger
 
 #: Content types that can not be the JSON envelope; everything else is tried, as clients expect
 #: (command-line tools send JSON as a form).
@@ -69,7 +69,7 @@ class Door:
         routes: Routes,
         authenticator: Authenticator,
         admission: Admission,
-        ledger: Ledger,
+        ledger: ProducerLedger,
         questions: Questions,
         management: Management,
         *,

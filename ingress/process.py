@@ -2,19 +2,17 @@
 
 Requests come in through ``door.py``; here jobs leave for the adapter, answers return, credit flows
 back, and the accounts go to the reporter. A session with the adapter or the reporter may end at any
-moment: ``admission.py`` and ``ledger.py`` know what to send again.
+moment: ``admission.py`` and ``reporter/producer.py`` know what to send again.
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import logging
 import os
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from backend_adapter.hook_messages import HOOKS_SOCKET, FromHooks, Prepare, Prepared
@@ -35,11 +33,11 @@ from ingress.door import Door
 from ingress.envelope import decode, decode_unsigned
 from ingress.errors import KINDS, ErrorKind, Problem, sse_error
 from ingress.http import Server
-from ingress.ledger import Ledger
 from ingress.management import Management
 from ingress.questions import Questions
 from ingress.routes import compile_routes
-from reporter.messages import Ack, FromReporter, KeySuspect, Outcome, PublicKey
+from reporter.messages import KeySuspect, Outcome, PublicKey
+from reporter.producer import EVENTS_EVERY_S, Producer
 from supervisor import process_tree, wire
 from supervisor.child import Runtime
 from supervisor.exit_codes import ExitCode
@@ -49,8 +47,6 @@ from supervisor.tls import CertificateWatch, TlsError, make_context
 
 JOBS_SOCKET = "jobs"
 EVENTS_SOCKET = "events"
-#: Seconds between two batches of accounts: far below the reporter's one report a second.
-EVENTS_EVERY_S = 0.1
 HOUSEKEEPING_EVERY_S = 1.0
 #: Seconds past the drain deadline that the last accounts may take to be confirmed.
 LAST_ACCOUNTS_S = 0.5
@@ -66,7 +62,10 @@ class Ingress:
         self._runtime = runtime
         settings = runtime.settings
         self._admission = Admission(settings.queue.max_jobs)
-        self._ledger = Ledger(runtime.name, wire.draw_epoch())
+        self._accounts = Producer(
+            runtime.address(EVENTS_SOCKET), runtime.name, on_word=self._on_reporter
+        )
+        self._ledger = self._accounts.ledger
         auth = settings.auth
         self._authenticator = Authenticator(
             auth.mode,
@@ -103,10 +102,8 @@ class Ingress:
         }
         self._certificate: CertificateWatch | None = None
         self._jobs: wire.Client
-        self._events: wire.Client
         self._hooks: wire.Client | None = None  # where a worker.py is used
         self._port = 0
-        self._acked = asyncio.Event()
 
     # ------------------------------------------------------------------ the runtime's side
 
@@ -146,10 +143,7 @@ class Ingress:
             runtime.address(JOBS_SOCKET), runtime.name, FromAdapter, self._on_answers,
             on_up=self._jobs_up, on_down=self._jobs_down, max_message_bytes=size,
         )  # fmt: skip
-        self._events = wire.Client(
-            runtime.address(EVENTS_SOCKET), runtime.name, FromReporter, self._on_reporter,
-            on_up=self._events_up,
-        )  # fmt: skip
+        self._accounts.start()
         if settings.hooks.file:
             self._hooks = wire.Client(
                 runtime.address(HOOKS_SOCKET), runtime.name, FromHooks, self._on_hooks,
@@ -172,7 +166,7 @@ class Ingress:
                 "in_flight": len(self._admission.jobs),
                 "requests": self._ledger.requests,
                 "redelivered": self._admission.redelivered,
-                "malformed": self._jobs.malformed + self._events.malformed,
+                "malformed": self._jobs.malformed + self._accounts.malformed,
             },
         )
 
@@ -192,14 +186,8 @@ class Ingress:
         _log.info("draining: %d requests under way", len(self._admission.jobs))
         if not await self._server.drain(deadline_s):
             self._give_up()
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(end):
-                while True:
-                    self._acked.clear()
-                    self._send_accounts()  # or, where no session stands, the timer does later
-                    if self._ledger.settled:
-                        break
-                    await self._acked.wait()
+        self._send_accounts()
+        await self._accounts.settle(end)
 
     def _give_up(self) -> None:
         _log.warning("cutting off %d requests: worker.drain_s is over", len(self._admission.jobs))
@@ -214,7 +202,7 @@ class Ingress:
         """Close everything."""
         self._server.close()
         self._jobs.close()
-        self._events.close()
+        self._accounts.close()
         if self._hooks is not None:
             self._hooks.close()
 
@@ -361,31 +349,18 @@ class Ingress:
     # ------------------------------------------------------------------ accounts and key
 
     def _send_accounts(self) -> None:
-        if not self._events.up:
-            return
         refused = {kind.value: count for kind, count in self._server.refused.items()}
         self._ledger.refused_at_port(refused)
-        events = self._ledger.batch()
-        if events is not None:
-            self._events.send(events)
-        if self._authenticator.take_suspicion():
-            self._events.send(KeySuspect())
+        self._accounts.flush()
+        if self._accounts.up and self._authenticator.take_suspicion():
+            self._accounts.send(KeySuspect())
 
-    def _events_up(self) -> None:
-        for events in self._ledger.unacked():
-            self._events.send(events)
-
-    def _on_reporter(self, messages: list[Any]) -> None:
-        for message in messages:
-            if isinstance(message, Ack):
-                if message.epoch == self._ledger.epoch:
-                    self._ledger.acked(message.seq)
-                    self._acked.set()
-            elif isinstance(message, PublicKey):
-                try:
-                    self._authenticator.set_key(message.pem)
-                except ValueError as error:
-                    _log.error("%s; the key from before stays in use", error)
+    def _on_reporter(self, message: Any) -> None:
+        if isinstance(message, PublicKey):
+            try:
+                self._authenticator.set_key(message.pem)
+            except ValueError as error:
+                _log.error("%s; the key from before stays in use", error)
 
     def _housekeep(self) -> None:
         self._lose(self._admission.expire(time.monotonic()))

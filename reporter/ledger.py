@@ -1,11 +1,12 @@
-"""Pure: one ingress process's accounts, batch by batch.
+"""Pure: one producer's accounts, batch by batch.
 
 Law: batches count in the order of their ``seq``, from 1 on, each once. One that comes too early is
 held until those before it come. The totals of a batch are the truth for sums, its events for what
 is open and for the rows that the engine shall have.
 
 How long to wait for a missing batch, and what a new epoch means, ``load.py`` knows, not this
-module. Open requests are bounded by the connections that ingress allows, held ones by ``load.py``.
+module. Open ones are bounded by the connections and sessions that their producers allow, held
+ones by ``load.py``.
 """
 
 from __future__ import annotations
@@ -173,4 +174,5 @@ class Ledger:
             before.cancelled + ended[Outcome.CANCELLED],
             before.rejected + ended[Outcome.REJECTED],
             batch.totals.requests,
+            batch.totals.inside,
         )

@@ -1,4 +1,4 @@
-"""Pure: the worker's load, from the accounts of its ingress processes.
+"""Pure: the worker's load, from the accounts of its producers.
 
 Law 5, at every instant and across restarts of anyone:
 ``received = served + errored + cancelled + rejected + pending``.
@@ -14,7 +14,8 @@ Law 5, at every instant and across restarts of anyone:
   lost is contained in the next one.
 
 A request whose ``request_idx`` is negative counts as load but is not the engine's to hear of.
-Bounds: one ledger per producer name (ingress processes, at most 64), and ``HELD_EVENTS`` in each.
+Bounds: one ledger per producer name (at most 64 ingress processes, and the adapter), and
+``HELD_EVENTS`` in each.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class Report:
 
 
 def _sum(parts: Iterable[Totals]) -> Totals:
-    received = served = errored = cancelled = rejected = 0.0
+    received = served = errored = cancelled = rejected = inside = 0.0
     requests = 0
     for part in parts:
         received += part.received
@@ -103,7 +104,8 @@ def _sum(parts: Iterable[Totals]) -> Totals:
         cancelled += part.cancelled
         rejected += part.rejected
         requests += part.requests
-    return Totals(received, served, errored, cancelled, rejected, requests)
+        inside += part.inside
+    return Totals(received, served, errored, cancelled, rejected, requests, inside)
 
 
 def _processing(totals: Totals) -> float:
@@ -255,7 +257,9 @@ class Load:
         for request in ledger.open:
             changed.add_row(request.request_idx, Outcome.CANCELLED, request.entered_at, 0.0, 0.0)
         over = msgspec.structs.replace(
-            ledger.totals, cancelled=ledger.totals.cancelled + pending(ledger.totals)
+            ledger.totals,
+            cancelled=ledger.totals.cancelled + pending(ledger.totals),
+            inside=0.0,
         )
         self._base = _sum((self._base, over))
         for kind, count in ledger.refused.items():
@@ -302,7 +306,8 @@ class Load:
         """The body of ``/worker_status/`` but for ``mtoken``, which the engine client adds.
 
         Names and meaning as existing workers send them. ``new_load`` is never negative: a
-        cancellation after its request was reported is taken off what comes next.
+        cancellation after its request was reported is taken off what comes next. A session counts
+        in ``cur_load`` with its cost, for all that runs inside it.
         """
         totals = self.totals
         marks = self._marks
@@ -317,7 +322,7 @@ class Load:
             "version": facts.version,
             "loadtime": facts.load_time_s if tells else 0.0,
             "new_load": new_load,
-            "cur_load": max(0.0, pending(totals)),
+            "cur_load": max(0.0, pending(totals) - totals.inside),
             "rej_load": rejected,
             "max_perf": facts.max_perf,
             "cur_perf": served,

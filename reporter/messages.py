@@ -1,8 +1,8 @@
 """Words of the events socket: timing events in, acknowledgements and the engine's key out.
 
-Ingress owns the accounts: it alone sees each request from its first byte to its one outcome. A
-producer keeps every record until it is acknowledged, and sends cumulative totals with each batch,
-so a lost or repeated batch can never make the load drift. Times are ``time.monotonic()`` seconds,
+Ingress owns the accounts of requests: it alone sees each from its first byte to its one outcome.
+The adapter owns those of sessions. A producer keeps every record until it is acknowledged, and
+sends cumulative totals with each batch: a lost or repeated one can never make the load drift. Times are ``time.monotonic()`` seconds,
 which every process of one machine shares. Workloads are multiples of 1/1024: sums are exact.
 
 Append fields with defaults, never reorder, never reuse a tag.
@@ -36,6 +36,7 @@ class Totals(Message, frozen=True):
     cancelled: float = 0.0
     rejected: float = 0.0
     requests: int = 0  #: requests received, whatever became of them; one sent again counts once
+    inside: float = 0.0  #: of what is pending: workload of requests that their session stands for
 
 
 class Opened(Message, frozen=True):

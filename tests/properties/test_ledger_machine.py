@@ -10,9 +10,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ingress import ledger as ledger_room
-from ingress.ledger import Ledger
+from reporter import producer_ledger as ledger_room
 from reporter.messages import Closed, Events, Opened, Outcome, Totals
+from reporter.producer_ledger import ProducerLedger
 
 workloads = st.integers(0, 2**20).map(lambda units: units / 1024)
 outcomes = st.sampled_from(list(Outcome))
@@ -33,7 +33,7 @@ class Books(RuleBasedStateMachine):
         self._saved = (ledger_room.MAX_ROWS, ledger_room.MAX_UNACKED)
         ledger_room.MAX_ROWS, ledger_room.MAX_UNACKED = self.max_rows, self.max_unacked
         self.now = 1.0
-        self.ledger = Ledger("ingress-0", 77)
+        self.ledger = ProducerLedger("ingress-0", 77)
         self.open: dict[int, float] = {}
         self.peak = 0
         self.expected = dict.fromkeys(Outcome, 0.0)
@@ -199,14 +199,14 @@ TestTightBooks.settings = settings(max_examples=60, stateful_step_count=50, dead
 # ------------------------------------------------------------------ one by one
 
 
-def closed_fully(ledger: Ledger, key: int, outcome: Outcome = Outcome.SUCCESS) -> None:
+def closed_fully(ledger: ProducerLedger, key: int, outcome: Outcome = Outcome.SUCCESS) -> None:
     ledger.close(
         key, outcome, 9.0, route="/a", status=200, started_at=2.0, first_byte_at=3.0, sent_bytes=5
     )
 
 
 def test_the_first_batch_announces_the_epoch() -> None:
-    ledger = Ledger("ingress-1", 5)
+    ledger = ProducerLedger("ingress-1", 5)
     assert ledger.batch() == Events("ingress-1", 5, 1, [], [], Totals())
     assert ledger.batch() is None
     assert [events.seq for events in ledger.unacked()] == [1]
@@ -217,7 +217,7 @@ def test_the_first_batch_announces_the_epoch() -> None:
 
 
 def test_a_request_is_told_when_it_begins_and_when_it_ends() -> None:
-    ledger = Ledger("ingress-0", 5)
+    ledger = ProducerLedger("ingress-0", 5)
     key = ledger.open(7, 2.5, 1.0)
     quick = ledger.open(8, 1.0, 1.5)
     closed_fully(ledger, quick)
@@ -238,7 +238,7 @@ def test_a_request_is_told_when_it_begins_and_when_it_ends() -> None:
 def test_a_request_that_was_announced_is_never_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ends that nobody waits for are dropped first; those the reporter waits for, never."""
     monkeypatch.setattr(ledger_room, "MAX_ROWS", 3)
-    ledger = Ledger("ingress-0", 5)
+    ledger = ProducerLedger("ingress-0", 5)
     announced = [ledger.open(n, 1.0, 1.0) for n in range(5)]
     assert ledger.batch() is not None
     for key in announced:
@@ -256,7 +256,7 @@ def test_a_request_that_was_announced_is_never_left_open(monkeypatch: pytest.Mon
 
 def test_a_batch_waits_while_too_many_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_room, "MAX_UNACKED", 2)
-    ledger = Ledger("ingress-0", 5)
+    ledger = ProducerLedger("ingress-0", 5)
     for _ in range(3):
         ledger.refuse("no_route")
         ledger.batch()
@@ -268,7 +268,7 @@ def test_a_batch_waits_while_too_many_are_under_way(monkeypatch: pytest.MonkeyPa
 
 
 def test_what_the_port_refused_is_told_once_per_change() -> None:
-    ledger, counts = Ledger("ingress-0", 5), {"bad_request": 1}
+    ledger, counts = ProducerLedger("ingress-0", 5), {"bad_request": 1}
     ledger.refuse("bad_request")
     ledger.refused_at_port(counts)
     first = ledger.batch()
@@ -285,7 +285,7 @@ def test_what_the_port_refused_is_told_once_per_change() -> None:
 
 def test_the_oldest_ends_are_dropped_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_room, "MAX_ROWS", 3)
-    ledger = Ledger("ingress-0", 5)
+    ledger = ProducerLedger("ingress-0", 5)
     for n in range(5):
         closed_fully(ledger, ledger.open(n, 1.0, 2.0))
     events = ledger.batch()
@@ -296,7 +296,7 @@ def test_the_oldest_ends_are_dropped_first(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_request_that_comes_again_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_room, "MAX_REQNUMS", 3)
-    ledger = Ledger("ingress-0", 77)
+    ledger = ProducerLedger("ingress-0", 77)
     for reqnum in (1, 2, 1, None, 3, 4, 2, 4, None):
         ledger.open(5, 1.0, 0.0, reqnum)
     assert ledger.requests == 6  # four numbers, and two that have none

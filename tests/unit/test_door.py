@@ -19,11 +19,11 @@ from ingress.auth import Authenticator
 from ingress.door import Door
 from ingress.envelope import decode_unsigned
 from ingress.http import Server
-from ingress.ledger import Ledger
 from ingress.management import Management
 from ingress.questions import Questions
 from ingress.routes import compile_routes
 from reporter.messages import Outcome
+from reporter.producer_ledger import ProducerLedger
 from supervisor.settings import LimitSettings, RouteSettings
 from tests.kit.wait import wait_until_async
 
@@ -41,7 +41,7 @@ class Scene:
         self.cancelled: list[Job] = []
         self.answering = True
         self.admission = Admission(max_jobs=2)
-        self.ledger = Ledger("ingress-0", 1)
+        self.ledger = ProducerLedger("ingress-0", 1)
         self.questions = Questions(30.0, 7)
         self.update_file = f"/tmp/lighterman-update-{os.getpid()}"
         self.asked: list[Prepare] = []

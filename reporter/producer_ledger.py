@@ -1,8 +1,9 @@
-"""Pure: the accounts of one ingress process, and what the reporter has not confirmed of them.
+"""Pure: the accounts of one producer, and what the reporter has not confirmed of them.
 
-Ingress sees each request from its first byte to its one outcome, so the accounts are kept here.
-Law 5 holds at every instant: received = served + errored + cancelled + rejected + pending, exactly,
-since workloads are multiples of 1/1024.
+A producer sees what it accounts from its beginning to its one outcome: ingress its requests, the
+adapter its sessions. Law 5 holds at every instant:
+``received = served + errored + cancelled + rejected + pending``, exactly, since workloads are
+multiples of 1/1024.
 
 Every batch is kept until the reporter acknowledges it and is sent again, unchanged, in every new
 session. While nothing is acknowledged the changes wait here, bounded by a few times ``MAX_ROWS``
@@ -21,11 +22,13 @@ from reporter.messages import Closed, Events, Opened, Outcome, Totals
 MAX_ROWS = 50_000
 #: Numbers of requests that are remembered to see that one comes again.
 MAX_REQNUMS = 8192
+#: ``request_idx`` of what the engine does not hear of one by one.
+UNTOLD_IDX = -1
 #: Batches under way without an acknowledgement before new ones wait.
 MAX_UNACKED = 64
 
 
-class Ledger:
+class ProducerLedger:
     """Accounts of one process life.
 
     Args:
@@ -39,6 +42,7 @@ class Ledger:
         self._key = 0
         self._open: dict[int, Opened] = {}
         self._new: dict[int, Opened] = {}
+        self._inside: set[int] = set()  # of the open ones
         #: ends of requests that were announced as open, and of those that were not
         self._closed: list[Closed] = []
         self._quick: deque[Closed] = deque()
@@ -51,22 +55,36 @@ class Ledger:
         self.received = self.served = self.errored = self.cancelled = self.rejected = 0.0
         self.pending = 0.0
         self.requests = 0
+        #: workload of open requests that their session stands for
+        self.inside = 0.0
         #: closed rows that were dropped because the reporter was away for too long
         self.dropped = 0
 
-    def open(self, request_idx: int, workload: float, now: float, reqnum: int | None = None) -> int:
-        """A request was taken. Returns its key.
+    def open(
+        self,
+        request_idx: int,
+        workload: float,
+        now: float,
+        reqnum: int | None = None,
+        *,
+        inside: bool = False,
+    ) -> int:
+        """A request was taken. Returns its key, which is never 0.
 
         ``reqnum``: the engine's number of the routing that sent it; a request that comes again
-        with the same one is the same request to the engine, and counted once.
+        with the same one is the same request to the engine, and counted once. ``inside``: it
+        belongs to a session, which stands for it: it is work, but no request that the engine sent.
         """
         self._key += 1
         key = self._key
-        opened = Opened(key, request_idx, workload, now)
+        opened = Opened(key, UNTOLD_IDX if inside else request_idx, workload, now)
         self._open[key] = self._new[key] = opened
         self.received += workload
         self.pending += workload
-        if reqnum is None:
+        if inside:
+            self._inside.add(key)
+            self.inside += workload
+        elif reqnum is None:
             self.requests += 1
         elif reqnum not in self._reqnums:
             self.requests += 1
@@ -93,6 +111,9 @@ class Ledger:
         ends = self._closed if self._new.pop(key, None) is None else self._quick
         workload = opened.workload
         self.pending -= workload
+        if key in self._inside:
+            self._inside.discard(key)
+            self.inside -= workload
         if outcome is Outcome.SUCCESS:
             self.served += workload
         elif outcome is Outcome.ERROR:
@@ -136,7 +157,13 @@ class Ledger:
     def totals(self) -> Totals:
         """Cumulative sums of this epoch."""
         return Totals(
-            self.received, self.served, self.errored, self.cancelled, self.rejected, self.requests
+            self.received,
+            self.served,
+            self.errored,
+            self.cancelled,
+            self.rejected,
+            self.requests,
+            self.inside,
         )
 
     def batch(self) -> Events | None:
