@@ -2,8 +2,9 @@
 
 Ingress owns the accounts of requests: it alone sees each from its first byte to its one outcome.
 The adapter owns those of sessions. A producer keeps every record until it is acknowledged, and
-sends cumulative totals with each batch: a lost or repeated one can never make the load drift. Times are ``time.monotonic()`` seconds,
-which every process of one machine shares. Workloads are multiples of 1/1024: sums are exact.
+sends cumulative totals with each batch: a lost or repeated one can never make the load drift. Times
+are ``time.monotonic()`` seconds, which every process of one machine shares. Workloads are multiples
+of 1/1024: sums are exact.
 
 Append fields with defaults, never reorder, never reuse a tag.
 """

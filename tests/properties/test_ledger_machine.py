@@ -35,6 +35,8 @@ class Books(RuleBasedStateMachine):
         self.now = 1.0
         self.ledger = ProducerLedger("ingress-0", 77)
         self.open: dict[int, float] = {}
+        self.inside: dict[int, float] = {}
+        self.requests = 0
         self.peak = 0
         self.expected = dict.fromkeys(Outcome, 0.0)
         self.received = 0.0
@@ -54,10 +56,14 @@ class Books(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------ requests
 
-    @rule(workload=workloads, request_idx=st.integers(-1, 100))
-    def request_begins(self, workload: float, request_idx: int) -> None:
+    @rule(workload=workloads, request_idx=st.integers(-1, 100), inside=st.booleans())
+    def request_begins(self, workload: float, request_idx: int, inside: bool) -> None:
         self.now += 0.5
-        key = self.ledger.open(request_idx, workload, self.now)
+        key = self.ledger.open(request_idx, workload, self.now, inside=inside)
+        if inside:
+            self.inside[key] = workload
+        else:
+            self.requests += 1
         assert key not in self.open
         assert key not in self.ended
         self.open[key] = workload
@@ -71,6 +77,7 @@ class Books(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(sorted(self.open)))
         self.ledger.close(key, outcome, self.now, route="/a", status=200)
         self.expected[outcome] += self.open.pop(key)
+        self.inside.pop(key, None)
         self.ended.add(key)
 
     @rule(kind=st.sampled_from(["bad_signature", "no_route"]))
@@ -150,7 +157,8 @@ class Books(RuleBasedStateMachine):
         assert totals.cancelled == self.expected[Outcome.CANCELLED]
         assert totals.rejected == self.expected[Outcome.REJECTED]
         assert balance(totals) == self.ledger.pending == sum(self.open.values())
-        assert totals.requests == self.ledger.requests == len(self.open) + len(self.ended)
+        assert totals.requests == self.ledger.requests == self.requests
+        assert totals.inside == sum(self.inside.values())
 
     @invariant()
     def what_is_kept_is_bounded(self) -> None:

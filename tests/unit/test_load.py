@@ -207,6 +207,23 @@ def test_lost_state_goes_on_after_patience_and_reports_nothing_twice() -> None:
     assert load.drift == 0
 
 
+def test_a_session_stands_for_what_runs_inside_it() -> None:
+    load = new_load()
+    session = Totals(received=10.0, requests=1)
+    load.apply(batch(1, [opened(1, 10.0)], totals=session, producer="backend_adapter"), 0.0, 0.0)
+    inner = Opened(1, -1, 300.0, 5.0)
+    load.apply(batch(1, [inner], totals=Totals(received=300.0, inside=300.0)), 0.0, 0.0)
+    body = load.status_report(facts()).body
+    assert (body["cur_load"], body["new_load"], body["num_requests_recieved"]) == (10.0, 310.0, 1)
+    assert body["working_request_idxs"] == [1001]
+    assert pending(load.totals) == 310.0
+    # Its ingress dies: what was inside is over.
+    load.apply(batch(1, epoch=2), 0.0, 0.0)
+    assert load.status_report(facts()).body["cur_load"] == 10.0
+    assert load.totals.inside == 0.0
+    assert load.drift == 0
+
+
 def test_too_much_held_is_not_waited_for() -> None:
     load = new_load()
     flood = batch(2, closes=[closed(key) for key in range(HELD_EVENTS + 1)])
