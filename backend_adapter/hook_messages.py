@@ -44,7 +44,27 @@ class Measured(Message, frozen=True, tag=3):
     max_perf: float
 
 
-ToHooks = Prepare | Sample | Measured
+class OpenSession(Message, frozen=True):
+    """One open session, for code that looks at ``worker.backend.sessions``."""
+
+    session_id: str
+    lifetime_s: int | float
+    auth_data: bytes  #: JSON
+    expiration: float  #: wall-clock seconds, as the next one
+    created_at: float
+    on_close_route: str | None
+    on_close_payload: bytes | None  #: JSON
+    request_idx: int
+    requests: int  #: taken so far
+
+
+class OpenSessions(Message, frozen=True, tag=5):
+    """All that are open, whenever that has changed."""
+
+    sessions: list[OpenSession]
+
+
+ToHooks = Prepare | Sample | Measured | OpenSessions
 
 
 # --------------------------------------------------------------------- hooks → ingress, adapter

@@ -7,6 +7,7 @@ shares. Append fields with defaults, never reorder, never reuse a tag.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 from supervisor.messages import Message
@@ -32,6 +33,7 @@ class Submit(Message, frozen=True, tag=1):
     headers: bytes = b"content-type: application/json\r\n"  #: header lines for the model server
     body: bytes = b""
     hosted: bool = False  #: it goes to the process that holds the worker.py
+    session_id: str = ""  #: it belongs to this session, and is taken only while that is open
 
 
 class Cancel(Message, frozen=True, tag=2):
@@ -47,7 +49,33 @@ class Credit(Message, frozen=True, tag=3):
     size: int
 
 
-ToAdapter = Submit | Cancel | Credit
+class SessionCall(Message, frozen=True, tag=4):
+    """One call of /session/create, get, health or end.
+
+    It is answered like a job, by an Answer or a Rejected, and rides like one: it is sent again in
+    the next session of the socket until it is answered.
+    """
+
+    # what it has in common with a Submit
+    redeliver: ClassVar[bool] = True  #: creating an open session again changes nothing
+    max_queue_time_s: ClassVar[float] = 30.0
+    expires_at: ClassVar[float] = math.inf
+
+    id: int  #: shares its numbers with Submit
+    call: str  #: ``create``, ``get``, ``health`` or ``end``
+    session_id: str  #: for ``create``: the new one's, drawn at random
+    auth: bytes  #: auth_data or session_auth in the one form that can be compared; empty: none
+    auth_data: bytes = b""  #: JSON, as it is shown again; this and what follows: for ``create``
+    lifetime_s: int | float = 60
+    workload: float = 0.0
+    request_idx: int = -1
+    reqnum: int | None = None
+    on_close_route: str | None = None  #: path on the model server
+    on_close_payload: bytes | None = None  #: JSON, as it is shown again
+    on_close_body: bytes = b""  #: what is posted there
+
+
+ToAdapter = Submit | Cancel | Credit | SessionCall
 
 
 # --------------------------------------------------------------------- adapter → ingress
@@ -106,8 +134,9 @@ class Failed(Message, frozen=True, tag=5):
 class Rejected(Message, frozen=True, tag=6):
     """The job was never dispatched. Terminal.
 
-    ``kind``: ``queue_full``, ``queue_time`` (429), ``not_ready``, ``model_down`` or ``draining``
-    (503).
+    ``kind``: ``queue_full``, ``queue_time``, ``too_many_sessions`` (429), ``not_ready``,
+    ``model_down``, ``draining`` (503), ``invalid_session`` (410), ``unknown_session`` (400) or
+    ``bad_token`` (401).
     """
 
     id: int

@@ -169,15 +169,34 @@ class ModelClient:
             parts = urlsplit(target)
             endpoint = parse_url(parts._replace(path="", query="", fragment="").geturl())
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        return await self._once(endpoint, "GET", path, b"", b"", timeout_s)
+
+    async def post(self, path: str, headers: bytes, body: bytes, timeout_s: float) -> ProbeResult:
+        """POST to a path of the model server, once, on a new connection; only the status counts.
+
+        Raises:
+            ValueError: no request can be made of path and headers.
+        """
+        return await self._once(self._endpoint, "POST", path, headers, body, timeout_s)
+
+    async def _once(
+        self,
+        endpoint: Endpoint,
+        method: str,
+        path: str,
+        headers: bytes,
+        body: bytes,
+        timeout_s: float,
+    ) -> ProbeResult:
         result: asyncio.Future[ProbeResult] = self._loop.create_future()
-        request = Request("GET", path, b"", b"", _ProbeSink(result), redeliver=False)
-        request.head = _request_head(_request_line(endpoint, "GET", path), request)
+        request = Request(method, path, headers, body, _ProbeSink(result), redeliver=False)
+        request.head = _request_head(_request_line(endpoint, method, path), request)
         self._open(request, endpoint, counted=False)
         try:
             async with asyncio.timeout(timeout_s):
                 return await result
         except TimeoutError:
-            return ProbeResult(0, f"no answer to the probe within {timeout_s:g} s")
+            return ProbeResult(0, f"no answer within {timeout_s:g} s")
         finally:
             self.cancel(request)
 

@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from backend_adapter import jobs
@@ -23,6 +24,7 @@ from backend_adapter.messages import (
     Failed,
     FromAdapter,
     Rejected,
+    SessionCall,
     Submit,
     ToAdapter,
 )
@@ -31,7 +33,10 @@ from backend_adapter.model_watch import ModelWatch
 from backend_adapter.queue import Queue
 from backend_adapter.run import Run
 from backend_adapter.samples import Samples
-from reporter.messages import FromReporter, QueueReport
+from backend_adapter.session_desk import SWEEP_EVERY_S, SessionDesk
+from backend_adapter.session_files import SessionFiles
+from reporter.messages import QueueReport
+from reporter.producer import EVENTS_EVERY_S, LAST_ACCOUNTS_S, Producer
 from supervisor import wire
 from supervisor.child import Runtime
 from supervisor.messages import Beat, LogMatch, ModelState
@@ -39,6 +44,8 @@ from supervisor.settings import Settings
 
 JOBS_SOCKET = "jobs"
 EVENTS_SOCKET = "events"
+#: Directory of the run that sessions are kept in.
+SESSIONS = "sessions"
 #: Deadlines of jobs are looked at this often.
 EXPIRE_EVERY_S = 0.1
 GAUGES_EVERY_S = 1.0
@@ -76,7 +83,17 @@ class Adapter:
         self._draining = False
         self._emptied = asyncio.Event()
         self._jobs: wire.Server
-        self._events: wire.Client
+        self._accounts = Producer(
+            runtime.address(EVENTS_SOCKET), runtime.name, on_up=self.standing_changed
+        )
+        self._desk = SessionDesk(
+            settings.limits.sessions,
+            self._client,
+            self._accounts.ledger,
+            SessionFiles(os.path.join(runtime.handoff.runtime_dir, SESSIONS)),
+            send=self._answer,
+            revoke=self._revoke,
+        )
 
     def _client_of(self, url: str) -> ModelClient:
         model = self._runtime.settings.model
@@ -98,21 +115,21 @@ class Adapter:
             on_down=self._on_ingress_down,
             max_message_bytes=runtime.settings.limits.body_bytes + 2**20,
         )  # fmt: skip
-        self._events = wire.Client(
-            runtime.address(EVENTS_SOCKET), runtime.name, FromReporter, lambda messages: None,
-            on_up=self.standing_changed,
-        )  # fmt: skip
+        self._desk.restore()
+        self._accounts.start()
         if self._samples is not None:
             self._hooks = wire.Client(
                 runtime.address(HOOKS_SOCKET), runtime.name, FromHooks, self._samples.answered,
-                on_up=self._samples.link_up, on_down=self._samples.link_down,
+                on_up=self._hooks_up, on_down=self._samples.link_down,
                 max_message_bytes=runtime.settings.limits.body_bytes + 2**20,
             )  # fmt: skip
-            self._samples.send = self._hooks.send
+            self._samples.send = self._desk.tell = self._hooks.send
             runtime.every(GAUGES_EVERY_S, self._expire_samples)
         self.capacity_changed()
         runtime.every(EXPIRE_EVERY_S, self._expire)
         runtime.every(GAUGES_EVERY_S, self._tell_gauges)
+        runtime.every(EVENTS_EVERY_S, self._accounts.flush)
+        runtime.every(SWEEP_EVERY_S, self._desk.sweep)
 
     def beat(self) -> Beat:
         """Ready means: jobs can be taken. The verdict on the model server goes with every beat."""
@@ -132,7 +149,8 @@ class Adapter:
                 "model_reason": "" if verdict is None else verdict.reason,
                 "connections_opened": self._client.opened,
                 "connections_reused": self._client.reused,
-                "malformed": self._jobs.malformed + self._events.malformed,
+                "sessions": self._desk.open,
+                "malformed": self._jobs.malformed + self._accounts.malformed,
             },
         )
 
@@ -148,21 +166,26 @@ class Adapter:
 
     async def drain(self, deadline_s: float) -> None:
         """Take nothing new; return when nothing runs or waits."""
+        end = self._runtime.loop.time() + deadline_s
         self._draining = True
         self._queue.drain()
         self._check_empty()
-        async with asyncio.timeout(deadline_s):
-            await self._emptied.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(end):
+                await self._desk.drain(self._runtime.last)
+                await self._emptied.wait()
+        await self._accounts.settle(end + LAST_ACCOUNTS_S)
 
     async def stop(self) -> None:
         """Close everything."""
         self._watch.stop()
+        self._desk.stop()
         self.backend_down("the worker is stopping")  # what ends now is not sent again
         await self._client.close()
         if self._hosted is not None:
             await self._hosted.close()
         self._jobs.close()
-        self._events.close()
+        self._accounts.close()
         if self._hooks is not None:
             self._hooks.close()
 
@@ -173,6 +196,10 @@ class Adapter:
         for message in messages:
             kind = type(message)
             if kind is Submit:
+                if message.session_id and not self._desk.use(message.session_id):
+                    text = "its session is not open: it was closed, or has expired"
+                    self._answer(peer, Rejected(message.id, "invalid_session", text))
+                    continue
                 self._carry_out(self._queue.submit(Job((peer, message.id), message), now))
             elif kind is Credit:
                 run = self._runs.get((peer, message.id))
@@ -183,6 +210,8 @@ class Adapter:
                 self._carry_out(self._queue.cancel(key, now))
                 self._forget(key)  # complete, but not delivered
                 self._check_empty()
+            elif kind is SessionCall:
+                self._desk.on_call(peer, message)
 
     def _on_ingress_down(self, peer: str) -> None:
         """Its session ended: it submits again what it still wants."""
@@ -190,6 +219,17 @@ class Adapter:
         for key in [key for key in self._runs if key[0] == peer]:
             self._forget(key)
         self._check_empty()
+
+    def _answer(self, peer: str, message: FromAdapter) -> None:
+        self._jobs.send(peer, message)
+
+    def _revoke(self, session_id: str) -> None:
+        self._carry_out(self._queue.revoke(session_id, time.monotonic()))
+
+    def _hooks_up(self) -> None:
+        if self._samples is not None:
+            self._samples.link_up()
+        self._desk.tell_all()
 
     def _expire_samples(self) -> None:
         if self._samples is not None:
@@ -337,7 +377,7 @@ class Adapter:
         self._told_perf = self._capacity.max_perf
         report = self._watch.report
         if report is not None:
-            self._events.send(report)
+            self._accounts.send(report)
         self._gauges = None
 
     def _tell_gauges(self) -> None:
@@ -352,5 +392,5 @@ class Adapter:
             queue.retried,
             self._watch.benchmarked,
         )
-        if gauges != self._gauges and self._events.send(gauges):
+        if gauges != self._gauges and self._accounts.send(gauges):
             self._gauges = gauges

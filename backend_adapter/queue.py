@@ -146,6 +146,15 @@ class Queue:
         self._dispatch(now, commands)
         return commands
 
+    def revoke(self, session_id: str, now: float) -> Sequence[Command]:
+        """This session was closed: what belongs to it ends as cancelled, and is told so. O(n)."""
+        commands: list[Command] = []
+        for job in [job for job in self._jobs.values() if job.submit.session_id == session_id]:
+            self._cancel(job, commands)
+            commands.append(Fail(job, "invalid_session", "its session was closed"))
+        self._dispatch(now, commands)
+        return commands
+
     # --------------------------------------------------- events about the world around
 
     def cancel_peer(self, peer: str, now: float) -> Sequence[Command]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from backend_adapter.messages import Submit
+from backend_adapter.messages import SessionCall, Submit
 
 #: Seconds that a job may wait for an adapter to appear.
 GRACE_S = 30.0
@@ -47,11 +47,18 @@ class Job:
     )  # fmt: skip
 
     def __init__(
-        self, submit: Submit, exchange: Any, route: str, key: int, request_idx: int, now: float
+        self,
+        submit: Submit | SessionCall,
+        exchange: Any,
+        route: str,
+        key: int,
+        request_idx: int,
+        now: float,
     ) -> None:
         self.submit = submit
         self.exchange = exchange
         self.route = route
+        #: of its row in the accounts; 0: it is no work, and has none
         self.key = key
         self.request_idx = request_idx
         self.taken_at = now

@@ -16,14 +16,15 @@ import msgspec
 from backend_adapter.hook_messages import ROUTE_HEADER, TICKET_HEADER, Prepare, Prepared
 from backend_adapter.hook_messages import Refused as HookRefused
 from backend_adapter.messages import Submit
+from ingress import session_calls
 from ingress.admission import Admission, Job
 from ingress.auth import Authenticator
 from ingress.envelope import UNKNOWN_IDX, Envelope, Refused
 from ingress.errors import KINDS, ErrorKind, Problem
 from ingress.exchange import Exchange
-from ingress.management import UPDATE_PATH, Management
+from ingress.management import Management
 from ingress.questions import Question, Questions
-from ingress.routes import Route, Routes
+from ingress.routes import SESSION_CALLS, UPDATE_PATH, Route, Routes
 from ingress.workload import LEAST_WORKLOAD, quantised
 from reporter.messages import Outcome
 from reporter.producer_ledger import ProducerLedger
@@ -95,7 +96,7 @@ class Door:
 
     def on_head(self, exchange: Exchange) -> Problem | None:
         """Refuse before the body is read what needs no body to be refused."""
-        if self.routes.find(exchange.path) is None:
+        if self.routes.find(exchange.path) is None and exchange.path not in SESSION_CALLS:
             if exchange.path == UPDATE_PATH:
                 return self._management.refusal(exchange)
             return self._unknown_route()
@@ -128,32 +129,23 @@ class Door:
         """
         now = time.monotonic()
         route = self.routes.find(exchange.path)
-        if route is None and exchange.path == UPDATE_PATH:
-            self._management.update(exchange)
-            return
-        if route is None:  # the settings were reloaded while the body arrived
-            self._ledger.refuse(ErrorKind.UNKNOWN_ROUTE)
-            exchange.fail(self._unknown_route())
+        if route is None:
+            self._on_own_path(exchange, now)
             return
         try:
             envelope = self._decode(exchange.body)
-            self.authenticator.check(envelope.auth_data)
+            # what belongs to a session comes with the auth_data that made it, again and again
+            self.authenticator.check(envelope.auth_data, again=bool(envelope.session_id))
         except Refused as refused:
-            self._ledger.refuse(refused.kind)
-            kind = KINDS[refused.kind]
-            retry_after_s = KEY_RETRY_S if kind is ErrorKind.NO_PUBLIC_KEY else None
-            exchange.fail(Problem(kind, refused.message, retry_after_s, extra=refused.extra))
-            return
-        if envelope.session_id:
-            self._ledger.refuse(ErrorKind.INVALID_SESSION)
-            exchange.fail(Problem(ErrorKind.INVALID_SESSION, "this worker keeps no such session"))
+            self._refuse(exchange, refused)
             return
         auth = envelope.auth_data
+        session_id = envelope.session_id or ""
         request_idx = auth.request_idx if auth is not None else UNKNOWN_IDX
         reqnum = auth.reqnum if auth is not None and request_idx != UNKNOWN_IDX else None
         if route.prepare:
             message = Prepare(self._questions.next_id(), route.path, exchange.body)
-            question = Question(message, exchange, route, request_idx, reqnum, now)
+            question = Question(message, exchange, route, request_idx, reqnum, session_id, now)
             self._questions.take(question)
             exchange.context = question
             self._ask(message)
@@ -161,7 +153,38 @@ class Door:
         payload = envelope.payload
         workload = route.meter.measure(payload)
         body = exchange.body if route.hosted else bytes(payload)
-        self._take(exchange, route, request_idx, reqnum, workload, body, JSON_TYPE, now)
+        self._take(exchange, route, request_idx, reqnum, session_id, workload, body, JSON_TYPE, now)
+
+    def _refuse(self, exchange: Exchange, refused: Refused) -> None:
+        self._ledger.refuse(refused.kind)
+        kind = KINDS[refused.kind]
+        retry_after_s = KEY_RETRY_S if kind is ErrorKind.NO_PUBLIC_KEY else None
+        exchange.fail(Problem(kind, refused.message, retry_after_s, extra=refused.extra))
+
+    def _on_own_path(self, exchange: Exchange, now: float) -> None:
+        """A request to the worker itself."""
+        call = SESSION_CALLS.get(exchange.path)
+        if exchange.path == UPDATE_PATH:
+            self._management.update(exchange)
+        elif call is None:  # the settings were reloaded while the body arrived
+            self._ledger.refuse(ErrorKind.UNKNOWN_ROUTE)
+            exchange.fail(self._unknown_route())
+        else:
+            try:
+                message = session_calls.read(
+                    call,
+                    self._admission.next_id(),
+                    exchange.body,
+                    self._decode,
+                    lambda envelope: self.authenticator.check(envelope.auth_data),
+                )
+            except Refused as refused:
+                self._refuse(exchange, refused)
+                return
+            route = exchange.path.decode()
+            exchange.context = job = Job(message, exchange, route, 0, message.request_idx, now)
+            exchange.release_body()
+            self._submit(job)
 
     def on_prepared(self, answer: Prepared, now: float) -> None:
         """A worker.py has said what a request amounts to."""
@@ -178,7 +201,15 @@ class Door:
             headers, body = JSON_TYPE, bytes(self._decode(question.message.body).payload)
         workload = quantised(max(answer.workload, LEAST_WORKLOAD), DEFAULT_WORKLOAD)
         self._take(
-            exchange, route, question.request_idx, question.reqnum, workload, body, headers, now
+            exchange,
+            route,
+            question.request_idx,
+            question.reqnum,
+            question.session_id,
+            workload,
+            body,
+            headers,
+            now,
         )
 
     def on_refused(self, answer: HookRefused) -> None:
@@ -212,6 +243,7 @@ class Door:
         route: Route,
         request_idx: int,
         reqnum: int | None,
+        session_id: str,
         workload: float,
         body: bytes,
         headers: bytes,
@@ -220,7 +252,7 @@ class Door:
         """The request becomes a job."""
         if route.hosted:
             headers += hosted_headers(exchange.headers, route.path)
-        key = self._ledger.open(request_idx, workload, now, reqnum)
+        key = self._ledger.open(request_idx, workload, now, reqnum, inside=bool(session_id))
         job = Job(
             Submit(
                 id=self._admission.next_id(),
@@ -235,6 +267,7 @@ class Door:
                 headers=headers,
                 body=body,
                 hosted=route.hosted,
+                session_id=session_id,
             ),
             exchange,
             route.path,
@@ -264,6 +297,9 @@ class Door:
         if self._admission.settle(job.submit.id) is None:
             return
         self._cancel(job)
+        if not job.key:
+            self._ledger.refuse(ErrorKind.CLIENT_GONE)
+            return
         self._ledger.close(
             job.key,
             Outcome.CANCELLED,

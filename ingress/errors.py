@@ -32,6 +32,7 @@ class ErrorKind(enum.StrEnum):
         return kind
 
     INVALID_REQUEST = "invalid_request", 400, "The bytes received are not a valid HTTP request."
+    UNKNOWN_SESSION = "unknown_session", 400, "No session of this id is open here."
     SIGNATURE_MISSING = "signature_missing", 401, "auth_data carries no signature."
     BAD_SIGNATURE = "bad_signature", 401, "The signature in auth_data was not made by the engine."
     FOREIGN_URL = "foreign_url", 401, "The signature was made for another worker's URL."

@@ -13,7 +13,6 @@ import logging
 from ingress.errors import ErrorKind, Problem
 from ingress.exchange import Exchange
 
-UPDATE_PATH = b"/pyworker/update"
 _log = logging.getLogger("ingress")
 
 
@@ -30,7 +29,7 @@ class Management:
         self._update_file = update_file
 
     def refusal(self, exchange: Exchange) -> Problem | None:
-        """Why a request to ``UPDATE_PATH`` is refused by its head; None: it is not."""
+        """Why a request to it is refused by its head; None: it is not."""
         if exchange.method != b"POST":
             return Problem(ErrorKind.METHOD_NOT_ALLOWED, headers=b"allow: POST\r\n")
         given = (exchange.header(b"authorization") or b"").removeprefix(b"Bearer ")

@@ -26,6 +26,8 @@ from backend_adapter.messages import (
     FromAdapter,
     Head,
     Rejected,
+    SessionCall,
+    Submit,
 )
 from ingress.admission import Admission, Job, Lost
 from ingress.auth import Authenticator
@@ -36,8 +38,9 @@ from ingress.http import Server
 from ingress.management import Management
 from ingress.questions import Questions
 from ingress.routes import compile_routes
+from ingress.webhooks import WebhookPort
 from reporter.messages import KeySuspect, Outcome, PublicKey
-from reporter.producer import EVENTS_EVERY_S, Producer
+from reporter.producer import EVENTS_EVERY_S, LAST_ACCOUNTS_S, Producer
 from supervisor import process_tree, wire
 from supervisor.child import Runtime
 from supervisor.exit_codes import ExitCode
@@ -48,8 +51,6 @@ from supervisor.tls import CertificateWatch, TlsError, make_context
 JOBS_SOCKET = "jobs"
 EVENTS_SOCKET = "events"
 HOUSEKEEPING_EVERY_S = 1.0
-#: Seconds past the drain deadline that the last accounts may take to be confirmed.
-LAST_ACCOUNTS_S = 0.5
 #: Closes an event of a stream that was cut in its middle; between two events it means nothing.
 _EVENT_END = b"\n\n"
 _log = logging.getLogger("ingress")
@@ -92,6 +93,10 @@ class Ingress:
         )
         self._grant_at = settings.limits.stream_credit_bytes // 4
         self._server = Server(self._door, settings.limits, runtime.loop)
+        worker = settings.worker
+        self._webhooks = WebhookPort(
+            self._door, settings.limits, runtime.loop, worker.http_port, worker.processes > 1
+        )
         self._handlers: dict[type, Callable[[Any], None]] = {
             Answer: self._on_answer,
             Head: self._on_head,
@@ -150,6 +155,7 @@ class Ingress:
                 on_up=self._hooks_up, max_message_bytes=size,
             )  # fmt: skip
             runtime.every(HOUSEKEEPING_EVERY_S, self._expire_questions)
+        await self._webhooks.open()
         runtime.every(EVENTS_EVERY_S, self._send_accounts)
         runtime.every(HOUSEKEEPING_EVERY_S, self._housekeep)
 
@@ -186,6 +192,7 @@ class Ingress:
         _log.info("draining: %d requests under way", len(self._admission.jobs))
         if not await self._server.drain(deadline_s):
             self._give_up()
+        await self._webhooks.drain(LAST_ACCOUNTS_S)
         self._send_accounts()
         await self._accounts.settle(end)
 
@@ -201,6 +208,7 @@ class Ingress:
     async def stop(self) -> None:
         """Close everything."""
         self._server.close()
+        self._webhooks.close()
         self._jobs.close()
         self._accounts.close()
         if self._hooks is not None:
@@ -234,7 +242,13 @@ class Ingress:
             self._jobs.send(job.submit)
 
     def _cancel(self, job: Job) -> None:
-        self._jobs.send(Cancel(job.submit.id))
+        submit = job.submit
+        if isinstance(submit, Submit):
+            self._jobs.send(Cancel(submit.id))
+        elif submit.call == "create":  # nobody will ever name it
+            self._jobs.send(
+                SessionCall(self._admission.next_id(), "end", submit.session_id, submit.auth)
+            )
 
     def _jobs_up(self) -> None:
         for job in self._admission.link_up():
@@ -322,6 +336,8 @@ class Ingress:
 
     def _fail(self, job: Job, problem: Problem, outcome: Outcome = Outcome.ERROR) -> None:
         """The job's end is an error: as a response, or inside one that has begun."""
+        if problem.kind is ErrorKind.INVALID_SESSION:
+            outcome = Outcome.CANCELLED  # neither our fault, nor a lack of room
         if job.request_idx >= 0:
             problem.request_idx = job.request_idx
         exchange, job.exchange.context = job.exchange, None
@@ -332,9 +348,13 @@ class Ingress:
         else:
             job.status = problem.status
             exchange.fail(problem)
+        if not job.key:
+            self._ledger.refuse(problem.kind)
         self._close(job, outcome)
 
     def _close(self, job: Job, outcome: Outcome) -> None:
+        if not job.key:
+            return
         self._ledger.close(
             job.key,
             outcome,
@@ -364,5 +384,6 @@ class Ingress:
 
     def _housekeep(self) -> None:
         self._lose(self._admission.expire(time.monotonic()))
+        self._runtime.spawn(self._webhooks.open())
         if self._certificate is not None:
             self._certificate.check()

@@ -19,7 +19,15 @@ from ingress.routes import Route
 class Question:
     """One request that waits for its answer."""
 
-    __slots__ = ("asked_at", "exchange", "message", "reqnum", "request_idx", "route")
+    __slots__ = (
+        "asked_at",
+        "exchange",
+        "message",
+        "reqnum",
+        "request_idx",
+        "route",
+        "session_id",
+    )
 
     def __init__(
         self,
@@ -28,6 +36,7 @@ class Question:
         route: Route,
         request_idx: int,
         reqnum: int | None,
+        session_id: str,
         now: float,
     ) -> None:
         self.message = message
@@ -35,6 +44,7 @@ class Question:
         self.route = route
         self.request_idx = request_idx
         self.reqnum = reqnum
+        self.session_id = session_id
         self.asked_at = now
 
 

@@ -17,6 +17,15 @@ from dataclasses import dataclass
 from ingress.workload import Meter
 from supervisor.settings import RouteSettings
 
+#: Paths of the worker itself. No pattern stands for them; a route of exactly that path does.
+UPDATE_PATH = b"/pyworker/update"
+SESSION_CALLS = {
+    b"/session/create": "create",
+    b"/session/get": "get",
+    b"/session/health": "health",
+    b"/session/end": "end",
+}
+_OWN = frozenset((UPDATE_PATH, *SESSION_CALLS))
 _SEGMENT = re.compile(r"\\{[^{}/]*\\}")
 
 
@@ -56,7 +65,7 @@ class Routes:
     def find(self, path: bytes) -> Route | None:
         """The route of a request's path."""
         route = self._exact.get(path)
-        if route is not None or not self._patterns or _climbs(path):
+        if route is not None or not self._patterns or path in _OWN or _climbs(path):
             return route
         return next((route for pattern, route in self._patterns if pattern.fullmatch(path)), None)
 

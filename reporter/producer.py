@@ -18,6 +18,8 @@ from supervisor.messages import Message
 
 #: Seconds between two batches of accounts: far below the reporter's one report a second.
 EVENTS_EVERY_S = 0.1
+#: Seconds past a drain deadline that the last accounts may take to be confirmed.
+LAST_ACCOUNTS_S = 0.5
 
 
 class Producer:

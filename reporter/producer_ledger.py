@@ -68,12 +68,14 @@ class ProducerLedger:
         reqnum: int | None = None,
         *,
         inside: bool = False,
+        counted: bool = True,
     ) -> int:
         """A request was taken. Returns its key, which is never 0.
 
         ``reqnum``: the engine's number of the routing that sent it; a request that comes again
         with the same one is the same request to the engine, and counted once. ``inside``: it
         belongs to a session, which stands for it: it is work, but no request that the engine sent.
+        ``counted`` False: it was counted as a request before.
         """
         self._key += 1
         key = self._key
@@ -84,6 +86,8 @@ class ProducerLedger:
         if inside:
             self._inside.add(key)
             self.inside += workload
+        elif not counted:
+            pass
         elif reqnum is None:
             self.requests += 1
         elif reqnum not in self._reqnums:

@@ -52,6 +52,14 @@ class WorkerSettings(Section, frozen=True):
         ),
     ] = ""
     id: Annotated[int, _doc("The instance's id, sent in every report.", "CONTAINER_ID")] = 0
+    http_port: Annotated[
+        Port,
+        _doc(
+            "Port of 127.0.0.1 where the model server may call /session/end over plain HTTP;"
+            " 0: none. A worker.py has the port after worker.port.",
+            "WORKER_HTTP_PORT",
+        ),
+    ] = 0
     processes: Annotated[int, _doc("Ingress processes sharing the client port.", ge=1, le=64)] = 1
     admin_host: Annotated[str, _doc("Address of /healthz, /readyz and /metrics.")] = "127.0.0.1"
     admin_port: Annotated[
@@ -270,6 +278,9 @@ class LimitSettings(Section, frozen=True):
     stream_credit_bytes: Annotated[
         int, _doc("Response bytes of one stream that may be under way inside the worker.", ge=4096)
     ] = 262_144
+    sessions: Annotated[
+        Count, _doc("Sessions that may be open at once; 0: as many as memory allows.")
+    ] = 10
     buffered_bytes: Annotated[
         Bytes, _doc("Bytes of request bodies that one ingress process holds at once.")
     ] = 512 * 2**20

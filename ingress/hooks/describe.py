@@ -38,10 +38,20 @@ def describe(
     """
     return {
         "worker": {ours: options[name] for name, ours in _RUN_OPTIONS.items() if name in options},
+        "limits": {"sessions": _sessions(config)},
         "model": _model(config, routes, hosted_url),
         "benchmark": _benchmark(config, routes),
         "route": [_route(each) for each in routes.values()],
     }
+
+
+def _sessions(config: WorkerConfig) -> int:
+    most = config.max_sessions
+    if most is None:
+        return 0
+    if not isinstance(most, int) or most < 0:
+        raise ConfigurationError(f"max_sessions={most!r}: a number, or 0 or None for no limit")
+    return most
 
 
 def ignored(options: Mapping[str, Any]) -> list[str]:

@@ -26,6 +26,7 @@ from backend_adapter.hook_messages import (
     HOOKS_SOCKET,
     HOSTED_SOCKET,
     Measured,
+    OpenSessions,
     Prepare,
     Prepared,
     Refused,
@@ -39,7 +40,7 @@ from ingress.hooks.hosted import Hosted
 from ingress.hooks.load import whereabouts
 from ingress.hooks.payload import ApiPayload
 from ingress.hooks.threads import HookThreads
-from ingress.hooks.worker import Worker
+from ingress.hooks.worker import Backend, Worker
 from supervisor import wire
 from supervisor.child import Runtime
 from supervisor.exit_codes import ExitCode
@@ -82,6 +83,7 @@ class HookHost:
         #: of the file's loop
         self._stopped: asyncio.Event | None = None
         self._user_loop: asyncio.AbstractEventLoop | None = None
+        self._backend: Backend | None = None
         self._pinged_at = 0.0
         self._entered = False  #: its lifecycle, if it has one
 
@@ -170,6 +172,9 @@ class HookHost:
         settings = self._runtime.settings
         hosted = self._runtime.address(HOSTED_SOCKET).removeprefix("ipc://")
         values = describe(worker.config, worker.hooked, options, f"unix://{hosted}")
+        port = settings.worker.port
+        if port and not settings.worker.http_port:
+            values["worker"]["http_port"] = port + 1
         for name in ignored(options):
             _log.warning("%s: run(%s=…) means nothing here", self._script, name)
         self._fingerprint = fingerprint(
@@ -177,6 +182,7 @@ class HookHost:
         )
         if values["benchmark"] and (known := _remembered(self._fingerprint)):
             values["benchmark"]["max_perf"] = known
+        self._backend = worker.backend
         self._user_loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
         server = Hosted(
@@ -267,6 +273,9 @@ class HookHost:
 
     def _on_messages(self, peer: str, messages: list[Any]) -> None:
         for message in messages:
+            if isinstance(message, OpenSessions):
+                self._see(message)
+                continue
             if isinstance(message, Measured):
                 _remember(message.max_perf, self._fingerprint)
                 continue
@@ -281,6 +290,12 @@ class HookHost:
                 self._threads.submit(
                     partial(calls.sample, hooked, message.id), partial(self._answer, peer)
                 )
+
+    def _see(self, told: OpenSessions) -> None:
+        """On the file's own loop, where most of its code looks."""
+        if self._backend is not None and self._user_loop is not None:
+            with suppress(RuntimeError):  # closed: the file is ending
+                self._user_loop.call_soon_threadsafe(self._backend.see, told)
 
     def _prepare(self, peer: str, hooked: Hooked, message: Prepare) -> None:
         size_bytes = len(message.body)

@@ -8,9 +8,11 @@ loaded the file (``process.py``); elsewhere it says that it is not run that way.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
+from backend_adapter.hook_messages import OpenSessions
 from ingress.hooks.config import WorkerConfig
 from ingress.hooks.handlers import Hooked, build
 from ingress.hooks.payload import Session
@@ -39,8 +41,30 @@ class Backend:
         self.model_server_url = f"{url}:{port}"
         self.model_log_file = config.model_log_file
         self.max_sessions = config.max_sessions
-        #: open sessions by their id, as the adapter last told
+        #: open sessions by their id, as the adapter last told; to look at
         self.sessions: dict[str, Session] = {}
+
+    def see(self, told: OpenSessions) -> None:
+        """Take what the adapter tells. The dict stays the same one, and so does each session."""
+        open_ids = {each.session_id for each in told.sessions}
+        for gone in self.sessions.keys() - open_ids:
+            del self.sessions[gone]
+        for each in told.sessions:
+            session = self.sessions.get(each.session_id)
+            if session is None:
+                payload = each.on_close_payload
+                session = self.sessions[each.session_id] = Session(
+                    session_id=each.session_id,
+                    lifetime=each.lifetime_s,
+                    auth_data=json.loads(each.auth_data),
+                    expiration=each.expiration,
+                    on_close_route=each.on_close_route,
+                    on_close_payload=None if payload is None else json.loads(payload),
+                    created_at=each.created_at,
+                    request_idx=each.request_idx,
+                )
+            session.expiration = each.expiration
+            session.session_reqnum = each.requests
 
 
 class Worker:

@@ -28,11 +28,16 @@ class Bench(RunningWorker):
         self, route: str, payload: Any, headers: dict[str, str] | None = None, **more: Any
     ) -> tuple[int, dict[str, str], bytes]:
         """POST a request; returns status, headers and body."""
+        return self.ask_body(route, {"payload": payload, **more}, headers)
+
+    def ask_body(
+        self, route: str, body: Any, headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, str], bytes]:
+        """The same with a body of any kind."""
         url = urlsplit(self.facts()["worker_url"])
         connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=60)
         try:
-            body = json.dumps({"payload": payload, **more})
-            connection.request("POST", route, body, headers or {})
+            connection.request("POST", route, json.dumps(body), headers or {})
             answer = connection.getresponse()
             return answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read()
         finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -59,6 +60,7 @@ Worker(WorkerConfig(
         HandlerConfig("/broken"),
     ],
     log_action_config=LogActionConfig(on_load=["READY"]),
+    max_sessions=1,
 )).run()
 """
 AUTH = {
@@ -167,6 +169,40 @@ def test_the_same_answers(tmp_path: Path) -> None:
                 assert got_status == status, (name, got, answer)
                 for key, value in json.loads(answer or b"{}").items():
                     assert key == "error" or said[key] == value, (name, said)
+            assert one_session(ours) == one_session(theirs)
+
+
+def one_session(port: int) -> list[tuple[str, int, str]]:
+    """The life of a session: each step's status, and the body of the good ones."""
+    steps: list[tuple[str, int, str]] = []
+    known: dict[str, Any] = {"session_auth": AUTH, "session_id": "none"}
+
+    def step(route: str, body: Any) -> None:
+        status, _, answer = ask(port, route, body)
+        text = answer.decode() if status < 400 else ""
+        if route == "/session/create" and status == 201:
+            known["session_id"] = json.loads(answer)["session_id"]
+        text = text.replace(known["session_id"], "ID")
+        text = re.sub(r'"(expiration|created_at)": [0-9.]+', r'"\1": TIME', text)
+        steps.append((route, status, text))
+
+    payload = {"lifetime": 9, "on_close_route": "/closed", "on_close_payload": {"b": 1, "a": "é"}}
+    step("/session/health", known)
+    step("/session/end", known)
+    step("/session/create", envelope(payload))
+    step("/session/create", envelope(payload))  # there may be one
+    step("/session/get", known)
+    step("/session/health", known)
+    step("/formed", envelope({"q": 1}, session_id=known["session_id"]))
+    step("/session/end", known | {"session_auth": {**AUTH, "cost": 2}})
+    step("/session/get", {"session_id": known["session_id"]})
+    step("/session/end", {"session_auth": AUTH})
+    step("/session/end", known)
+    step("/session/health", known)
+    step("/session/get", known)
+    step("/formed", envelope({"q": 1}, session_id=known["session_id"]))
+    step("/session/create", b"{")
+    return steps
 
 
 def told(answer: bytes) -> Any:

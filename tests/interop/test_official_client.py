@@ -85,6 +85,30 @@ def test_requests_and_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with_client(tmp_path, scene, monkeypatch)
 
 
+def test_a_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(client: Any, endpoint: Any, worker: Worker) -> None:
+        session = await endpoint.session(cost=20, lifetime=30)
+        assert await session.is_open()
+        many = [session.request("/generate", GENERATE) for _ in range(5)]
+        for each in await asyncio.gather(*many):
+            assert each["ok"] and each["response"]["generated_text"]
+        payload = {"prompt": "The harbour", "max_tokens": 8, "stream": True}
+        told = await session.request("/v1/completions", payload, stream=True)
+        assert len([event async for event in told["response"]]) >= 8
+        same = await endpoint.get_session(session.session_id, session.auth_data)
+        assert same.session_id == session.session_id and same.lifetime == 30
+        await session.close()
+        with pytest.raises(Exception, match="unknown_session"):  # as it tells that one is gone
+            await same.is_open()
+        with pytest.raises(ValueError, match="closed session"):
+            await same.request("/generate", GENERATE)
+        async with await endpoint.session(cost=20) as another:
+            assert (await another.request("/generate", GENERATE))["ok"]
+        assert not another.open
+
+    with_client(tmp_path, scene, monkeypatch)
+
+
 def test_a_busy_worker_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(client: Any, endpoint: Any, worker: Worker) -> None:
         many = [endpoint.request("/generate", GENERATE, cost=8) for _ in range(6)]

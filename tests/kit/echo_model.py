@@ -1,18 +1,20 @@
 """A model server that says what it got: ``python -m tests.kit.echo_model PORT LOG_FILE``.
 
-GET /health and /up answer 200. POST /stream answers three events, /broken 500, /lines JSON lines;
-anything else answers an object with the path, the content type and the body. Requests that ran at
-the same time are counted: ``most`` of an answer is the highest number so far.
+GET /health and /up answer 200, GET /seen all that was posted so far. POST /stream answers three
+events, /broken 500, /lines JSON lines; anything else answers an object with the path, the content
+type and the body. A payload with ``nap`` takes a moment, one with ``hang`` until its client leaves.
+Requests that ran at the same time are counted: ``most`` of an answer is the highest number so far.
 """
 
 from __future__ import annotations
 
 import http.server
 import json
+import select
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -21,9 +23,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     lock = threading.Lock()
     running = most = 0
+    seen: ClassVar[list[tuple[str, str]]] = []
 
     def do_GET(self) -> None:
-        """The health path."""
+        """The health path, and what came."""
+        if self.path == "/seen":
+            self._send(200, json.dumps(self.seen).encode())
+            return
         self._send(200 if self.path in ("/health", "/up") else 404, b"ok")
 
     def do_POST(self) -> None:
@@ -32,11 +38,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         kind = self.headers.get("content-type", "")
         with self.lock:
             Handler.running += 1
+            with open(sys.argv[2], "a", encoding="utf-8") as log:
+                log.write(f"POST {self.path}\n")
+            Handler.seen.append((self.path, body.decode()))
             Handler.most = max(Handler.most, Handler.running)
             most = Handler.most
         try:
             if b'"nap"' in body:
                 time.sleep(0.3)
+            if b'"hang"' in body:
+                select.select([self.connection], [], [], 30.0)
             if self.path == "/stream":
                 self._stream()
             elif self.path == "/broken":

@@ -56,13 +56,20 @@ class Books(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------ requests
 
-    @rule(workload=workloads, request_idx=st.integers(-1, 100), inside=st.booleans())
-    def request_begins(self, workload: float, request_idx: int, inside: bool) -> None:
+    @rule(
+        workload=workloads,
+        request_idx=st.integers(-1, 100),
+        inside=st.booleans(),
+        counted=st.booleans(),
+    )
+    def request_begins(
+        self, workload: float, request_idx: int, inside: bool, counted: bool
+    ) -> None:
         self.now += 0.5
-        key = self.ledger.open(request_idx, workload, self.now, inside=inside)
+        key = self.ledger.open(request_idx, workload, self.now, inside=inside, counted=counted)
         if inside:
             self.inside[key] = workload
-        else:
+        elif counted:
             self.requests += 1
         assert key not in self.open
         assert key not in self.ended

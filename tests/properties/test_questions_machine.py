@@ -27,7 +27,7 @@ class Asking(RuleBasedStateMachine):
         number = self.questions.next_id()
         assert number not in self.taken
         message = Prepare(number, "/a", b"{}")
-        self.questions.take(Question(message, object(), cast(Any, None), 1, None, self.now))
+        self.questions.take(Question(message, object(), cast(Any, None), 1, None, "", self.now))
         self.taken[number] = self.now
 
     @precondition(lambda self: self.taken)

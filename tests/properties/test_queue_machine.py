@@ -206,6 +206,7 @@ class QueueMachine(RuleBasedStateMachine):
             credit=1,
             redeliver=redeliver,
             body=bytes(size),
+            session_id=("", "x", "y")[self.next_id % 3],
         )
         key = (peer, self.next_id)
         self.check(self.queue.submit(Job(key, submit), self.now), self.admit(key, submit))
@@ -237,6 +238,16 @@ class QueueMachine(RuleBasedStateMachine):
                 expected.append(("abort", job.key))
             self.end(job, "cancelled")
         self.check(self.queue.cancel_peer(peer, self.now), expected + self.dispatch())
+
+    @rule(session_id=st.sampled_from("xy"))
+    def revoke(self, session_id: str) -> None:
+        expected: list[Word] = []
+        for job in [job for job in self.jobs if job.submit.session_id == session_id]:
+            if job.state != "waiting":
+                expected.append(("abort", job.key))
+            self.end(job, "cancelled")
+            expected.append(("fail", job.key, "invalid_session"))
+        self.check(self.queue.revoke(session_id, self.now), expected + self.dispatch())
 
     @precondition(lambda self: self.running())
     @rule(data=st.data())

@@ -76,6 +76,7 @@ def test_a_configuration_as_settings() -> None:
     values = amounts(config, host="127.0.0.1")
     assert values == {
         "worker": {"host": "127.0.0.1"},
+        "limits": {"sessions": 10},
         "model": {
             "url": "http://127.0.0.1:18000", "error_log": ["down"], "info_log": ["so"],
             "health": "/health", "log_file": "/log", "ready_log": ["up"],

@@ -1,0 +1,65 @@
+"""Open sessions at rest: one file each, for the adapter that comes after this one.
+
+They outlive a process, not the run: they lie in the run's own directory, which goes with it, and
+are not forced to the disk. What cannot be written or read costs only this: the session would not
+survive a crash. It must not know what a session is for.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+
+import msgspec
+
+from backend_adapter.sessions import Session
+
+_log = logging.getLogger("backend_adapter")
+_decode = msgspec.msgpack.Decoder(Session).decode
+
+
+class SessionFiles:
+    """The files in ``directory``, which is made on demand and only this user may open."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+
+    def save(self, session: Session) -> None:
+        """Write it, or write it anew."""
+        path = self._path(session)
+        try:
+            os.makedirs(self._directory, 0o700, exist_ok=True)
+            with open(f"{path}.new", "wb") as file:
+                file.write(msgspec.msgpack.encode(session))
+            os.replace(f"{path}.new", path)
+        except OSError as error:
+            _log.warning("a session is not kept on disk: %s", error.strerror)
+
+    def drop(self, session: Session) -> None:
+        """It is closed."""
+        try:
+            os.unlink(self._path(session))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            _log.warning("a closed session stays on disk: %s", error.strerror)
+
+    def load(self) -> Iterator[Session]:
+        """What an adapter before this one has left."""
+        try:
+            names = os.listdir(self._directory)
+        except OSError:
+            return
+        for name in sorted(names):
+            path = os.path.join(self._directory, name)
+            if name.endswith(".new"):
+                continue  # a write that did not end
+            try:
+                with open(path, "rb") as file:
+                    yield _decode(file.read())
+            except (OSError, msgspec.DecodeError) as error:
+                _log.warning("a session could not be read again: %s", error)
+
+    def _path(self, session: Session) -> str:
+        return os.path.join(self._directory, session.session_id)

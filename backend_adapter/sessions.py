@@ -1,0 +1,90 @@
+"""Pure: the open sessions of the worker.
+
+A session binds a client to this worker for a while: as long as it is open, and until its
+expiration, requests that name it are taken. Law: a session that was opened is closed exactly once,
+by its end or by its expiration. Opening one that is open already changes nothing.
+
+Source of the meanings: the public PyWorker. Bounds: the number that the settings say, and
+``MAX_BYTES`` of what clients gave. Times are monotonic seconds. This module knows no clock, no
+socket, and not what a request is.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+#: What clients gave, over all sessions.
+MAX_BYTES = 64 * 2**20
+
+
+class Session(msgspec.Struct):
+    """One session. Whoever knows ``session_id`` and ``auth`` may ask about it, and end it."""
+
+    session_id: str
+    auth: bytes  #: the auth_data that made it, in the one form that can be compared
+    auth_data: bytes  #: the same, as it came: JSON
+    lifetime_s: float  #: a whole number stays one, as it is shown again
+    workload: float
+    request_idx: int
+    on_close_route: str | None  #: path on the model server
+    on_close_payload: bytes | None  #: JSON, as it is shown again
+    on_close_body: bytes  #: what is posted there
+    created_at: float  #: wall-clock seconds
+    opened_at: float
+    expires_at: float
+    requests: int = 0  #: taken so far
+    account: int = 0  #: key of its row in the accounts
+
+    @property
+    def size_bytes(self) -> int:
+        """What the client gave."""
+        return (
+            len(self.auth)
+            + len(self.auth_data)
+            + len(self.on_close_payload or b"")
+            + len(self.on_close_body)
+        )
+
+    @property
+    def expiration(self) -> float:
+        """Wall-clock seconds."""
+        return self.created_at + (self.expires_at - self.opened_at)
+
+
+class Sessions:
+    """All that are open, by id. ``most``: so many at once; 0: as many as their bytes allow."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.open: dict[str, Session] = {}
+        self.size_bytes = 0
+
+    def add(self, session: Session) -> bool:
+        """Open one. False: there are as many as may be."""
+        if session.session_id in self.open:
+            return True
+        full = self._most and len(self.open) >= self._most
+        if full or self.size_bytes + session.size_bytes > MAX_BYTES:
+            return False
+        self.open[session.session_id] = session
+        self.size_bytes += session.size_bytes
+        return True
+
+    def use(self, session_id: str) -> Session | None:
+        """A request inside it: it stays open for its lifetime longer. None: it is not open."""
+        session = self.open.get(session_id)
+        if session is not None:
+            session.expires_at += session.lifetime_s
+            session.requests += 1
+        return session
+
+    def remove(self, session_id: str) -> Session | None:
+        """Close it. None: it is not open."""
+        session = self.open.pop(session_id, None)
+        if session is not None:
+            self.size_bytes -= session.size_bytes
+        return session
+
+    def expired(self, now: float) -> list[Session]:
+        """Those whose time is over; they stay until they are removed. O(n)."""
+        return [session for session in self.open.values() if now > session.expires_at]
