@@ -391,6 +391,7 @@ class Adapter:
             queue.waiting_bytes,
             queue.retried,
             self._watch.benchmarked,
+            self._desk.open,
         )
         if gauges != self._gauges and self._accounts.send(gauges):
             self._gauges = gauges

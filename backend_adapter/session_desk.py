@@ -21,7 +21,7 @@ from backend_adapter.messages import Answer, FromAdapter, Rejected, SessionCall
 from backend_adapter.model_client import ModelClient
 from backend_adapter.session_files import SessionFiles
 from backend_adapter.sessions import Session, Sessions
-from reporter.messages import Outcome
+from reporter.messages import SESSION_ROUTE, Outcome
 from reporter.producer_ledger import UNTOLD_IDX, ProducerLedger
 from supervisor.messages import Message
 
@@ -31,8 +31,6 @@ ON_CLOSE_S = 10.0
 #: Between two tellings of the hook host, for each MiB of what is told; and at least.
 TELL_EVERY_S = 0.05
 JSON_TYPE = b"content-type: application/json\r\n"
-#: Stands in the accounts where a request's route does.
-ROUTE = "/session/create"
 _log = logging.getLogger("backend_adapter")
 
 
@@ -87,7 +85,9 @@ class SessionDesk:
         for session in self._files.load():
             session.expires_at = max(session.expires_at, now + session.lifetime_s)
             session.account = self._ledger.open(UNTOLD_IDX, session.workload, now, counted=False)
-            self._sessions.add(session)
+            if not self._sessions.add(session):  # the settings allow fewer now
+                self._files.drop(session)
+                self._end_account(session, Outcome.CANCELLED, 429)
         if self.open:
             _log.info("%d sessions go on", self.open)
 
@@ -221,7 +221,7 @@ class SessionDesk:
         now = time.monotonic()
         began = session.opened_at if outcome is Outcome.SUCCESS else 0.0
         self._ledger.close(
-            session.account, outcome, now, route=ROUTE, status=status, started_at=began
+            session.account, outcome, now, route=SESSION_ROUTE, status=status, started_at=began
         )
 
     # ------------------------------------------------------------------ for a worker.py

@@ -15,6 +15,9 @@ import enum
 
 from supervisor.messages import Message
 
+#: ``Closed.route`` of a session.
+SESSION_ROUTE = "/session/create"
+
 
 class Outcome(enum.StrEnum):
     """How a request ended; the spelling is the engine's (``status`` of delete_requests)."""
@@ -59,7 +62,7 @@ class Closed(Message, frozen=True):
     entered_at: float
     started_at: float  #: 0: never dispatched
     ended_at: float
-    route: str = ""  #: configured route, for metrics (bounded: only configured ones)
+    route: str = ""  #: configured route, for metrics (only those and SESSION_ROUTE)
     status: int = 0  #: HTTP status that the client got; 499: it had gone
     first_byte_at: float = 0.0  #: when the response began; 0: never
     sent_bytes: int = 0
@@ -107,6 +110,7 @@ class QueueReport(Message, frozen=True, tag=4):
     waiting_bytes: int
     retried: int  #: since its epoch began
     benchmarked: int = 0  #: benchmark requests since its epoch began
+    sessions: int = 0  #: open now
 
 
 ToReporter = Events | KeySuspect | ModelReport | QueueReport

@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from reporter.ledger import pending
-from reporter.messages import Closed, Outcome, QueueReport, Totals
+from reporter.messages import SESSION_ROUTE, Closed, Outcome, QueueReport, Totals
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -89,7 +89,8 @@ class Metrics:
     def count(self, closed: Iterable[Closed]) -> None:
         """Requests ended, each counted once (``Load.apply`` says which)."""
         for each in closed:
-            route = each.route if each.route in self.routes else OTHER
+            known = each.route in self.routes or each.route == SESSION_ROUTE
+            route = each.route if known else OTHER
             outcome = each.outcome if each.outcome in _OUTCOMES else Outcome.ERROR.value
             key = (route, outcome, _STATUSES.get(each.status // 100, OTHER))
             self._requests[key] = self._requests.get(key, 0) + 1
@@ -163,6 +164,7 @@ class Metrics:
         yield gauge("requests_working", "Requests that have not ended.", gauges.working)
         yield gauge("queue_waiting", "Requests in the queue.", gauges.queue.waiting)
         yield gauge("queue_running", "Requests on the model server.", gauges.queue.running)
+        yield gauge("sessions_open", "Sessions that are open.", gauges.queue.sessions)
         yield gauge("queue_waiting_bytes", "Bodies in the queue.", gauges.queue.waiting_bytes)
         yield counter("retried", "Requests sent to the model again.", gauges.queue.retried)
         refused = {kind: float(count) for kind, count in gauges.refused.items()}

@@ -365,6 +365,7 @@ class Reporter:
                 "requests": totals.requests,
                 "waiting": self._queue.waiting,
                 "running": self._queue.running,
+                "sessions": self._queue.sessions,
                 "max_perf": self._model.max_perf,
                 "reported_ready": self._told_ready,
             },

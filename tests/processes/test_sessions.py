@@ -148,7 +148,7 @@ def test_the_engine_sees_one_request(worker: Worker) -> None:
     assert 0 < rows[0]["entered_queue_at"] <= rows[0]["work_started_at"]
     assert rows[0]["work_started_at"] < rows[0]["work_completed_at"]
     wait_until(lambda: last_report(worker)["cur_load"] == 0, what="no load")
-    assert worker.status()["load"]["served"] == before + 21 + 25
+    wait_until(lambda: worker.status()["load"]["served"] == before + 21 + 25, what="its work")
 
 
 def test_there_are_only_so_many(worker: Worker) -> None:
