@@ -20,6 +20,10 @@ _TYPES = (
 _CONFIGS = (
     "BenchmarkConfig", "HandlerConfig", "LogActionConfig", "WorkerConfig",
 )  # fmt: skip
+#: What stands beside them, for annotations.
+_BESIDE = (
+    "ClientResponseGenerator", "DEFAULT_WORKLOAD", "RequestPayloadParser", "WorkloadCalculator",
+)  # fmt: skip
 
 
 class ScriptError(Exception):
@@ -30,8 +34,10 @@ def ready_names() -> None:
     """Make the names that such files import mean our classes, from now on."""
     ours = {"Worker": worker.Worker, **{name: getattr(config, name) for name in _CONFIGS}}
     types = {name: getattr(payload, name) for name in _TYPES}
+    types["ApiPayload_T"] = payload.Payload
+    beside = {name: getattr(config, name) for name in _BESIDE}
     server = {"Backend": worker.Backend}
-    contents = names.contents(ours, types, server)
+    contents = names.contents({**ours, **beside}, types, server)
     older = {**types, "EndpointHandler": legacy.EndpointHandler}
     starts = {name: getattr(legacy, name) for name in ("start_server", "start_server_async")}
     contents |= {

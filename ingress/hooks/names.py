@@ -19,6 +19,8 @@ from types import ModuleType
 from typing import Any
 
 SERVER = "vastai.serverless.server"
+#: The older name of the same package.
+OLDER = "vastai_sdk"
 #: Packages that are made up where they are not installed.
 _PACKAGES = ("vastai", "vastai.serverless", SERVER, f"{SERVER}.lib")
 
@@ -29,7 +31,7 @@ class Names(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def __init__(self, contents: dict[str, dict[str, Any]], top: dict[str, Any]) -> None:
         self._contents = contents
         self._top = top
-        self._contents["vastai_sdk"] = {}
+        self._contents[OLDER] = {}
         if importlib.util.find_spec("vastai") is None:
             self._make_up()
 
@@ -53,6 +55,8 @@ class Names(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """importlib: ours, or nobody's."""
+        if fullname.startswith(f"{OLDER}."):
+            return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
         if fullname not in self._contents:
             return None
         package = fullname in (*_PACKAGES, "lib")
@@ -60,10 +64,11 @@ class Names(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """importlib: fill it."""
-        if module.__name__ == "vastai_sdk":  # the older name of the same package
-            sys.modules["vastai_sdk"] = importlib.import_module("vastai")
+        name = module.__name__
+        if name.split(".")[0] == OLDER:
+            sys.modules[name] = importlib.import_module(name.replace(OLDER, "vastai", 1))
             return
-        vars(module).update(self._contents[module.__name__])
+        vars(module).update(self._contents[name])
 
 
 def contents(
@@ -94,4 +99,4 @@ def install(finder: Names) -> Callable[[], None]:
 
 
 def _replaced(name: str) -> bool:
-    return name.split(".")[0] in ("vastai", "vastai_sdk")
+    return name.split(".")[0] in ("vastai", OLDER)

@@ -352,6 +352,8 @@ def test_what_files_import_are_our_classes(
         assert server.Worker is Worker
         lib = importlib.import_module("vastai.serverless.server.lib.data_types")
         assert lib.JsonDataException is JsonDataException
+        older = importlib.import_module("vastai_sdk.serverless.server.lib.data_types")
+        assert older.JsonDataException is JsonDataException
     finally:
         undo()
     after = {name: module for name, module in sys.modules.items() if name.startswith("vastai")}
