@@ -44,27 +44,34 @@ class Measured(Message, frozen=True, tag=3):
     max_perf: float
 
 
-class OpenSession(Message, frozen=True):
-    """One open session, for code that looks at ``worker.backend.sessions``."""
+class SessionSeen(Message, frozen=True, tag=5):
+    """A session is open, or was used: for code that looks at ``worker.backend.sessions``."""
+
+    bulky: ClassVar[bool] = True
 
     session_id: str
     lifetime_s: int | float
-    auth_data: bytes  #: JSON
     expiration: float  #: wall-clock seconds, as the next one
     created_at: float
     on_close_route: str | None
     on_close_payload: bytes | None  #: JSON
     request_idx: int
     requests: int  #: taken so far
+    body: bytes  #: its auth_data, JSON
 
 
-class OpenSessions(Message, frozen=True, tag=5):
-    """All that are open, whenever that has changed."""
+class SessionGone(Message, frozen=True, tag=6):
+    """It was closed."""
 
-    sessions: list[OpenSession]
+    session_id: str
 
 
-ToHooks = Prepare | Sample | Measured | OpenSessions
+class SessionsAnew(Message, frozen=True, tag=7):
+    """None is open but those that are told from now on."""
+
+
+AboutSessions = SessionSeen | SessionGone | SessionsAnew
+ToHooks = Prepare | Sample | Measured | AboutSessions
 
 
 # --------------------------------------------------------------------- hooks → ingress, adapter

@@ -56,6 +56,7 @@ class SessionCall(Message, frozen=True, tag=4):
     the next session of the socket until it is answered.
     """
 
+    bulky: ClassVar[bool] = True
     # what it has in common with a Submit
     redeliver: ClassVar[bool] = True  #: creating an open session again changes nothing
     max_queue_time_s: ClassVar[float] = 30.0
@@ -64,15 +65,18 @@ class SessionCall(Message, frozen=True, tag=4):
     id: int  #: shares its numbers with Submit
     call: str  #: ``create``, ``get``, ``health`` or ``end``
     session_id: str  #: for ``create``: the new one's, drawn at random
-    auth: bytes  #: auth_data or session_auth in the one form that can be compared; empty: none
-    auth_data: bytes = b""  #: JSON, as it is shown again; this and what follows: for ``create``
+    auth: bytes  #: digest of auth_data or session_auth, the same for all that mean the same
+    # what follows is for ``create``
     lifetime_s: int | float = 60
     workload: float = 0.0
     request_idx: int = -1
     reqnum: int | None = None
     on_close_route: str | None = None  #: path on the model server
-    on_close_payload: bytes | None = None  #: JSON, as it is shown again
-    on_close_body: bytes = b""  #: what is posted there
+    names_itself: bool = False  #: its payload for the end holds a session_id already
+    auth_bytes: int = 0  #: of ``body``: its auth_data
+    body: bytes = (
+        b""  #: JSON, as it is shown again: auth_data, then the payload for the end, if any
+    )
 
 
 ToAdapter = Submit | Cancel | Credit | SessionCall

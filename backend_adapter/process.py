@@ -35,11 +35,12 @@ from backend_adapter.run import Run
 from backend_adapter.samples import Samples
 from backend_adapter.session_desk import SWEEP_EVERY_S, SessionDesk
 from backend_adapter.session_files import SessionFiles
+from backend_adapter.session_mirror import SessionMirror
 from reporter.messages import QueueReport
 from reporter.producer import EVENTS_EVERY_S, LAST_ACCOUNTS_S, Producer
 from supervisor import wire
 from supervisor.child import Runtime
-from supervisor.messages import Beat, LogMatch, ModelState
+from supervisor.messages import Beat, ChildNote, LogMatch, ModelState
 from supervisor.settings import Settings
 
 JOBS_SOCKET = "jobs"
@@ -82,15 +83,18 @@ class Adapter:
         self._gauges: QueueReport | None = None
         self._draining = False
         self._emptied = asyncio.Event()
+        self._no_successor = asyncio.Event()  # the whole worker stops
         self._jobs: wire.Server
         self._accounts = Producer(
             runtime.address(EVENTS_SOCKET), runtime.name, on_up=self.standing_changed
         )
+        self._mirror = SessionMirror()
         self._desk = SessionDesk(
             settings.limits.sessions,
             self._client,
             self._accounts.ledger,
             SessionFiles(os.path.join(runtime.handoff.runtime_dir, SESSIONS)),
+            self._mirror,
             send=self._answer,
             revoke=self._revoke,
         )
@@ -123,7 +127,7 @@ class Adapter:
                 on_up=self._hooks_up, on_down=self._samples.link_down,
                 max_message_bytes=runtime.settings.limits.body_bytes + 2**20,
             )  # fmt: skip
-            self._samples.send = self._desk.tell = self._hooks.send
+            self._samples.send = self._mirror.tell = self._hooks.send
             runtime.every(GAUGES_EVERY_S, self._expire_samples)
         self.capacity_changed()
         runtime.every(EXPIRE_EVERY_S, self._expire)
@@ -160,6 +164,8 @@ class Adapter:
             self._watch.on_model_state(message)
         elif isinstance(message, LogMatch):
             self._watch.on_log_match(message)
+        elif isinstance(message, ChildNote) and message.name == "worker":
+            self._no_successor.set()
 
     def reload(self, settings: Settings) -> None:
         """Lanes and limits come with each job; the rest needs a restart."""
@@ -172,7 +178,7 @@ class Adapter:
         self._check_empty()
         with suppress(TimeoutError):
             async with asyncio.timeout_at(end):
-                await self._desk.drain(self._runtime.last)
+                await self._desk.drain(self._no_successor)
                 await self._emptied.wait()
         await self._accounts.settle(end + LAST_ACCOUNTS_S)
 
@@ -218,6 +224,7 @@ class Adapter:
         self._carry_out(self._queue.cancel_peer(peer, time.monotonic()))
         for key in [key for key in self._runs if key[0] == peer]:
             self._forget(key)
+        self._desk.caller_gone(peer)
         self._check_empty()
 
     def _answer(self, peer: str, message: FromAdapter) -> None:
@@ -229,7 +236,7 @@ class Adapter:
     def _hooks_up(self) -> None:
         if self._samples is not None:
             self._samples.link_up()
-        self._desk.tell_all()
+        self._mirror.link_up()
 
     def _expire_samples(self) -> None:
         if self._samples is not None:

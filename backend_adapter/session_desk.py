@@ -1,9 +1,10 @@
 """The hands of sessions: answers the calls about them, and does what follows from their end.
 
-Law: each call is answered once. A session that is closed takes its requests with it, tells the
-model server so where its client wished that (once, for at most ``ON_CLOSE_S``), and ends its
-account, which counts as one request of the engine until then. ``sessions.py`` knows which are open;
-it must not know how a job runs.
+Law: each call is answered once, unless its caller is gone. A session that is closed takes its
+requests with it, ends its account, which counts as one request of the engine until then, and tells
+the model server so where its client wished that: for at most ``ON_CLOSE_S``, and again by the
+adapter after this one if this one dies meanwhile. ``sessions.py`` knows which are open; it must not
+know how a job runs.
 """
 
 from __future__ import annotations
@@ -14,22 +15,24 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
-from backend_adapter.hook_messages import OpenSession, OpenSessions
 from backend_adapter.messages import Answer, FromAdapter, Rejected, SessionCall
-from backend_adapter.model_client import ModelClient
+from backend_adapter.model_client import ModelClient, ProbeResult
 from backend_adapter.session_files import SessionFiles
-from backend_adapter.sessions import Session, Sessions
+from backend_adapter.session_mirror import SessionMirror
+from backend_adapter.sessions import Session, Sessions, closing_words
 from reporter.messages import SESSION_ROUTE, Outcome
 from reporter.producer_ledger import UNTOLD_IDX, ProducerLedger
-from supervisor.messages import Message
 
 #: Between two looks at expirations, as clients know it from the public PyWorker.
 SWEEP_EVERY_S = 5.0
 ON_CLOSE_S = 10.0
-#: Between two tellings of the hook host, for each MiB of what is told; and at least.
-TELL_EVERY_S = 0.05
+#: Ends that the model server is told of at the same time; the others wait for their turn.
+ON_CLOSE_AT_ONCE = 32
+#: Files that are written anew per sweep; the others have their turn at the next one.
+SAVED_AT_ONCE = 500
 JSON_TYPE = b"content-type: application/json\r\n"
 _log = logging.getLogger("backend_adapter")
 
@@ -42,6 +45,7 @@ class SessionDesk:
         client: of the model server.
         ledger: where each counts as one request.
         files: keep them for an adapter after this one.
+        mirror: shows them to a worker.py.
         send: answers a process by its name.
         revoke: ends the requests of a session.
     """
@@ -52,6 +56,7 @@ class SessionDesk:
         client: ModelClient,
         ledger: ProducerLedger,
         files: SessionFiles,
+        mirror: SessionMirror,
         *,
         send: Callable[[str, FromAdapter], Any],
         revoke: Callable[[str], None],
@@ -60,15 +65,15 @@ class SessionDesk:
         self._client = client
         self._ledger = ledger
         self._files = files
+        self._mirror = mirror
         self._send = send
         self._revoke = revoke
-        self._loop = asyncio.get_running_loop()
-        self._closing: set[asyncio.Task[None]] = set()
+        #: closed, but the model server has not heard of it yet: session, and who waits for that
+        self._closing: dict[str, tuple[Session, list[tuple[str, int]]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turns = asyncio.Semaphore(ON_CLOSE_AT_ONCE)
         self._used: dict[str, Session] = {}  # since they were saved
         self._draining = False
-        #: hands a message to the hook host, where there is one; False: not now
-        self.tell: Callable[[Message], bool] | None = None
-        self._telling: asyncio.TimerHandle | None = None
 
     @property
     def open(self) -> int:
@@ -76,16 +81,21 @@ class SessionDesk:
         return len(self._sessions.open)
 
     def restore(self) -> None:
-        """Go on with what an adapter before this one had open.
+        """Go on with what an adapter before this one had open, and end what it was ending.
 
         The engine was told that their requests are over, when that one's account ended; as load
         they go on. Each gets its lifetime anew: nobody could use it meanwhile.
         """
         now = time.monotonic()
         for session in self._files.load():
+            if session.closing:
+                self._tell_model(session)
+                continue
             session.expires_at = max(session.expires_at, now + session.lifetime_s)
             session.account = self._ledger.open(UNTOLD_IDX, session.workload, now, counted=False)
-            if not self._sessions.add(session):  # the settings allow fewer now
+            if self._sessions.add(session):
+                self._mirror.opened(session)
+            else:  # the settings allow fewer now
                 self._files.drop(session)
                 self._end_account(session, Outcome.CANCELLED, 429)
         if self.open:
@@ -95,59 +105,76 @@ class SessionDesk:
 
     def on_call(self, peer: str, call: SessionCall) -> None:
         """Answer, now or when what follows is done."""
-        if self._draining:
-            self._reject(peer, call, "draining", "the worker is stopping; create one elsewhere")
-            return
+        caller = (peer, call.id)
         if call.call == "create":
-            self._create(peer, call)
+            self._create(caller, call)
             return
         session = self._sessions.open.get(call.session_id)
-        if call.call == "health" and session is None:
-            self._answer(peer, call, 200, _json({"ok": False}))
-        elif session is None:
-            text = "no such session is open on this worker; create one"
-            self._reject(peer, call, "unknown_session", text)
+        ending = self._closing.get(call.session_id)
+        if session is None and ending is not None and call.call == "end":
+            session = ending[0]
+        if session is None:
+            if call.call == "health":
+                self._answer(caller, 200, _json({"ok": False}))
+            else:
+                text = "no such session is open on this worker; create one"
+                self._reject(caller, "unknown_session", text)
         elif not hmac.compare_digest(call.auth, session.auth):
             text = "session_auth is not the auth_data that made this session"
-            self._reject(peer, call, "bad_token", text)
+            self._reject(caller, "bad_token", text)
         elif call.call == "health":
-            self._answer(peer, call, 200, _json({"ok": True}))
+            self._answer(caller, 200, _json({"ok": True}))
         elif call.call == "get":
-            self._answer(peer, call, 200, _shown(session))
+            self._answer(caller, 200, _shown(session))
+        elif ending is not None:
+            ending[1].append(caller)
         else:
-            done = _json({"ended": True, "removed_session": session.session_id})
-            self._close(session, lambda: self._answer(peer, call, 200, done))
+            self._close(session, caller)
 
-    def _create(self, peer: str, call: SessionCall) -> None:
-        known = self._sessions.open.get(call.session_id)
+    def caller_gone(self, peer: str) -> None:
+        """Whoever has its name next has not called."""
+        for _, callers in self._closing.values():
+            callers[:] = [caller for caller in callers if caller[0] != peer]
+
+    def _create(self, caller: tuple[str, int], call: SessionCall) -> None:
+        session = self._sessions.open.get(call.session_id)
+        if session is None:
+            if self._draining:
+                text = "the worker is stopping; create the session elsewhere"
+                self._reject(caller, "draining", text)
+                return
+            session = self._new(call)
+            if session is None:
+                text = f"{self.open} sessions are open, which is the most that may; retry later"
+                self._reject(caller, "too_many_sessions", text, 1.0)
+                return
+        shown = {"session_id": session.session_id, "expiration": session.expiration}
+        self._answer(caller, 201, _json(shown))
+
+    def _new(self, call: SessionCall) -> Session | None:
+        self._close_expired()
         now = time.monotonic()
-        if known is None:
-            self.sweep()
-        session = known or Session(
+        session = Session(
             session_id=call.session_id,
             auth=call.auth,
-            auth_data=call.auth_data,
+            auth_data=call.body[: call.auth_bytes],
             lifetime_s=call.lifetime_s,
             workload=call.workload,
             request_idx=call.request_idx,
             on_close_route=call.on_close_route,
-            on_close_payload=call.on_close_payload,
-            on_close_body=call.on_close_body,
+            on_close_payload=call.body[call.auth_bytes :] or None,
+            names_itself=call.names_itself,
             created_at=time.time(),
             opened_at=now,
             expires_at=now + call.lifetime_s,
+            account=self._ledger.open(call.request_idx, call.workload, now, call.reqnum),
         )
-        if known is None:
-            session.account = self._ledger.open(call.request_idx, call.workload, now, call.reqnum)
-            if not self._sessions.add(session):
-                self._end_account(session, Outcome.REJECTED, 429)
-                text = f"{self.open} sessions are open, which is the most that may; retry later"
-                self._reject(peer, call, "too_many_sessions", text, 1.0)
-                return
-            self._files.save(session)
-            self._changed()
-        shown = {"session_id": session.session_id, "expiration": session.expiration}
-        self._answer(peer, call, 201, _json(shown))
+        if not self._sessions.add(session):
+            self._end_account(session, Outcome.REJECTED, 429)
+            return None
+        self._files.save(session)
+        self._mirror.opened(session)
+        return session
 
     def use(self, session_id: str) -> bool:
         """A request inside a session has come. False: there is none such."""
@@ -155,67 +182,100 @@ class SessionDesk:
         if session is None:
             return False
         self._used[session_id] = session
-        self._changed()
+        self._mirror.opened(session)
         return True
 
-    def _answer(self, peer: str, call: SessionCall, status: int, body: bytes) -> None:
-        self._send(peer, Answer(call.id, status, JSON_TYPE, time.monotonic(), body))
+    def _answer(self, caller: tuple[str, int], status: int, body: bytes) -> None:
+        peer, number = caller
+        self._send(peer, Answer(number, status, JSON_TYPE, time.monotonic(), body))
 
     def _reject(
-        self, peer: str, call: SessionCall, kind: str, text: str, retry_after_s: float = 0.0
+        self, caller: tuple[str, int], kind: str, text: str, retry_after_s: float = 0.0
     ) -> None:
-        self._send(peer, Rejected(call.id, kind, text, retry_after_s))
+        peer, number = caller
+        self._send(peer, Rejected(number, kind, text, retry_after_s))
 
     # ------------------------------------------------------------------ ends
 
     def sweep(self) -> None:
         """Close what has expired, and save what was used. Call every ``SWEEP_EVERY_S``."""
-        for session in self._sessions.expired(time.monotonic()):
-            _log.info("a session has expired")
-            self._close(session)
-        used, self._used = self._used, {}
-        for session in used.values():
-            if session.session_id in self._sessions.open:
+        self._close_expired()
+        for session_id in list(islice(self._used, SAVED_AT_ONCE)):
+            session = self._used.pop(session_id)
+            if session_id in self._sessions.open:
                 self._files.save(session)
 
-    async def drain(self, last: bool) -> None:
-        """Answer no call any more; return when what follows from those before is done.
+    def _close_expired(self) -> None:
+        for session in self._sessions.expired(time.monotonic()):
+            self._close(session)
 
-        ``last``: no adapter comes after this one, so that every session is closed.
+    async def drain(self, last: asyncio.Event) -> None:
+        """Open none any more; return when what follows from the ends before is done.
+
+        ``last``: is set when no adapter comes after this one; then every session is closed.
         """
         self._draining = True
-        if last:
-            for session in list(self._sessions.open.values()):
-                self._close(session)
-        while self._closing:
-            await asyncio.wait(self._closing)
+        waits = asyncio.create_task(last.wait())
+        try:
+            while True:
+                if last.is_set():
+                    for session in list(self._sessions.open.values()):
+                        self._close(session)
+                if not self._tasks:
+                    return
+                await asyncio.wait(
+                    [*self._tasks, *([] if last.is_set() else [waits])],
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+        finally:
+            waits.cancel()
 
     def stop(self) -> None:
         """Begin nothing more."""
-        if self._telling is not None:
-            self._telling.cancel()
-        for task in self._closing:
+        self._mirror.stop()
+        for task in self._tasks:
             task.cancel()
 
-    def _close(self, session: Session, then: Callable[[], None] = lambda: None) -> None:
+    def _close(self, session: Session, *callers: tuple[str, int]) -> None:
         self._sessions.remove(session.session_id)
-        self._files.drop(session)
         self._end_account(session, Outcome.SUCCESS, 200)
         self._revoke(session.session_id)
-        self._changed()
+        self._mirror.closed(session)
         if session.on_close_route is None:
-            then()
-            return
-        task = self._loop.create_task(self._on_close(session, session.on_close_route, then))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+            self._files.drop(session)
+            self._ended(session, callers)
+        else:
+            session.closing = True
+            self._files.save(session)
+            self._tell_model(session, *callers)
 
-    async def _on_close(self, session: Session, route: str, then: Callable[[], None]) -> None:
-        result = await self._client.post(route, JSON_TYPE, session.on_close_body, ON_CLOSE_S)
+    def _ended(self, session: Session, callers: tuple[tuple[str, int], ...]) -> None:
+        for caller in callers:
+            done = {"ended": True, "removed_session": session.session_id}
+            self._answer(caller, 200, _json(done))
+
+    def _tell_model(self, session: Session, *callers: tuple[str, int]) -> None:
+        self._closing[session.session_id] = session, list(callers)
+        task = asyncio.create_task(self._on_close(session))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _on_close(self, session: Session) -> None:
+        route = session.on_close_route or ""
+        async with self._turns:
+            try:
+                result = await self._client.post(
+                    route, JSON_TYPE, closing_words(session), ON_CLOSE_S
+                )
+            except ValueError as error:
+                result = ProbeResult(0, str(error))
         if not result.ok:
+            path = route.partition("?")[0]  # what follows may be a secret
             what = result.error or f"it answered {result.status}"
-            _log.warning("the model server was not told of a session's end at %s: %s", route, what)
-        then()
+            _log.warning("the model server was not told of a session's end at %s: %s", path, what)
+        self._files.drop(session)
+        _, callers = self._closing.pop(session.session_id)
+        self._ended(session, tuple(callers))
 
     def _end_account(self, session: Session, outcome: Outcome, status: int) -> None:
         now = time.monotonic()
@@ -223,20 +283,6 @@ class SessionDesk:
         self._ledger.close(
             session.account, outcome, now, route=SESSION_ROUTE, status=status, started_at=began
         )
-
-    # ------------------------------------------------------------------ for a worker.py
-
-    def _changed(self) -> None:
-        """Tell the hook host soon; the more there is to tell, the less often."""
-        if self.tell is not None and self._telling is None:
-            delay_s = TELL_EVERY_S * (1 + self._sessions.size_bytes / 2**20)
-            self._telling = self._loop.call_later(delay_s, self.tell_all)
-
-    def tell_all(self) -> None:
-        """Tell the hook host which are open."""
-        self._telling = None
-        if self.tell is not None:
-            self.tell(OpenSessions([_seen(each) for each in self._sessions.open.values()]))
 
 
 def _shown(session: Session) -> bytes:
@@ -255,17 +301,3 @@ def _shown(session: Session) -> bytes:
 
 def _json(value: object) -> bytes:
     return json.dumps(value).encode()
-
-
-def _seen(session: Session) -> OpenSession:
-    return OpenSession(
-        session_id=session.session_id,
-        lifetime_s=session.lifetime_s,
-        auth_data=session.auth_data,
-        expiration=session.expiration,
-        created_at=session.created_at,
-        on_close_route=session.on_close_route,
-        on_close_payload=session.on_close_payload,
-        request_idx=session.request_idx,
-        requests=session.requests,
-    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 import msgspec
 
@@ -17,6 +18,10 @@ from backend_adapter.sessions import Session
 
 _log = logging.getLogger("backend_adapter")
 _decode = msgspec.msgpack.Decoder(Session).decode
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 class SessionFiles:
@@ -30,7 +35,7 @@ class SessionFiles:
         path = self._path(session)
         try:
             os.makedirs(self._directory, 0o700, exist_ok=True)
-            with open(f"{path}.new", "wb") as file:
+            with open(f"{path}.new", "wb", opener=_private) as file:
                 file.write(msgspec.msgpack.encode(session))
             os.replace(f"{path}.new", path)
         except OSError as error:
@@ -53,13 +58,18 @@ class SessionFiles:
             return
         for name in sorted(names):
             path = os.path.join(self._directory, name)
-            if name.endswith(".new"):
-                continue  # a write that did not end
+            session = None
             try:
-                with open(path, "rb") as file:
-                    yield _decode(file.read())
-            except (OSError, msgspec.DecodeError) as error:
+                if not name.endswith(".new"):  # a write that did not end
+                    with open(path, "rb") as file:
+                        session = _decode(file.read())
+            except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
                 _log.warning("a session could not be read again: %s", error)
+            if session is not None and session.session_id == name:
+                yield session
+            else:
+                with suppress(OSError):
+                    os.unlink(path)
 
     def _path(self, session: Session) -> str:
         return os.path.join(self._directory, session.session_id)

@@ -5,7 +5,7 @@ expiration, requests that name it are taken. Law: a session that was opened is c
 by its end or by its expiration. Opening one that is open already changes nothing.
 
 Source of the meanings: the public PyWorker. Bounds: the number that the settings say, and
-``MAX_BYTES`` of what clients gave. Times are monotonic seconds. This module knows no clock, no
+``MAX_BYTES`` for all of them. Times are monotonic seconds. This module knows no clock, no
 socket, and not what a request is.
 """
 
@@ -13,42 +13,56 @@ from __future__ import annotations
 
 import msgspec
 
-#: What clients gave, over all sessions.
+#: Over all sessions.
 MAX_BYTES = 64 * 2**20
+#: What the smallest one costs, its account and its file's name included.
+OWN_BYTES = 2048
 
 
 class Session(msgspec.Struct):
     """One session. Whoever knows ``session_id`` and ``auth`` may ask about it, and end it."""
 
     session_id: str
-    auth: bytes  #: the auth_data that made it, in the one form that can be compared
-    auth_data: bytes  #: the same, as it came: JSON
+    auth: bytes  #: digest of the auth_data that made it
+    auth_data: bytes  #: JSON, as it is shown again
     lifetime_s: float  #: a whole number stays one, as it is shown again
     workload: float
     request_idx: int
     on_close_route: str | None  #: path on the model server
     on_close_payload: bytes | None  #: JSON, as it is shown again
-    on_close_body: bytes  #: what is posted there
+    names_itself: bool  #: that payload holds a session_id already
     created_at: float  #: wall-clock seconds
     opened_at: float
     expires_at: float
     requests: int = 0  #: taken so far
     account: int = 0  #: key of its row in the accounts
+    closing: bool = False  #: it is closed, but the model server has not heard of it
 
     @property
     def size_bytes(self) -> int:
-        """What the client gave."""
-        return (
-            len(self.auth)
-            + len(self.auth_data)
-            + len(self.on_close_payload or b"")
-            + len(self.on_close_body)
-        )
+        """What the client gave, and what it costs to keep it."""
+        return OWN_BYTES + len(self.auth_data) + len(self.on_close_payload or b"")
 
     @property
     def expiration(self) -> float:
         """Wall-clock seconds."""
         return self.created_at + (self.expires_at - self.opened_at)
+
+
+def closing_words(session: Session) -> bytes:
+    """What the model server is told: what the client gave, and which session it is.
+
+    The client's JSON is put together, not read again.
+    """
+    payload = session.on_close_payload
+    name = b'"session_id": "%b"}' % session.session_id.encode()
+    if payload is None or payload == b"null":
+        return b"{" + name
+    if not payload.startswith(b"{"):
+        return b'{"payload": %b, %b' % (payload, name)
+    if session.names_itself:
+        return payload
+    return payload[:-1] + (b"" if payload == b"{}" else b", ") + name
 
 
 class Sessions:

@@ -88,11 +88,15 @@ class Lost:
 
 
 class Admission:
-    """Every unanswered job of this process, by id, in the order of arrival."""
+    """Every unanswered job of this process, by id, in the order of arrival.
 
-    def __init__(self, max_jobs: int) -> None:
+    ``first_id``: random, so that what was meant for a process before this one, of the same name, is
+    nobody's here.
+    """
+
+    def __init__(self, max_jobs: int, first_id: int = 0) -> None:
         self._max_jobs = max_jobs
-        self._next = 0
+        self._next = first_id
         self.jobs: dict[int, Job] = {}
         self._up = False
         self._down_since = 0.0

@@ -117,10 +117,8 @@ class Authenticator:
         self._suspicion = False
         return suspicion
 
-    def check(self, auth: AuthData | None, again: bool = False) -> None:
+    def check(self, auth: AuthData | None) -> None:
         """Return when the engine sent this client here.
-
-        ``again``: what comes may have come before.
 
         Raises ``Refused``: signature_missing, no_public_key, foreign_url, bad_signature, replayed.
         """
@@ -149,11 +147,9 @@ class Authenticator:
                 "foreign_url",
                 "auth_data was signed for another worker's URL: send the request to auth_data.url.",
             )
-        self._verify(self._key, auth, pair, again)
+        self._verify(self._key, auth, pair)
 
-    def _verify(
-        self, key: RSAPublicKey, auth: AuthData, pair: tuple[str, str], again: bool
-    ) -> None:
+    def _verify(self, key: RSAPublicKey, auth: AuthData, pair: tuple[str, str]) -> None:
         try:
             signature = base64.b64decode(auth.signature, validate=True)
         except ValueError:
@@ -165,7 +161,7 @@ class Authenticator:
             return
         message = _message_2024(auth)
         if self._scheme != "url" and _is_signed(key, signature, message):
-            if not again and not self._replays.accept(message, auth.reqnum):
+            if not self._replays.accept(message, auth.reqnum):
                 raise Refused(
                     "replayed",
                     "auth_data was used before, or is too old: ask the engine's /route/ again.",

@@ -134,8 +134,7 @@ class Door:
             return
         try:
             envelope = self._decode(exchange.body)
-            # what belongs to a session comes with the auth_data that made it, again and again
-            self.authenticator.check(envelope.auth_data, again=bool(envelope.session_id))
+            self.authenticator.check(envelope.auth_data)
         except Refused as refused:
             self._refuse(exchange, refused)
             return

@@ -62,7 +62,7 @@ class Ingress:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         settings = runtime.settings
-        self._admission = Admission(settings.queue.max_jobs)
+        self._admission = Admission(settings.queue.max_jobs, secrets.randbits(48))
         self._accounts = Producer(
             runtime.address(EVENTS_SOCKET), runtime.name, on_word=self._on_reporter
         )
@@ -369,7 +369,10 @@ class Ingress:
     # ------------------------------------------------------------------ accounts and key
 
     def _send_accounts(self) -> None:
-        refused = {kind.value: count for kind, count in self._server.refused.items()}
+        refused: dict[str, int] = {}
+        for counts in (self._server.refused, self._webhooks.refused):
+            for kind, count in counts.items():
+                refused[kind.value] = refused.get(kind.value, 0) + count
         self._ledger.refused_at_port(refused)
         self._accounts.flush()
         if self._accounts.up and self._authenticator.take_suspicion():

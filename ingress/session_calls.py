@@ -10,6 +10,7 @@ This module knows neither sockets nor which sessions there are; it draws their i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import secrets
@@ -21,7 +22,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from backend_adapter.messages import SessionCall
 from ingress.envelope import UNKNOWN_IDX, Envelope, Refused
-from ingress.workload import quantised
+from ingress.workload import LEAST_WORKLOAD, quantised
 
 #: Longest body of a call: what a session keeps of it is kept for as long as it is open.
 MAX_CALL_BYTES = 64 * 2**10
@@ -86,15 +87,12 @@ def _read_known(call_id: int, call: str, body: bytes) -> SessionCall:
     known = _as(_known, body, "")
     if not known.session_id:
         raise Refused("missing_parameter", "session_id: missing", {"session_id": "missing"})
-    auth: Any = None
-    if not isinstance(known.session_auth, UnsetType):
-        auth = _plain(bytes(known.session_auth))
-        if auth is not None and not isinstance(auth, dict):
-            text = "session_auth: must be the auth_data that made the session, an object"
-            raise Refused("invalid_parameter", text, {"session_auth": "must be an object"})
+    auth = _given(known.session_auth)
+    if not isinstance(auth, dict):
+        text = "session_auth: must be the auth_data that made the session, an object"
+        raise Refused("invalid_parameter", text, {"session_auth": "must be an object"})
     # an id that is longer than any of ours is one that is not known
-    proof = b"" if auth is None else comparable(auth)
-    return SessionCall(call_id, call, known.session_id[:MAX_ID], proof)
+    return SessionCall(call_id, call, known.session_id[:MAX_ID], digest(auth))
 
 
 def _read_create(call_id: int, envelope: Envelope, body: bytes) -> SessionCall:
@@ -108,38 +106,31 @@ def _read_create(call_id: int, envelope: Envelope, body: bytes) -> SessionCall:
     if faults:
         text = "; ".join(f"payload.{name}: {fault}" for name, fault in faults.items())
         raise Refused("invalid_parameter", text, {"payload": faults})
-    raw = _as(_auth, body, "").auth_data
-    auth_data = {} if isinstance(raw, UnsetType) else _plain(bytes(raw))
+    auth_data = _given(_as(_auth, body, "").auth_data)
     payload = None
     if given.on_close_route is not None and not isinstance(given.on_close_payload, UnsetType):
         payload = _plain(bytes(given.on_close_payload))
-    session_id = secrets.token_hex(16)
     auth = envelope.auth_data
-    cost = DEFAULT_COST if auth is None else float(auth.cost)
+    cost = DEFAULT_COST if auth is None else max(float(auth.cost), LEAST_WORKLOAD)
     request_idx = UNKNOWN_IDX if auth is None else auth.request_idx
+    shown = json.dumps(auth_data).encode()
+    kept = b"" if payload is None else json.dumps(payload).encode()
+    if len(shown) + len(kept) > 2 * MAX_CALL_BYTES:
+        raise Refused("body_too_large", "written in ASCII, the call is too long")
     return SessionCall(
         call_id,
         "create",
-        session_id,
-        comparable(auth_data),
-        json.dumps(auth_data).encode(),
+        secrets.token_hex(16),
+        digest(auth_data),
         lifetime_s,
         quantised(cost, DEFAULT_COST),
         request_idx,
         None if auth is None or request_idx == UNKNOWN_IDX else auth.reqnum,
         given.on_close_route,
-        None if payload is None else json.dumps(payload).encode(),
-        json.dumps(_closing_words(payload, session_id)).encode(),
+        isinstance(payload, dict) and "session_id" in payload,
+        len(shown),
+        shown + kept,
     )
-
-
-def _closing_words(payload: Any, session_id: str) -> dict[str, Any]:
-    """What the model server is told at the end: what the client gave, and which session it is."""
-    if payload is None:
-        payload = {}
-    words = dict(payload) if isinstance(payload, dict) else {"payload": payload}
-    words.setdefault("session_id", session_id)
-    return words
 
 
 def is_path(route: str) -> bool:
@@ -154,9 +145,10 @@ def is_path(route: str) -> bool:
     )
 
 
-def comparable(auth: Any) -> bytes:
-    """One form for all that mean the same: keys in order, 1.0 as 1."""
-    return json.dumps(_simple(auth), sort_keys=True, separators=(",", ":")).encode()
+def digest(auth: Any) -> bytes:
+    """The same for all that mean the same: keys in order, 1.0 as 1."""
+    text = json.dumps(_simple(auth), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).digest()
 
 
 def _simple(value: Any) -> Any:
@@ -167,6 +159,12 @@ def _simple(value: Any) -> Any:
     if isinstance(value, list):
         return [_simple(each) for each in value]
     return value
+
+
+def _given(raw: Raw | UnsetType) -> Any:
+    """What nobody gave is nothing."""
+    value = None if isinstance(raw, UnsetType) else _plain(bytes(raw))
+    return {} if value is None else value
 
 
 def _plain(raw: bytes) -> Any:

@@ -64,6 +64,11 @@ class WebhookPort:
         self._open = False
         self._said = ""
 
+    @property
+    def refused(self) -> dict[ErrorKind, int]:
+        """Requests that were refused before the door saw them, by kind."""
+        return self._server.refused
+
     async def open(self) -> None:
         """Listen, if it does not yet. Call now and then."""
         if self._open or not self._port:

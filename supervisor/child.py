@@ -79,8 +79,6 @@ class Runtime:
         self._aside: set[asyncio.Task[None]] = set()
         self._finished: asyncio.Future[int] = self.loop.create_future()
         self._draining: asyncio.Task[None] | None = None
-        #: it was told to end together with the whole worker
-        self.last = False
 
     @property
     def draining(self) -> bool:
@@ -162,7 +160,6 @@ class Runtime:
         assert self._service is not None
         for message in messages:
             if isinstance(message, Drain):
-                self.last = message.last
                 self._drain(message.deadline_s)
             elif isinstance(message, Reload):
                 self._reload()

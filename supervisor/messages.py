@@ -136,7 +136,6 @@ class Drain(Message, frozen=True, tag=4):
     """Finish what runs, start nothing new, then exit 0. After ``deadline_s`` give up and exit."""
 
     deadline_s: float
-    last: bool = False  #: the whole worker ends: nobody comes after this process
 
 
 class Reload(Message, frozen=True, tag=5):

@@ -88,7 +88,9 @@ def make(settings: Settings, *, embedded: bool) -> Plan:
     worker, engine = settings.worker, settings.engine
     url = settings.model.url
     model_port = (urlsplit(url).port or 80) if url.startswith("http") else 0
-    taken = {model_port, worker.port, worker.admin_port, engine.local_port}
+    taken = {
+        model_port, worker.port, worker.http_port, worker.admin_port, engine.local_port,
+    }  # fmt: skip
     port = worker.port or free_port(worker.host, taken)
     taken.add(port)
     admin_port = worker.admin_port or free_port(worker.admin_host, taken)

@@ -213,7 +213,7 @@ class Supervisor:
     def _asker(self, name: str) -> Callable[[float], bool]:
         def ask(deadline_s: float) -> bool:
             margin = DRAIN_MARGIN_S if deadline_s > DRAIN_MARGIN_S else 0.0
-            return self._control.send(name, Drain(deadline_s - margin, last=self.stopping))
+            return self._control.send(name, Drain(deadline_s - margin))
 
         return ask
 

@@ -176,7 +176,7 @@ def _addresses(settings: Settings, _: Mapping[str, str]) -> _Found:
 def _ports(settings: Settings) -> _Found:
     """Every port that this machine is to serve has one owner."""
     worker, owners = settings.worker, {settings.worker.port: "worker.port"}
-    wanted = [("worker.admin_port", worker.admin_port)]
+    wanted = [("worker.http_port", worker.http_port), ("worker.admin_port", worker.admin_port)]
     if not settings.engine.addresses:
         wanted.append(("engine.local_port", settings.engine.local_port))
     if settings.model.url and not _url_fault(settings.model.url, ("http",)):

@@ -36,9 +36,10 @@ def of_change(supervisor: Supervisor, member: Member) -> Iterator[Tiding]:
 
 
 def of_stop(supervisor: Supervisor) -> Iterator[Tiding]:
-    """The worker stops: the engine is to route elsewhere from now on."""
+    """The worker stops: the engine is to route elsewhere from now on, and nobody comes after."""
     reason = supervisor.mask(supervisor.stop_reason)
-    yield "reporter", ChildNote("worker", ChildState.STOPPING, reason, 0)
+    for name in ("reporter", "backend_adapter"):
+        yield name, ChildNote("worker", ChildState.STOPPING, reason, 0)
 
 
 def for_newcomer(supervisor: Supervisor, name: str) -> Iterator[Tiding]:
@@ -51,8 +52,8 @@ def for_newcomer(supervisor: Supervisor, name: str) -> Iterator[Tiding]:
         for member in supervisor.members.values():
             if supervisor.is_ours(member.name):
                 yield from of_change(supervisor, member)
-        if supervisor.stopping:
-            yield from of_stop(supervisor)
+    if supervisor.stopping:
+        yield from (tiding for tiding in of_stop(supervisor) if tiding[0] == name)
 
 
 def model_state(supervisor: Supervisor) -> ModelState:

@@ -17,6 +17,7 @@ from typing import Any
 
 from ingress.hooks.config import BenchmarkConfig, WorkerConfig
 from ingress.hooks.handlers import ConfigurationError, Hooked
+from supervisor.settings import Settings
 
 Values = dict[str, Any]
 #: Options of ``Worker.run`` that have a meaning here.
@@ -52,6 +53,14 @@ def _sessions(config: WorkerConfig) -> int:
     if not isinstance(most, int) or most < 0:
         raise ConfigurationError(f"max_sessions={most!r}: a number, or 0 or None for no limit")
     return most
+
+
+def webhook_port(settings: Settings, values: Values) -> int:
+    """The port after ``worker.port``, as people know it; 0 where that is somebody else's."""
+    worker, port = settings.worker, settings.worker.port + 1
+    others = {worker.admin_port, settings.engine.local_port}
+    free = worker.port and port < 65536 and port not in others
+    return port if free and not str(values["model"]["url"]).endswith(f":{port}") else 0
 
 
 def ignored(options: Mapping[str, Any]) -> list[str]:

@@ -25,16 +25,19 @@ import msgspec
 from backend_adapter.hook_messages import (
     HOOKS_SOCKET,
     HOSTED_SOCKET,
+    AboutSessions,
     Measured,
-    OpenSessions,
     Prepare,
     Prepared,
     Refused,
     Sample,
+    SessionGone,
+    SessionsAnew,
+    SessionSeen,
     ToHooks,
 )
 from ingress.hooks import calls
-from ingress.hooks.describe import describe, fingerprint, ignored
+from ingress.hooks.describe import describe, fingerprint, ignored, webhook_port
 from ingress.hooks.handlers import ConfigurationError, Hooked
 from ingress.hooks.hosted import Hosted
 from ingress.hooks.load import whereabouts
@@ -84,6 +87,8 @@ class HookHost:
         self._stopped: asyncio.Event | None = None
         self._user_loop: asyncio.AbstractEventLoop | None = None
         self._backend: Backend | None = None
+        self._sessions: dict[str, SessionSeen] = {}
+        self._showing = False
         self._pinged_at = 0.0
         self._entered = False  #: its lifecycle, if it has one
 
@@ -172,9 +177,8 @@ class HookHost:
         settings = self._runtime.settings
         hosted = self._runtime.address(HOSTED_SOCKET).removeprefix("ipc://")
         values = describe(worker.config, worker.hooked, options, f"unix://{hosted}")
-        port = settings.worker.port
-        if port and not settings.worker.http_port:
-            values["worker"]["http_port"] = port + 1
+        if not settings.worker.http_port and (port := webhook_port(settings, values)):
+            values["worker"]["http_port"] = port
         for name in ignored(options):
             _log.warning("%s: run(%s=…) means nothing here", self._script, name)
         self._fingerprint = fingerprint(
@@ -273,7 +277,7 @@ class HookHost:
 
     def _on_messages(self, peer: str, messages: list[Any]) -> None:
         for message in messages:
-            if isinstance(message, OpenSessions):
+            if isinstance(message, AboutSessions):
                 self._see(message)
                 continue
             if isinstance(message, Measured):
@@ -291,11 +295,24 @@ class HookHost:
                     partial(calls.sample, hooked, message.id), partial(self._answer, peer)
                 )
 
-    def _see(self, told: OpenSessions) -> None:
-        """On the file's own loop, where most of its code looks."""
-        if self._backend is not None and self._user_loop is not None:
+    def _see(self, told: AboutSessions) -> None:
+        """Sessions changed: the file's loop, where most of its code looks, is shown all of them."""
+        if isinstance(told, SessionsAnew):
+            self._sessions.clear()
+        elif isinstance(told, SessionGone):
+            self._sessions.pop(told.session_id, None)
+        else:
+            self._sessions[told.session_id] = told
+        if not self._showing and self._user_loop is not None:
+            self._showing = True  # once, however long that loop is blocked
             with suppress(RuntimeError):  # closed: the file is ending
-                self._user_loop.call_soon_threadsafe(self._backend.see, told)
+                self._user_loop.call_soon_threadsafe(self._show)
+
+    def _show(self) -> None:
+        """Called on the file's loop. A dict is copied in one step."""
+        self._showing = False
+        if self._backend is not None:
+            self._backend.see(dict(self._sessions))
 
     def _prepare(self, peer: str, hooked: Hooked, message: Prepare) -> None:
         size_bytes = len(message.body)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Any, Protocol
 
-from backend_adapter.hook_messages import OpenSessions
+from backend_adapter.hook_messages import SessionSeen
 from ingress.hooks.config import WorkerConfig
 from ingress.hooks.handlers import Hooked, build
 from ingress.hooks.payload import Session
@@ -44,19 +44,18 @@ class Backend:
         #: open sessions by their id, as the adapter last told; to look at
         self.sessions: dict[str, Session] = {}
 
-    def see(self, told: OpenSessions) -> None:
-        """Take what the adapter tells. The dict stays the same one, and so does each session."""
-        open_ids = {each.session_id for each in told.sessions}
-        for gone in self.sessions.keys() - open_ids:
+    def see(self, told: Mapping[str, SessionSeen]) -> None:
+        """Take which are open now. The dict stays the same one, and so does each session."""
+        for gone in self.sessions.keys() - told.keys():
             del self.sessions[gone]
-        for each in told.sessions:
-            session = self.sessions.get(each.session_id)
+        for session_id, each in told.items():
+            session = self.sessions.get(session_id)
             if session is None:
                 payload = each.on_close_payload
-                session = self.sessions[each.session_id] = Session(
-                    session_id=each.session_id,
+                session = self.sessions[session_id] = Session(
+                    session_id=session_id,
                     lifetime=each.lifetime_s,
-                    auth_data=json.loads(each.auth_data),
+                    auth_data=json.loads(each.body),
                     expiration=each.expiration,
                     on_close_route=each.on_close_route,
                     on_close_payload=None if payload is None else json.loads(payload),

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -264,6 +265,60 @@ def test_nobody_else_gets_in(shared: Worker) -> None:
     assert session["session_auth"]["signature"] not in shared.printed
 
 
+def test_an_end_outlives_whoever_it_needs(tmp_path: Path) -> None:
+    """Its caller, who gets nobody else's answer; and the adapter, whose successor ends it."""
+    worker = worker_with_echo(tmp_path, processes=1).start()
+    try:
+        worker.wait_ready()
+        slow = {"on_close_route": "/closed", "on_close_payload": {"hang": "hang"}}
+        session = create(worker, **slow)
+        calls = [threading.Thread(target=try_to_end, args=(worker, session, []))]
+        calls[0].start()
+        wait_until(lambda: seen(worker, "/closed"), what="its end began")
+        worker.wait_replaced("ingress-0", worker.kill("ingress-0"))
+        answers: list[Any] = []
+        calls.append(threading.Thread(target=try_to_end, args=(worker, session, answers)))
+        calls[1].start()
+        wait_until(lambda: worker.status()["load"]["requests"], what="the accounts")
+        worker.wait_replaced("backend_adapter", worker.kill("backend_adapter"))
+        wait_until(lambda: len(seen(worker, "/closed")) == 2, what="it is told again")
+        for call in calls:
+            call.join(30)
+        assert answers == [(200, {"ended": True, "removed_session": session["session_id"]})]
+        status, told = post(worker, "/session/end", named(session))
+        assert (status, told["error"]["kind"]) == (400, "unknown_session")
+        assert len(worker.record()["requests"]) == 1
+    finally:
+        end(worker)
+
+
+def try_to_end(worker: Worker, session: dict[str, Any], answers: list[Any]) -> None:
+    with suppress(OSError, http.client.HTTPException):
+        answers.append(post(worker, "/session/end", named(session)))
+
+
+def test_an_adapter_that_ends_already_closes_what_is_open(tmp_path: Path) -> None:
+    """It was told to make room for another one; then that none will come."""
+    worker = worker_with_echo(tmp_path, "worker.drain_s=20", processes=1).start()
+    try:
+        worker.wait_ready()
+        session = create(worker, on_close_route="/closed")
+        hanging = create(worker, on_close_route="/slow", on_close_payload={"hang": "hang"})
+        threading.Thread(target=try_to_end, args=(worker, hanging, [])).start()
+        wait_until(lambda: seen(worker, "/slow"), what="an end that takes long")
+        old = worker.pid("backend_adapter")
+        threading.Thread(target=worker.command, args=("restart", "backend_adapter")).start()
+        wait_until(
+            lambda: worker.members()["backend_adapter"]["state"] == "stopping", what="it drains"
+        )
+        assert worker.pid("backend_adapter") == old
+        assert post(worker, "/session/health", named(session)) == (200, {"ok": True})
+        worker.stop()
+    finally:
+        end(worker)
+    assert (tmp_path / "log").read_text().count("POST /closed") == 1
+
+
 @pytest.mark.parametrize("name", ["ingress-0", "backend_adapter", "reporter"])
 def test_a_session_survives_a_crash(worker: Worker, name: str) -> None:
     session = create(worker, lifetime=40, on_close_route="/closed", on_close_payload=[1])
@@ -285,11 +340,10 @@ def test_the_end_of_the_worker_closes_them(tmp_path: Path) -> None:
     try:
         worker.wait_ready()
         session = create(worker, on_close_route="/closed")
+        old = worker.pid("backend_adapter")
         worker.command("restart", "backend_adapter")
-        wait_until(
-            lambda: post(worker, "/session/health", named(session)) == (200, {"ok": True}),
-            what="it goes on after a restart",
-        )
+        worker.wait_replaced("backend_adapter", old)
+        assert post(worker, "/session/health", named(session)) == (200, {"ok": True})
         assert seen(worker, "/closed") == []
         assert worker.stop() == 0
     finally:

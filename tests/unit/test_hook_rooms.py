@@ -23,11 +23,12 @@ from ingress.hooks.config import (
     LogActionConfig,
     WorkerConfig,
 )
-from ingress.hooks.describe import describe, fingerprint, ignored
+from ingress.hooks.describe import describe, fingerprint, ignored, webhook_port
 from ingress.hooks.handlers import ConfigurationError, build, workload_of
 from ingress.hooks.payload import AuthData, JsonDataException, LogAction
 from ingress.hooks.threads import MAX_THREADS, HookThreads
 from ingress.hooks.worker import Worker
+from supervisor.settings import Settings, WorkerSettings
 from tests.kit.wait import wait_until_async
 
 HOSTED = "unix:///hosted"
@@ -35,6 +36,17 @@ HOSTED = "unix:///hosted"
 
 def amounts(config: WorkerConfig, **options: Any) -> dict[str, Any]:
     return describe(config, build(config), options, HOSTED)
+
+
+def test_the_webhooks_have_the_next_port_where_it_is_free() -> None:
+    values: dict[str, Any] = {"model": {"url": "http://127.0.0.1:18000"}}
+
+    def port(**worker: int) -> int:
+        return webhook_port(Settings(worker=WorkerSettings(**worker)), values)  # type: ignore[arg-type]
+
+    assert port(port=3000) == 3001
+    assert [port(port=taken) for taken in (0, 3001, 3099, 17999, 65535)] == [0] * 5
+    assert port(port=3001, admin_port=9) == 3002
 
 
 def model(**changes: Any) -> WorkerConfig:

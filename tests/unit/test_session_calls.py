@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from backend_adapter.messages import SessionCall
 from ingress.envelope import Refused, decode, decode_unsigned
-from ingress.session_calls import MAX_CALL_BYTES, comparable, is_path, read
+from ingress.session_calls import MAX_CALL_BYTES, digest, is_path, read
 
 AUTH = {
     "signature": "c2ln", "cost": 12.5, "endpoint": "e", "reqnum": 7, "request_idx": 9,
@@ -35,35 +35,38 @@ def test_a_creation() -> None:
     made = call("create", {"auth_data": AUTH, "payload": payload})
     assert (made.id, made.call, made.request_idx, made.reqnum) == (3, "create", 9, 7)
     assert (made.lifetime_s, made.workload, made.on_close_route) == (5, 12.5, "/end?x=1")
-    assert json.loads(made.auth_data) == AUTH
+    assert json.loads(made.body[: made.auth_bytes]) == AUTH
     assert len(made.session_id) == 32
-    assert json.loads(made.on_close_body) == {"a": 1000.0, "session_id": made.session_id}
-    assert made.on_close_payload == b'{"a": 1000.0}'
+    assert made.body[made.auth_bytes :] == b'{"a": 1000.0}'
     again = call("create", {"auth_data": AUTH, "payload": payload})
     assert again.session_id != made.session_id
     assert again.auth == made.auth
 
 
 @pytest.mark.parametrize(
-    ("payload", "words"),
+    ("payload", "kept", "named"),
     [
-        ({}, {}),
-        ({"on_close_payload": [1]}, {}),
-        ({"on_close_route": None, "on_close_payload": [1]}, {}),
-        ({"on_close_route": "/x", "on_close_payload": None}, {}),
-        ({"on_close_route": "/x", "on_close_payload": [1]}, {"payload": [1]}),
-        ({"on_close_route": "/x", "on_close_payload": {"session_id": "my"}}, {"session_id": "my"}),
+        ({}, b"", False),
+        ({"on_close_payload": [1]}, b"", False),
+        ({"on_close_route": None, "on_close_payload": [1]}, b"", False),
+        ({"on_close_route": "/x", "on_close_payload": None}, b"", False),
+        ({"on_close_route": "/x", "on_close_payload": [1]}, b"[1]", False),
+        (
+            {"on_close_route": "/x", "on_close_payload": {"session_id": 1}},
+            b'{"session_id": 1}',
+            True,
+        ),
     ],
 )
-def test_what_the_model_server_will_be_told(payload: Any, words: dict[str, Any]) -> None:
+def test_what_is_kept_for_the_end(payload: Any, kept: bytes, named: bool) -> None:
     made = call("create", {"auth_data": AUTH, "payload": payload})
     assert made.lifetime_s == 60
-    assert json.loads(made.on_close_body) == {"session_id": made.session_id} | words
+    assert (made.body[made.auth_bytes :], made.names_itself) == (kept, named)
 
 
 def test_without_signatures_nobody_need_say_who_he_is() -> None:
     made = call("create", {"payload": {}}, signed=False)
-    assert (made.auth_data, made.request_idx, made.reqnum) == (b"{}", -1, None)
+    assert (made.body, made.request_idx, made.reqnum) == (b"{}", -1, None)
     assert call("end", {"session_id": "x", "session_auth": {}}).auth == made.auth
     made = call("create", {"auth_data": {"url": "http://h"}, "payload": {}}, signed=False)
     assert call("end", {"session_id": "x", "session_auth": {"url": "http://h"}}).auth == made.auth
@@ -78,12 +81,22 @@ def test_a_creation_goes_through_the_door() -> None:
         read("create", 1, body, decode, shut)
 
 
+@pytest.mark.parametrize(
+    ("cost", "workload"), [(0, 1 / 1024), (-5, 1 / 1024), (7.5, 7.5), (2**62, 100.0)]
+)
+def test_a_session_is_as_much_work_as_it_costs(cost: float, workload: float) -> None:
+    assert call("create", {"auth_data": AUTH | {"cost": cost}, "payload": {}}).workload == workload
+
+
 def test_every_fault_is_named() -> None:
     wrong = refusal("create", {"auth_data": AUTH, "payload": {"lifetime": 0, "on_close_route": ""}})
     assert wrong.kind == "invalid_parameter"
     assert wrong.extra is not None and set(wrong.extra["payload"]) == {"lifetime", "on_close_route"}
     assert refusal("create", {"payload": {}}).kind == "missing_parameter"
     assert refusal("create", b" " * (MAX_CALL_BYTES + 1)).kind == "body_too_large"
+    swollen = {"on_close_route": "/x", "on_close_payload": "\x7f" * 30_000}
+    body = json.dumps({"auth_data": AUTH, "payload": swollen}, ensure_ascii=False).encode()
+    assert refusal("create", body).kind == "body_too_large"
     deep = b'{"a":' * 5000 + b"1" + b"}" * 5000
     inside = b'{"auth_data": %b, "payload": %b}'
     plain = json.dumps(AUTH).encode()
@@ -95,8 +108,12 @@ def test_every_fault_is_named() -> None:
 
 
 def test_whoever_has_no_proof_has_none() -> None:
-    assert call("end", {"session_id": "x"}).auth == b""
-    assert call("end", {"session_id": "x", "session_auth": None}).auth == b""
+    nothing = digest({})
+    assert call("end", {"session_id": "x"}).auth == nothing
+    assert call("end", {"session_id": "x", "session_auth": None}).auth == nothing
+    for absent in ({}, {"auth_data": None}):
+        made = call("create", absent | {"payload": {}}, signed=False)
+        assert (made.auth, made.body) == (nothing, b"{}")
     assert len(call("end", {"session_id": "x" * 5000}).session_id) < 200
 
 
@@ -109,15 +126,15 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(st.text(), json_values), st.dictionaries(st.text(), json_values))
-def test_comparable_means_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
+def test_digest_means_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
     turned = dict(reversed(list(one.items())))
-    assert comparable(one) == comparable(turned)
+    assert digest(one) == digest(turned)
     read_again = json.loads(json.dumps(one))
-    assert comparable(read_again) == comparable(one)
-    if comparable(one) == comparable(other):
+    assert digest(read_again) == digest(one)
+    if digest(one) == digest(other):
         assert one == other
     if one != other:
-        assert comparable(one) != comparable(other)
+        assert digest(one) != digest(other)
 
 
 @given(st.text(max_size=30).map(lambda text: f"/{text}"))
