@@ -74,9 +74,7 @@ class SessionCall(Message, frozen=True, tag=4):
     on_close_route: str | None = None  #: path on the model server
     names_itself: bool = False  #: its payload for the end holds a session_id already
     auth_bytes: int = 0  #: of ``body``: its auth_data
-    body: bytes = (
-        b""  #: JSON, as it is shown again: auth_data, then the payload for the end, if any
-    )
+    body: bytes = b""  #: JSON, as it is shown again: auth_data, then the payload for the end
 
 
 ToAdapter = Submit | Cancel | Credit | SessionCall
