@@ -145,6 +145,15 @@ class EngineSettings(Section, frozen=True):
     timeout_s: Annotated[float, _doc("Seconds that one post may take.", gt=0, le=600)] = 10.0
     tries: Annotated[int, _doc("Posts to one address before the next is tried.", ge=1, le=100)] = 3
     retry_s: Annotated[Seconds, _doc("Seconds between two tries.")] = 2.0
+    beacon_s: Annotated[
+        float,
+        _doc(
+            "Seconds that a worker that cannot start goes on telling so, every 10 s, before it"
+            " exits. 0: it tells once.",
+            ge=0,
+            le=604_800,
+        ),
+    ] = 0.0
 
 
 class ModelSettings(Section, frozen=True):

@@ -19,7 +19,8 @@ from typing import Any
 
 import uvloop
 
-from supervisor import beacon, log_lines, process_tree, settings_sources
+from supervisor import log_lines, process_tree, settings_sources
+from supervisor.beacon import Beacon
 from supervisor.console import Console
 from supervisor.exit_codes import ExitCode
 from supervisor.plan import Plan
@@ -83,8 +84,7 @@ def _refuse(faults: Sequence[Fault], code: ExitCode, source: Source) -> int:
     """Say why the worker does not start, to the person and to the engine; returns the exit code."""
     print(*faults, sep="\n", file=sys.stderr, flush=True)
     environ = settings_sources.inherited_environment(secret_variables=True)
-    if beacon.report(faults, source.path, environ):
-        print("(the engine has been told)", file=sys.stderr)
+    Beacon(faults, source.path, environ, source.flags).shine()
     return code
 
 

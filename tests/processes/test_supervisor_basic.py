@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.exit_codes import ExitCode
+from tests.kit import demo_programs
 from tests.kit.running_worker import ANY_PORT, RunningWorker, command, environment
 from tests.kit.wait import wait_until
 
@@ -190,3 +191,40 @@ def test_what_is_not_there_is_a_fault_of_the_settings(tmp_path: Path) -> None:
         assert "worker.toml:2: model.command: there is no program 'no-such-server'" in worker.output
         assert "worker.toml:3: model.cwd: there is no directory /nowhere" in worker.output
         assert "worker.toml:6: cannot read the certificate file /nowhere/c" in worker.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_cannot_start_goes_on_saying_so(number: int, tmp_path: Path) -> None:
+    """Until a signal ends it, with the exit code of what was wrong."""
+    with demo_programs.running("supervisor.demo.engine", tmp_path / "engine.log") as engine:
+        engine.listening()
+        env = {
+            "REPORT_ADDR": f"http://127.0.0.1:{engine.port}", "MASTER_TOKEN": "t0k3n",
+            "CONTAINER_ID": "7", "LIGHTERMAN_ENGINE_BEACON_S": "600",
+        }  # fmt: skip
+        with RunningWorker(tmp_path, "--set", "worker.portt=1", **env) as worker:
+            wait_until(lambda: "again every 10 s until" in worker.output, what="it to say so")
+            told = engine.get("/demo/record")["status"]
+            assert [report["id"] for report in told] == [7]
+            assert "worker.portt" in told[0]["error_msg"]
+            assert worker.process.poll() is None
+            worker.signal(number)
+            assert worker.until_gone() == ExitCode.SETTINGS
+            assert "Traceback" not in worker.output
+
+
+def test_the_beacon_ends_by_itself(tmp_path: Path) -> None:
+    """A port that is taken; the engine cannot be reached."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        env = {"REPORT_ADDR": "http://127.0.0.1:1", "MASTER_TOKEN": "t0k3n", "CONTAINER_ID": "7"}
+        flags = (
+            "--set", "worker.host=127.0.0.1", "--set", "worker.admin_port=0",
+            "--set", "engine.beacon_s=0.5", "--set", "model.url=http://127.0.0.1:1",
+            "--state-dir", str(tmp_path / "state"), str(tmp_path / "worker.toml"),
+        )  # fmt: skip
+        (tmp_path / "worker.toml").write_text('[[route]]\npath = "/a"\n')
+        ended = _run(tmp_path, "--port", port, *flags, **env)
+        assert ended.returncode == ExitCode.PORT_TAKEN, ended.stderr
+        assert f"port {port} is held by" in ended.stderr
+        assert "(the engine could not be told; again every 10 s until " in ended.stderr

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from supervisor.plan import make
 from supervisor.run_lock import RunLock
 from supervisor.settings_sources import Fault
 from supervisor.talk import duration
+from tests.kit.clock import FakeClock
 
 ROOT = Path(supervisor.__file__).resolve().parents[1]
 
@@ -302,7 +304,7 @@ def test_the_engine_is_found_in_a_file_that_is_wrong_elsewhere(
         f'[engine]\naddresses = ["{url}"]\ntoken = "t0ken"\n[worker]\nid = 5\nport = "x"\n'
     )
     faults = (Fault("bad.toml:6", "worker.port: no number"),)
-    assert beacon.report(faults, tmp_path / "bad.toml", {})
+    assert beacon.Beacon(faults, tmp_path / "bad.toml", {}).tell()
     assert posted[0][1]["id"] == 5 and "bad.toml:6" in posted[0][1]["error_msg"]
 
 
@@ -317,7 +319,50 @@ def test_the_engine_is_found_in_a_file_that_is_wrong_elsewhere(
     ],
 )
 def test_where_no_engine_can_be_told_nothing_happens(environ: dict[str, str]) -> None:
-    assert not beacon.report((Fault("here", "wrong"),), None, environ)
+    assert not beacon.Beacon((Fault("here", "wrong"),), None, environ).tell()
+
+
+def test_each_fact_for_the_beacon_is_taken_where_it_makes_sense(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text(
+        '[engine]\naddresses = ["http://127.0.0.1:9"]\ntoken = "t0ken"\nbeacon_s = 90.5\n'
+        '[worker]\nid = "none"\n[nonsense]\n'
+    )
+    told = beacon.Beacon([], file, {})
+    assert told.has_engine and told.for_s == 90.5
+    for environ, flags, for_s in (
+        ({"LIGHTERMAN_ENGINE_BEACON_S": "7"}, {}, 7.0),
+        ({"LIGHTERMAN_ENGINE_BEACON_S": "7"}, {"engine.beacon_s": "8"}, 8.0),
+        ({"LIGHTERMAN_ENGINE_BEACON_S": "soon"}, {}, 90.5),
+        ({"LIGHTERMAN_ENGINE_BEACON_S": "-1", "CONTAINER_ID": "x"}, {}, 90.5),
+        ({"LIGHTERMAN_ENGINE_BEACON_S": "0"}, {}, 0.0),
+    ):
+        assert beacon.Beacon([], file, environ, flags).for_s == for_s
+    alone = beacon.Beacon([], None, {"LIGHTERMAN_ENGINE_BEACON_S": "60"})
+    assert not alone.has_engine and alone.for_s == 0, "nobody to tell: nothing to wait for"
+
+
+@pytest.mark.parametrize(
+    ("for_s", "takes_s", "begun"),
+    [
+        (25.0, 0.0, [0.0, 10.0, 20.0]),
+        (20.0, 3.0, [0.0, 10.0]),
+        (5.0, 0.0, [0.0]),
+        (45.0, 15.0, [0.0, 15.0, 30.0]),
+    ],
+)
+def test_the_beacon_goes_on_for_its_time(for_s: float, takes_s: float, begun: list[float]) -> None:
+    clock, told = FakeClock(), list[tuple[str, float]]()
+    began_at = clock()
+
+    def tell(which: str) -> None:
+        told.append((which, clock() - began_at))
+        clock.advance(takes_s)
+
+    beacon.go_on(partial(tell, "first"), partial(tell, "again"), for_s, clock, clock.advance)
+    assert [when for _, when in told] == begun
+    assert [which for which, _ in told] == ["first", *["again"] * (len(begun) - 1)]
+    assert clock() - began_at >= for_s, "and then it exits"
 
 
 # ------------------------------------------------------------------------ asking a question
