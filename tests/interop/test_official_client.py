@@ -119,3 +119,33 @@ def test_a_busy_worker_is_tried_again(tmp_path: Path, monkeypatch: pytest.Monkey
     settings = ("benchmark.max_perf=1",)
     pace = ("--tokens-per-second", "40")
     with_client(tmp_path, scene, monkeypatch, routes=routes, settings=settings, model_flags=pace)
+
+
+def test_the_way_past_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With VAST_DEBUG_WORKER_URL the client asks no engine for the way, so nothing is signed:
+    auth_data has two of its six fields. The worker must be one that asks for no signature."""
+
+    async def scene(client: Any, endpoint: Any, worker: Worker) -> None:
+        monkeypatch.setenv("VAST_DEBUG_WORKER_URL", worker.url)
+        told = await endpoint.request("/generate", GENERATE, cost=8)
+        assert told["ok"] and told["response"]["generated_text"]
+        assert told["auth_data"] == {"request_idx": 1, "url": worker.url}
+        payload = {"prompt": "The harbour", "max_tokens": 8, "stream": True}
+        told = await endpoint.request("/v1/completions", payload, cost=8, stream=True)
+        events = [event async for event in told["response"]]
+        assert len(events) >= 8 and all("choices" in event for event in events)
+        assert worker.record()["routes"] == 0, "nobody asked the engine"
+
+    with_client(tmp_path, scene, monkeypatch, settings=("auth.mode=none",))
+
+
+def test_the_way_past_the_engine_is_closed_where_signatures_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(client: Any, endpoint: Any, worker: Worker) -> None:
+        monkeypatch.setenv("VAST_DEBUG_WORKER_URL", worker.url)
+        told = await endpoint.request("/generate", GENERATE, cost=8, retry=False)
+        assert not told["ok"] and told["status"] == 422
+        assert "missing parameter" in told["text"]
+
+    with_client(tmp_path, scene, monkeypatch)
