@@ -70,16 +70,12 @@ def ignored(options: Mapping[str, Any]) -> list[str]:
 
 def _model(config: WorkerConfig, routes: Mapping[str, Hooked], hosted_url: str) -> Values:
     logs = config.log_action_config
-    health = config.model_healthcheck_url or next(
-        (r.handler.healthcheck_endpoint for r in routes.values() if r.handler.healthcheck_endpoint),
-        "",
-    )
-    if health and "://" not in health and not health.startswith("/"):
-        health = f"/{health}"
+    health = _health(config, routes)
+    on_load = _texts(logs.on_load)
     model: Values = {
-        "url": _url(config, routes, hosted_url),
-        "error_log": list(logs.on_error),
-        "info_log": list(logs.on_info),
+        "url": hosted_url if _only_functions(routes) else _url(config),
+        "error_log": _texts(logs.on_error),
+        "info_log": _texts(logs.on_info),
     }
     if health:
         model["health"] = health
@@ -88,8 +84,8 @@ def _model(config: WorkerConfig, routes: Mapping[str, Hooked], hosted_url: str) 
     if config.lifecycle is not None:
         model["lifecycle"] = True
     elif config.model_log_file:
-        model["ready_log"] = list(logs.on_load)
-    elif logs.on_load and not health:
+        model["ready_log"] = on_load
+    elif on_load and not health:
         raise ConfigurationError(
             "log_action_config.on_load is given, but no model_log_file to look in; give one, or a"
             " model_healthcheck_url"
@@ -97,10 +93,32 @@ def _model(config: WorkerConfig, routes: Mapping[str, Hooked], hosted_url: str) 
     return model
 
 
-def _url(config: WorkerConfig, routes: Mapping[str, Hooked], hosted_url: str) -> str:
+def _texts(given: list[str] | str) -> list[str]:
+    """One text where a list of them is meant is that text, not its letters."""
+    return [given] if isinstance(given, str) else list(given)
+
+
+def _only_functions(routes: Mapping[str, Hooked]) -> bool:
+    """Nothing is sent to a model server: whatever URL is written there, this file answers."""
+    return all(each.handler.remote_function is not None for each in routes.values())
+
+
+def _health(config: WorkerConfig, routes: Mapping[str, Hooked]) -> str:
+    health = config.model_healthcheck_url or next(
+        (r.handler.healthcheck_endpoint for r in routes.values() if r.handler.healthcheck_endpoint),
+        "",
+    )
+    if not health or "://" in health:
+        return health
+    health = health if health.startswith("/") else f"/{health}"
+    if not _only_functions(routes):
+        return health
+    # it is a path of what the file runs beside its functions, not of the functions
+    return f"{_url(config)}{health}" if config.model_server_url else ""
+
+
+def _url(config: WorkerConfig) -> str:
     url, port = config.model_server_url, config.model_server_port
-    if all(each.handler.remote_function is not None for each in routes.values()):
-        return hosted_url  # whatever else is written there, nobody listens to it
     if not url:
         raise ConfigurationError(
             'model_server_url is missing: WorkerConfig(model_server_url="http://127.0.0.1",'

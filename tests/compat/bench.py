@@ -24,6 +24,9 @@ ROOT = Path(__file__).parents[2]
 class Bench(RunningWorker):
     """One running worker.py, and the model server beside it."""
 
+    #: what ``PORT`` in its text stood for
+    model_port = 0
+
     def ask(
         self, route: str, payload: Any, headers: dict[str, str] | None = None, **more: Any
     ) -> tuple[int, dict[str, str], bytes]:
@@ -57,6 +60,11 @@ class Bench(RunningWorker):
         status, _, body = self.ask(route, payload, **more)
         assert status == 200, (status, body, self.output)
         return json.loads(body)
+
+    def said(self) -> str:
+        """Everything that the worker has printed, and the file."""
+        log = Path(self.state_dir) / "logs" / "hooks.log"
+        return self.output + (log.read_text() if log.exists() else "")
 
     def __enter__(self) -> Bench:
         super().__enter__()
@@ -95,6 +103,7 @@ def on_the_bench(
     flags = () if signatures else ("--set", "auth.mode=none")
     try:
         with Bench(directory, *flags, *args, script, **env) as bench:
+            bench.model_port = port
             yield bench
     finally:
         if server is not None:

@@ -4,34 +4,18 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 from tests.compat.bench import Bench, on_the_bench
+from tests.compat.shelf import ROOT, Shelf
 from tests.kit.wait import wait_until
 
-HEAD = """
-from vastai import Worker, WorkerConfig, HandlerConfig, BenchmarkConfig, LogActionConfig
-"""
-#: What most files end in.
-TAIL = """
-Worker(worker_config).run()
-"""
-Check = Callable[[Bench], None]
-FILES: dict[str, tuple[str, Check]] = {}
-
-
-def file(text: str, head: str = HEAD, tail: str = TAIL) -> Callable[[Check], Check]:
-    """One file, with what is asked of it."""
-
-    def take(check: Check) -> Check:
-        FILES[check.__name__] = (head + text + tail, check)
-        return check
-
-    return take
+SHELF = Shelf()
+file = SHELF.file
 
 
 @file("""
@@ -217,7 +201,8 @@ def response_generators(bench: Bench) -> None:
     assert headers["content-type"].startswith("text/event-stream")
 
 
-@file("""
+@file(
+    """
 import asyncio, time
 
 async def add(a, b=0):
@@ -237,7 +222,9 @@ worker_config = WorkerConfig(
                       allow_parallel_requests=True),
     ],
 )
-""")
+""",
+    model=False,
+)
 def functions_without_a_model_server(bench: Bench) -> None:
     assert bench.json("/add", {"a": 1, "b": 2}) == {"result": 3}
     assert bench.json("/block", {"seconds": 0.01}) == {"result": {"slept": 0.01}}
@@ -245,7 +232,8 @@ def functions_without_a_model_server(bench: Bench) -> None:
     assert (status, json.loads(body)["error"]["kind"]) == (500, "hook_failed")
 
 
-@file("""
+@file(
+    """
 import asyncio
 from contextlib import asynccontextmanager
 
@@ -269,7 +257,9 @@ worker_config = WorkerConfig(
                                          concurrency=1, do_warmup=False))],
     log_action_config=LogActionConfig(),
 )
-""")
+""",
+    model=False,
+)
 def a_reservation_that_ends_when_its_client_leaves(bench: Bench) -> None:
     assert bench.json("/reserve", {"duration": 0}) == {"result": {"released": True}}
     url = urlsplit(bench.facts()["worker_url"])
@@ -436,17 +426,16 @@ worker_config = WorkerConfig(
     model_server_url="http://127.0.0.1", model_server_port=PORT, model_healthcheck_url="health",
     handlers=[HandlerConfig(route="/generate")], lifecycle=life(),
 )
-""".replace("ROOT", repr(str(Path(__file__).parents[2])))
+""".replace("ROOT", ROOT),
+    model=False,
 )
 def a_lifecycle_that_starts_the_model_server(bench: Bench) -> None:
     assert bench.json("/generate", {"a": 1})["got"] == {"a": 1}
 
 
-FILES["a_lifecycle_factory"] = (
-    FILES["a_lifecycle_that_starts_the_model_server"][0].replace(
-        "lifecycle=life()", "lifecycle=life"
-    ),
-    a_lifecycle_that_starts_the_model_server,
+made = SHELF["a_lifecycle_that_starts_the_model_server"]
+SHELF["a_lifecycle_factory"] = replace(
+    made, text=made.text.replace("lifecycle=life()", "lifecycle=life")
 )
 
 
@@ -494,6 +483,7 @@ from vastai.serverless.server.worker import Worker as Same
 assert Same is Worker
 """,
     tail="",
+    beside={"helpers.py": 'ROUTE = "/from-a-sibling"\n'},
 )
 def siblings_introspection_and_other_import_paths(bench: Bench) -> None:
     assert bench.json("/from-a-sibling", {"a": 1})["got"] == {"a": 1}
@@ -513,14 +503,9 @@ def a_capacity_that_is_pinned(bench: Bench) -> None:
     assert bench.status()["load"]["max_perf"] == 100
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", SHELF)
 def test_file(name: str, tmp_path: Path) -> None:
-    text, check = FILES[name]
-    ours = "subprocess" in text or "remote_function" in text
-    files = {"helpers.py": 'ROUTE = "/from-a-sibling"\n'}
-    with on_the_bench(tmp_path, text, files=files, model=not ours) as bench:
-        bench.until_ready()
-        check(bench)
+    SHELF.run(name, tmp_path)
 
 
 LEGACY = """

@@ -1,9 +1,10 @@
 """A model server that says what it got: ``python -m tests.kit.echo_model PORT LOG_FILE``.
 
 GET /health and /up answer 200, GET /seen all that was posted so far. POST /stream answers three
-events, /broken 500, /lines JSON lines; anything else answers an object with the path, the content
-type and the body. A payload with ``nap`` takes a moment, one with ``hang`` until its client leaves.
-Requests that ran at the same time are counted: ``most`` of an answer is the highest number so far.
+events, /lines three JSON lines, /sound four bytes of audio, /broken 500; anything else answers an
+object with the path, the content type and the body. A payload with ``nap`` takes a moment, one with
+``hang`` until its client leaves. Requests that ran at the same time are counted: ``most`` of an
+answer is the highest number so far.
 """
 
 from __future__ import annotations
@@ -49,7 +50,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if b'"hang"' in body:
                 select.select([self.connection], [], [], 30.0)
             if self.path == "/stream":
-                self._stream()
+                self._stream("text/event-stream", b"data: %d\n\n")
+            elif self.path == "/lines":
+                self._stream("application/x-ndjson", b'{"n": %d}\n')
+            elif self.path == "/sound":
+                self._send(200, b"\x00\xff\x00\xff", kind="audio/wav")
             elif self.path == "/broken":
                 self._send(500, b'{"detail": "it broke"}')
             else:
@@ -61,20 +66,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
             with self.lock:
                 Handler.running -= 1
 
-    def _stream(self) -> None:
+    def _stream(self, kind: str, each: bytes) -> None:
         self.send_response(200)
-        self.send_header("content-type", "text/event-stream")
+        self.send_header("content-type", kind)
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
         for number in range(3):
-            data = b"data: %d\n\n" % number
+            data = each % number
             self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
             self.wfile.flush()
         self.wfile.write(b"0\r\n\r\n")
 
-    def _send(self, status: int, body: bytes, *headers: tuple[str, str]) -> None:
+    def _send(
+        self, status: int, body: bytes, *headers: tuple[str, str], kind: str = "application/json"
+    ) -> None:
         self.send_response(status)
-        self.send_header("content-type", "application/json")
+        self.send_header("content-type", kind)
         self.send_header("content-length", str(len(body)))
         for name, value in headers:
             self.send_header(name, value)

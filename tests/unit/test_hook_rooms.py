@@ -119,6 +119,25 @@ def test_where_the_model_server_is(config: WorkerConfig, url: str) -> None:
     assert amounts(config)["model"]["url"] == url
 
 
+def test_a_health_path_is_never_asked_of_functions() -> None:
+    """It is a path of whatever else listens at the URL that is written there."""
+    only = [HandlerConfig("/a", remote_function=len)]
+    for given, health in (
+        (model(handlers=only, model_healthcheck_url="up"), "http://127.0.0.1:18000/up"),
+        (model(handlers=only, model_healthcheck_url="http://h:2/up"), "http://h:2/up"),
+        (WorkerConfig(handlers=only, model_healthcheck_url="/up"), None),
+        (model(handlers=[*only, HandlerConfig("/b")], model_healthcheck_url="/up"), "/up"),
+    ):
+        assert amounts(given)["model"].get("health") == health
+
+
+def test_one_text_in_place_of_a_list_is_that_text() -> None:
+    logs = LogActionConfig(on_load="up now", on_error="down", on_info="so")  # type: ignore[arg-type]
+    told = amounts(model(model_log_file="/log", log_action_config=logs))["model"]
+    assert told["ready_log"] == ["up now"]
+    assert (told["error_log"], told["info_log"]) == (["down"], ["so"])
+
+
 def test_the_log_is_needed_only_where_nothing_else_tells() -> None:
     actions = LogActionConfig(on_load=["up"])
     with pytest.raises(ConfigurationError, match="model_log_file"):
