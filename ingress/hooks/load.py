@@ -7,6 +7,7 @@ must not know what the file is for.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -20,10 +21,11 @@ _TYPES = (
 _CONFIGS = (
     "BenchmarkConfig", "HandlerConfig", "LogActionConfig", "WorkerConfig",
 )  # fmt: skip
-#: What stands beside them, for annotations.
-_BESIDE = (
-    "ClientResponseGenerator", "DEFAULT_WORKLOAD", "RequestPayloadParser", "WorkloadCalculator",
+#: what annotations name
+_ALIASES = (
+    "DEFAULT_WORKLOAD", "ClientResponseGenerator", "RequestPayloadParser", "WorkloadCalculator",
 )  # fmt: skip
+_log = logging.getLogger("hooks")
 
 
 class ScriptError(Exception):
@@ -35,9 +37,9 @@ def ready_names() -> None:
     ours = {"Worker": worker.Worker, **{name: getattr(config, name) for name in _CONFIGS}}
     types = {name: getattr(payload, name) for name in _TYPES}
     types["ApiPayload_T"] = payload.Payload
-    beside = {name: getattr(config, name) for name in _BESIDE}
+    aliases = {name: getattr(config, name) for name in _ALIASES}
     server = {"Backend": worker.Backend}
-    contents = names.contents({**ours, **beside}, types, server)
+    contents = names.contents({**ours, **aliases}, types, server)
     older = {**types, "EndpointHandler": legacy.EndpointHandler}
     starts = {name: getattr(legacy, name) for name in ("start_server", "start_server_async")}
     contents |= {
@@ -62,6 +64,8 @@ def execute(path: str) -> None:
         code = compile(source, path, "exec", dont_inherit=True)
     except (OSError, SyntaxError, ValueError) as error:
         raise ScriptError(_of_syntax(path, error)) from error
+    for name in _hidden(directory):
+        _log.warning("%s: the module %s beside it is hidden by ours; rename it", path, name)
     module = ModuleType("__main__")
     module.__file__ = path
     module.__package__ = _package(directory)
@@ -79,6 +83,19 @@ def execute(path: str) -> None:
         text = str(error)
         what = f"{type(error).__name__}: {text}" if text else type(error).__name__
         raise ScriptError(f"{_place(error, path)}: {what}") from error
+
+
+def _hidden(directory: str) -> list[str]:
+    """Modules of the file's directory that it cannot import: this process runs ours."""
+    ours = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    if os.path.samefile(directory, ours):
+        return []
+    found = []
+    for name in ("supervisor", "reporter", "backend_adapter", "ingress"):
+        path = os.path.join(directory, name)
+        if os.path.isfile(f"{path}.py") or os.path.isfile(os.path.join(path, "__init__.py")):
+            found.append(name)
+    return found
 
 
 def _package(directory: str) -> str | None:

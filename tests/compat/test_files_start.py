@@ -452,7 +452,13 @@ from vastai.serverless.server.lib.data_types import (
     ApiPayload, AuthData, EndpointHandler, JsonDataException, LogAction, Session,
 )
 from vastai.serverless.server import worker as module
+from vastai.serverless.server.lib.data_types import ApiPayload_T
+from vastai.serverless.server.worker import (
+    DEFAULT_WORKLOAD, ClientResponseGenerator, RequestPayloadParser, WorkloadCalculator,
+)
 
+same: RequestPayloadParser = lambda payload: payload
+assert DEFAULT_WORKLOAD == 100.0 and ApiPayload_T.__bound__
 assert module.Worker is vastai.Worker and data_types.LogAction is LogAction
 assert backend.Backend is Backend
 actions = vastai.LogActionConfig(["up"], ["down"], ["hm"]).log_actions

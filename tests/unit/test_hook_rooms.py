@@ -8,8 +8,10 @@ import importlib
 import inspect
 import json
 import math
+import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -389,3 +391,16 @@ def test_what_files_import_are_our_classes(
         undo()
     after = {name: module for name, module in sys.modules.items() if name.startswith("vastai")}
     assert after == before
+
+
+def test_a_module_that_ours_hides_is_named(tmp_path: Path) -> None:
+    (tmp_path / "reporter.py").write_text("WORDS = 1")
+    file = tmp_path / "worker.py"
+    file.write_text("from vastai import *\nWorker(WorkerConfig('http://127.0.0.1:1')).run()\n")
+    looked = subprocess.run(
+        [sys.executable, "-m", "ingress.hooks.look", str(file), str(tmp_path / "out")],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert looked.returncode == 0, looked.stderr
+    assert "the module reporter beside it is hidden by ours" in looked.stderr
+    assert "supervisor" not in looked.stderr
