@@ -7,22 +7,15 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from supervisor.ports import free_port
 from tests.compat.bench import on_the_bench
+from tests.interop.peer import the_peer
 from tests.kit import demo_programs
-from tests.kit.running_worker import environment
-from tests.kit.wait import wait_until
 
 pytest.importorskip("vastai.serverless.server.worker")
 
@@ -104,46 +97,15 @@ def ask(port: int, route: str, body: Any) -> tuple[int, dict[str, str], bytes]:
         connection.close()
 
 
-@contextmanager
-def the_peer(directory: Path, worker: Path, engine: int) -> Iterator[int]:
-    """The public PyWorker with this file; yields its port once it is ready."""
-    port = free_port("127.0.0.1")
-    environ = environment(
-        CONTAINER_ID="77", REPORT_ADDR=f"http://127.0.0.1:{engine}", MASTER_TOKEN="t",
-        WORKER_PORT=str(port), WORKER_HTTP_PORT=str(free_port("127.0.0.1", {port})),
-        PUBLIC_IPADDR="127.0.0.1", UNSECURED="true", **{f"VAST_TCP_PORT_{port}": str(port)},
-    )  # fmt: skip
-    directory.mkdir()
-    log = directory / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, str(worker)], cwd=directory, env=environ, stdout=output,
-            stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-    try:
-
-        def ready() -> bool:
-            assert process.poll() is None, log.read_text()
-            return (
-                "Model marked as loaded" in log.read_text() or "model is ready" in log.read_text()
-            )
-
-        wait_until(ready, 90, "the peer to be ready")
-        yield port
-    finally:
-        os.killpg(process.pid, 9)
-        process.wait()
-
-
 def test_the_same_answers(tmp_path: Path) -> None:
     with (
         demo_programs.running("supervisor.demo.engine", tmp_path / "engine.log") as engine,
         on_the_bench(tmp_path, TEXT) as bench,
     ):
-        engine.listening()
+        url = f"http://127.0.0.1:{engine.listening().port}"
         bench.until_ready()
         ours = int(bench.facts()["worker_url"].rpartition(":")[2])
-        with the_peer(tmp_path / "peer", tmp_path / "worker.py", engine.port) as theirs:
+        with the_peer(tmp_path / "peer", tmp_path / "worker.py", url, UNSECURED="true") as theirs:
             for name, (route, body) in SAME.items():
                 status, headers, answer = ask(theirs, route, body)
                 got_status, got_headers, got = ask(ours, route, body)

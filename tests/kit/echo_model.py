@@ -3,8 +3,8 @@
 GET /health and /up answer 200, GET /seen all that was posted so far. POST /stream answers three
 events, /lines three JSON lines, /sound four bytes of audio, /broken 500; anything else answers an
 object with the path, the content type and the body. A payload with ``nap`` takes a moment, one with
-``hang`` until its client leaves. Requests that ran at the same time are counted: ``most`` of an
-answer is the highest number so far.
+``hang`` until its client leaves, ``{"held": NAME}`` until GET /release/NAME. Requests that ran at
+the same time are counted: ``most`` of an answer is the highest number so far.
 """
 
 from __future__ import annotations
@@ -25,11 +25,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
     lock = threading.Lock()
     running = most = 0
     seen: ClassVar[list[tuple[str, str]]] = []
+    held: ClassVar[dict[str, threading.Event]] = {}
 
     def do_GET(self) -> None:
-        """The health path, and what came."""
+        """The health path; what came; or let a request go that is held."""
         if self.path == "/seen":
             self._send(200, json.dumps(self.seen).encode())
+            return
+        if self.path.startswith("/release/"):
+            self.held.pop(self.path.removeprefix("/release/")).set()
+            self._send(200, b"{}")
             return
         self._send(200 if self.path in ("/health", "/up") else 404, b"ok")
 
@@ -49,6 +54,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 time.sleep(0.3)
             if b'"hang"' in body:
                 select.select([self.connection], [], [], 30.0)
+            if b'"held"' in body:
+                released = threading.Event()
+                self.held[json.loads(body)["held"]] = released
+                released.wait(60)
             if self.path == "/stream":
                 self._stream("text/event-stream", b"data: %d\n\n")
             elif self.path == "/lines":
@@ -62,6 +71,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 told["got"] = json.loads(body) if kind.startswith("application/json") else None
                 told["raw"] = body.decode("latin-1")
                 self._send(200, json.dumps(told).encode(), ("x-model", "echo"))
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
         finally:
             with self.lock:
                 Handler.running -= 1
