@@ -115,3 +115,8 @@ def until_said(bench: Bench, text: str) -> str:
     """Wait until the worker has printed it; returns everything that it has printed."""
     wait_until(lambda: text in bench.output, 60.0, f"{text!r} in the output")
     return bench.output
+
+
+def kind_of(answer: tuple[int, dict[str, str], bytes]) -> tuple[int, str]:
+    """Status and kind of a typed error."""
+    return answer[0], json.loads(answer[2])["error"]["kind"]

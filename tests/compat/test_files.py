@@ -1,18 +1,13 @@
-"""Files in the style of those that people have: each loaded, made ready and called."""
+"""Whole files in the style of those that people have: each loaded, made ready and called."""
 
 from __future__ import annotations
 
-import json
-import socket
-from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
-from tests.compat.bench import Bench, on_the_bench
-from tests.compat.shelf import ROOT, Shelf
-from tests.kit.wait import wait_until
+from tests.compat.bench import Bench
+from tests.compat.shelf import Shelf
 
 SHELF = Shelf()
 file = SHELF.file
@@ -71,327 +66,6 @@ def an_image_server_without_a_health_path(bench: Bench) -> None:
 
 
 @file("""
-def parse(payload):
-    text = payload.get("text")
-    if not isinstance(text, str):
-        raise ValueError("text must be a string")
-    return {"input": text, "voice": payload.get("voice", "default")}
-
-def count(payload):
-    return len(payload["input"])
-
-worker_config = WorkerConfig(
-    model_server_url="http://127.0.0.1", model_server_port=PORT,
-    model_healthcheck_url="/health",
-    handlers=[HandlerConfig(route="/speak", request_parser=parse, workload_calculator=count)],
-)
-""")
-def a_parser_and_a_calculator_and_no_benchmark(bench: Bench) -> None:
-    told = bench.json("/speak", {"text": "hello"})
-    assert told["got"] == {"input": "hello", "voice": "default"}
-    assert told["raw"] == '{"input": "hello", "voice": "default"}'
-    status, _, body = bench.ask("/speak", {"text": 7})
-    assert status == 422 and b"text must be a string" in body
-
-
-@file("""
-from vastai.serverless.server.lib.data_types import JsonDataException
-
-def parse(payload):
-    if "prompt" not in payload:
-        raise JsonDataException({"prompt": "missing parameter"})
-    if payload["prompt"] == "boom":
-        raise RuntimeError("kaboom")
-    return payload
-
-worker_config = WorkerConfig(
-    model_server_url="http://127.0.0.1", model_server_port=PORT, model_healthcheck_url="/health",
-    handlers=[HandlerConfig(route="/generate", request_parser=parse)],
-)
-""")
-def a_parser_that_raises(bench: Bench) -> None:
-    status, _, body = bench.ask("/generate", {})
-    assert status == 422
-    assert json.loads(body)["payload"] == {"prompt": "missing parameter"}
-    status, _, body = bench.ask("/generate", {"prompt": "boom"})
-    assert (status, json.loads(body)["error"]["kind"]) == (500, "hook_failed")
-    assert b"kaboom" not in body
-    assert bench.json("/generate", {"prompt": "fine"})["got"] == {"prompt": "fine"}
-
-
-@file("""
-def count(payload):
-    how = payload["how"]
-    if how == "raise":
-        raise KeyError("x")
-    payload.pop("secret", None)
-    return {"nan": float("nan"), "negative": -1, "text": "12", "none": None}.get(how, 5)
-
-worker_config = WorkerConfig(
-    model_server_url="http://127.0.0.1", model_server_port=PORT, model_healthcheck_url="/health",
-    handlers=[HandlerConfig(route="/generate", workload_calculator=count)],
-)
-""")
-def a_calculator_that_misbehaves(bench: Bench) -> None:
-    for how in ("raise", "nan", "negative", "text", "none", "fine"):
-        assert bench.json("/generate", {"how": how})["got"] == {"how": how}
-    told = bench.json("/generate", {"how": "fine", "secret": 1})
-    assert told["got"] == {"how": "fine"}, "what it takes out of the payload is out"
-    served = bench.until_served(6)
-    assert served == 4 * 100 + 12 + 2 * 5
-
-
-@file("""
-from aiohttp import web
-
-async def form(client_request, model_response):
-    asked = await client_request.json()
-    if model_response.status != 200:
-        return web.json_response({"failed": model_response.status}, status=502)
-    told = await model_response.json()
-    return web.json_response(
-        {"path": client_request.path, "asked": asked["payload"], "told": told["got"],
-         "kind": model_response.content_type, "model": model_response.headers["X-Model"],
-         "agent": client_request.headers.get("X-Agent")},
-        headers={"X-Formed": "yes"},
-    )
-
-async def broken(client_request, model_response):
-    raise RuntimeError("no")
-
-async def nonsense(client_request, model_response):
-    return {"not": "a response"}
-
-async def copied(client_request, model_response):
-    answer = web.StreamResponse(status=model_response.status)
-    answer.content_type = model_response.content_type
-    await answer.prepare(client_request)
-    async for chunk in model_response.content.iter_any():
-        await answer.write(chunk.upper())
-    await answer.write_eof()
-    return answer
-
-def parse(payload):
-    return {"q": payload["q"] + "!"}
-
-worker_config = WorkerConfig(
-    model_server_url="http://127.0.0.1", model_server_port=PORT, model_healthcheck_url="/health",
-    handlers=[
-        HandlerConfig(route="/ask", response_generator=form, request_parser=parse),
-        HandlerConfig(route="/broken", response_generator=form),
-        HandlerConfig(route="/bad", response_generator=broken),
-        HandlerConfig(route="/nonsense", response_generator=nonsense),
-        HandlerConfig(route="/stream", response_generator=copied, allow_parallel_requests=True),
-    ],
-)
-""")
-def response_generators(bench: Bench) -> None:
-    status, headers, body = bench.ask("/ask", {"q": "a"}, {"X-Agent": "me"})
-    assert status == 200 and headers["x-formed"] == "yes"
-    assert json.loads(body) == {
-        "path": "/ask", "asked": {"q": "a"}, "told": {"q": "a!"}, "kind": "application/json",
-        "model": "echo", "agent": "me",
-    }  # fmt: skip
-    assert bench.ask("/broken", {})[0] == 502
-    for route in ("/bad", "/nonsense"):
-        status, _, body = bench.ask(route, {})
-        assert (status, json.loads(body)["error"]["kind"]) == (500, "hook_failed")
-    status, headers, body = bench.ask("/stream", {})
-    assert (status, body) == (200, b"DATA: 0\n\nDATA: 1\n\nDATA: 2\n\n")
-    assert headers["content-type"].startswith("text/event-stream")
-
-
-@file(
-    """
-import asyncio, time
-
-async def add(a, b=0):
-    await asyncio.sleep(0)
-    return a + b
-
-def block(seconds):
-    time.sleep(seconds)
-    return {"slept": seconds}
-
-worker_config = WorkerConfig(
-    handlers=[
-        HandlerConfig(route="/add", remote_function=add, is_remote_dispatch=True,
-                      allow_parallel_requests=True,
-                      benchmark_config=BenchmarkConfig(dataset=[{"a": 1, "b": 2}], runs=1)),
-        HandlerConfig(route="/block", remote_function=block, is_remote_dispatch=True,
-                      allow_parallel_requests=True),
-    ],
-)
-""",
-    model=False,
-)
-def functions_without_a_model_server(bench: Bench) -> None:
-    assert bench.json("/add", {"a": 1, "b": 2}) == {"result": 3}
-    assert bench.json("/block", {"seconds": 0.01}) == {"result": {"slept": 0.01}}
-    status, _, body = bench.ask("/add", {"wrong": 1})
-    assert (status, json.loads(body)["error"]["kind"]) == (500, "hook_failed")
-
-
-@file(
-    """
-import asyncio
-from contextlib import asynccontextmanager
-
-@asynccontextmanager
-async def nothing():
-    yield
-
-async def reserve(**params):
-    try:
-        await asyncio.sleep(float(params.get("duration", 3600)))
-    except asyncio.CancelledError:
-        print("RELEASED")
-        raise
-    return {"released": True}
-
-worker_config = WorkerConfig(
-    model_server_url="http://127.0.0.1", model_server_port=1, lifecycle=nothing(),
-    handlers=[HandlerConfig(
-        route="/reserve", remote_function=reserve, workload_calculator=lambda _payload: 100.0,
-        benchmark_config=BenchmarkConfig(generator=lambda: {"duration": 0.001}, runs=1,
-                                         concurrency=1, do_warmup=False))],
-    log_action_config=LogActionConfig(),
-)
-""",
-    model=False,
-)
-def a_reservation_that_ends_when_its_client_leaves(bench: Bench) -> None:
-    assert bench.json("/reserve", {"duration": 0}) == {"result": {"released": True}}
-    url = urlsplit(bench.facts()["worker_url"])
-    with socket.create_connection((url.hostname, url.port)) as client:
-        body = b'{"payload": {}}'
-        client.sendall(
-            b"POST /reserve HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body)
-        )
-        client.sendall(body)
-        wait_until(lambda: bench.status()["queue"]["running"] == 1, 60, "it to run")
-    hooks = Path(bench.state_dir) / "logs" / "hooks.log"
-    wait_until(
-        lambda: hooks.exists() and "RELEASED" in hooks.read_text(), 60, "the function to hear of it"
-    )
-
-
-@file("""
-import dataclasses
-from typing import Any, Dict
-from vastai.serverless.server.lib.data_types import ApiPayload, JsonDataException
-
-@dataclasses.dataclass
-class Transcribe(ApiPayload):
-    audio: str
-    language: str = "en"
-
-    @classmethod
-    def for_test(cls) -> "Transcribe":
-        return cls(audio="test")
-
-    @classmethod
-    def from_json_msg(cls, json_msg: Dict[str, Any]) -> "Transcribe":
-        if "audio" not in json_msg:
-            raise JsonDataException({"audio": "missing parameter"})
-        return cls(audio=json_msg["audio"], language=json_msg.get("language", "en"))
-
-    def generate_payload_json(self) -> Dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    def generate_payload_multipart(self):
-        if self.language == "json":
-            return None
-        return {"file": ("a.wav", self.audio.encode(), "audio/wav"), "language": self.language,
-                "tags": ["a", "b"], "skip": None, "flag": True, "more": {"k": 1}, "n": 3}
-
-    def count_workload(self) -> float:
-        return float(len(self.audio))
-
-worker_config = WorkerConfig(
-    model_server_url="http://127.0.0.1", model_server_port=PORT, model_healthcheck_url="/health",
-    handlers=[HandlerConfig(route="/transcribe", payload_class=Transcribe,
-                            benchmark_config=BenchmarkConfig(runs=1, concurrency=2))],
-)
-""")
-def a_payload_class_with_files(bench: Bench) -> None:
-    told = bench.json("/transcribe", {"audio": "xyz", "language": "json"})
-    assert told["got"] == {"audio": "xyz", "language": "json"}
-    told = bench.json("/transcribe", {"audio": "xyz"})
-    assert told["type"].startswith("multipart/form-data; boundary=")
-    for part in (
-        'name="file"; filename="a.wav"\r\ncontent-type: audio/wav\r\n\r\nxyz\r\n',
-        'name="tags"\r\n\r\na\r\n', 'name="tags"\r\n\r\nb\r\n', 'name="flag"\r\n\r\ntrue\r\n',
-        'name="more"\r\n\r\n{"k": 1}\r\n', 'name="n"\r\n\r\n3\r\n',
-    ):  # fmt: skip
-        assert part in told["raw"]
-    assert 'name="skip"' not in told["raw"]
-    assert bench.ask("/transcribe", {})[0] == 422
-
-
-@file("""
-from dataclasses import dataclass, field
-from typing import Type
-from aiohttp import web, ClientResponse
-from vastai.serverless.server.lib.data_types import ApiPayload, EndpointHandler
-
-@dataclass
-class Text(ApiPayload):
-    text: str
-
-    @classmethod
-    def for_test(cls):
-        return cls("test")
-
-    @classmethod
-    def from_json_msg(cls, json_msg):
-        return cls(json_msg["text"])
-
-    def generate_payload_json(self):
-        return {"inputs": self.text}
-
-    def count_workload(self):
-        return len(self.text)
-
-@dataclass
-class TextHandler(EndpointHandler[Text]):
-    benchmark_runs: int = 1
-    allow_parallel_requests: bool = True
-
-    @property
-    def endpoint(self) -> str:
-        return "/elsewhere"
-
-    @property
-    def healthcheck_endpoint(self):
-        return "/health"
-
-    @classmethod
-    def payload_cls(cls) -> Type[Text]:
-        return Text
-
-    def make_benchmark_payload(self) -> Text:
-        return Text.for_test()
-
-    async def generate_client_response(self, client_request, model_response):
-        return web.Response(body=await model_response.read(), status=model_response.status,
-                            content_type=model_response.content_type)
-
-    async def call_remote_dispatch_function(self, params: dict):
-        raise NotImplementedError
-
-worker_config = WorkerConfig(
-    model_server_url="http://127.0.0.1", model_server_port=PORT,
-    handlers=[HandlerConfig(route="/text", handler_class=TextHandler)],
-)
-""")
-def a_handler_class(bench: Bench) -> None:
-    told = bench.json("/text", {"text": "abc"})
-    assert (told["path"], told["got"]) == ("/elsewhere", {"inputs": "abc"})
-    assert bench.status()["load"]["max_perf"] > 0
-
-
-@file("""
 worker_config = WorkerConfig(
     model_server_url="http://127.0.0.1", model_server_port=PORT,
     model_healthcheck_url="http://127.0.0.1:PORT/up",
@@ -404,39 +78,6 @@ def wildcard_routes_and_an_absolute_health_url(bench: Bench) -> None:
     assert bench.json("/result/42/x", {"a": 1})["path"] == "/result/42/x"
     assert bench.json("/jobs/7", {"a": 1})["path"] == "/jobs/7"
     assert bench.ask("/jobs/7/more", {})[0] == 404
-
-
-@file(
-    """
-import asyncio, subprocess, sys
-from contextlib import asynccontextmanager
-
-@asynccontextmanager
-async def life():
-    process = subprocess.Popen([sys.executable, "-m", "tests.kit.echo_model", "PORT", LOG],
-                               cwd=ROOT)
-    print("entered")
-    try:
-        yield
-    finally:
-        process.kill()
-        print("left")
-
-worker_config = WorkerConfig(
-    model_server_url="http://127.0.0.1", model_server_port=PORT, model_healthcheck_url="health",
-    handlers=[HandlerConfig(route="/generate")], lifecycle=life(),
-)
-""".replace("ROOT", ROOT),
-    model=False,
-)
-def a_lifecycle_that_starts_the_model_server(bench: Bench) -> None:
-    assert bench.json("/generate", {"a": 1})["got"] == {"a": 1}
-
-
-made = SHELF["a_lifecycle_that_starts_the_model_server"]
-SHELF["a_lifecycle_factory"] = replace(
-    made, text=made.text.replace("lifecycle=life()", "lifecycle=life")
-)
 
 
 @file(
@@ -503,121 +144,158 @@ def a_capacity_that_is_pinned(bench: Bench) -> None:
     assert bench.status()["load"]["max_perf"] == 100
 
 
+@file(
+    """
+import argparse, logging, os, sys
+from typing import Any, Dict, Optional
+
+logging.basicConfig(level=logging.DEBUG, format="%(asctime)s[%(levelname)-5s] %(message)s")
+log = logging.getLogger(__file__)
+parser = argparse.ArgumentParser()
+parser.add_argument("--port", type=int, default=int(os.environ.get("MODEL_PORT", PORT)))
+parser.add_argument("--debug", action="store_true")
+args = parser.parse_args()
+extra, unknown = parser.parse_known_args()
+assert unknown == [] and len(sys.argv) == 1 and os.path.samefile(sys.argv[0], __file__)
+
+MODEL = os.environ["MODEL_NAME"].split("/")[-1]
+for name in ("WORKER_PORT", "CONTAINER_ID", "REPORT_ADDR"):
+    log.info("%s=%s", name, os.environ[name])
+port_variable = f"VAST_TCP_PORT_{os.environ['WORKER_PORT']}"
+assert int(os.environ["CONTAINER_ID"]) == 123 and os.environ[port_variable] == "40123"
+
+def named(payload: Dict[str, Any]) -> Dict[str, Any]:
+    payload.setdefault("model", MODEL)
+    return payload
+
+worker_config = WorkerConfig(
+    model_server_url="http://localhost/", model_server_port=args.port,
+    model_healthcheck_url=os.environ.get("MODEL_HEALTH_ENDPOINT", "/health"),
+    handlers=[HandlerConfig(route="/v1/embeddings", request_parser=named,
+                            allow_parallel_requests=True)],
+    max_sessions=None,
+)
+""",
+    tail="""
+Worker(worker_config).run(host="127.0.0.1", reuse_port=True, backlog=128)
+""",
+    MODEL_NAME="org/a-model",
+    WORKER_PORT="3999",
+    CONTAINER_ID="123",
+    VAST_TCP_PORT_3999="40123",
+    REPORT_ADDR="",
+)
+def arguments_variables_and_logging(bench: Bench) -> None:
+    told = bench.json("/v1/embeddings", {"input": ["a"]})
+    assert told["got"] == {"input": ["a"], "model": "a-model"}
+    assert "CONTAINER_ID=123" in bench.said()
+    assert "run(backlog=…) means nothing here" in bench.said()
+
+
+FAKE_NLTK = """
+import pathlib
+HERE = pathlib.Path(__file__).parent
+
+def download(name, quiet=False):
+    (HERE / f"{name}.txt").write_text("harbour quay crane")
+    return True
+"""
+
+
+@file(
+    """
+import os, random
+from pathlib import Path
+import nltk
+
+nltk.download("words", quiet=True)
+HERE = Path(__file__).resolve().parent
+WORDS = (HERE / "words.txt").read_text().split()
+with open(os.path.join(os.path.dirname(__file__), "misc", "prompts.txt")) as prompts:
+    PROMPTS = [line.strip() for line in prompts]
+os.path.exists(".has_benchmark") and os.remove(".has_benchmark")
+
+def sample() -> dict:
+    return {"prompt": f"{random.choice(PROMPTS)} {random.choice(WORDS)}", "max_tokens": 4}
+
+worker_config = WorkerConfig(
+    model_server_url="http://127.0.0.1", model_server_port=PORT,
+    model_healthcheck_url="/health",
+    handlers=[
+        HandlerConfig(route="/health", workload_calculator=lambda data: 1, max_queue_time=10.0,
+                      allow_parallel_requests=True),
+        HandlerConfig(route="/generate", workload_calculator=lambda data: data["max_tokens"],
+                      allow_parallel_requests=True,
+                      benchmark_config=BenchmarkConfig(generator=sample, runs=3, concurrency=None,
+                                                       do_warmup=False))],
+)
+""",
+    head="""
+from vastai.serverless.server.worker import (
+    BenchmarkConfig, HandlerConfig, LogActionConfig, Worker, WorkerConfig,
+)
+""",
+    beside={"nltk.py": FAKE_NLTK, "misc/prompts.txt": "Draw\nPaint\n", ".has_benchmark": "5\n"},
+)
+def downloads_at_import_and_a_benchmark_at_every_start(bench: Bench) -> None:
+    assert bench.json("/generate", {"max_tokens": 2})["most"] > 1, "it was measured, 10 at a time"
+    assert bench.json("/health", {})["path"] == "/health"
+    figure = bench.status()["load"]["max_perf"]
+    assert figure > 0 and figure != 5
+    kept = (bench.directory / ".has_benchmark").read_text().split()
+    assert float(kept[0]) == pytest.approx(figure)
+
+
+@file(
+    """
+import asyncio, dataclasses, inspect
+import vastai
+from vastai.serverless.server.lib import backend, data_types, server
+from vastai.serverless.server.lib.backend import Backend
+from vastai.serverless.server.lib.data_types import (
+    ApiPayload, AuthData, EndpointHandler, JsonDataException, LogAction, Session,
+)
+from vastai.serverless.server import worker as module
+from vastai.serverless.server.lib.data_types import ApiPayload_T
+from vastai.serverless.server.worker import (
+    DEFAULT_WORKLOAD, ClientResponseGenerator, RequestPayloadParser, WorkloadCalculator,
+)
+
+same: RequestPayloadParser = lambda payload: payload
+assert DEFAULT_WORKLOAD == 100.0 and ApiPayload_T.__bound__
+assert module.Worker is vastai.Worker and data_types.LogAction is LogAction
+assert backend.Backend is Backend
+actions = vastai.LogActionConfig(["up"], ["down"], ["hm"]).log_actions
+assert actions == [(LogAction.ModelLoaded, "up"), (LogAction.ModelError, "down"),
+                   (LogAction.Info, "hm")]
+auth = AuthData.from_json_msg(dict(cost="1", endpoint="e", reqnum=1, request_idx=2, signature="s",
+                                   url="u", more="ignored"))
+assert dataclasses.asdict(auth)["request_idx"] == 2
+try:
+    AuthData.from_json_msg({"cost": "1"})
+except JsonDataException as fault:
+    assert fault.message["url"] == "missing parameter"
+options = {"handlers": [vastai.HandlerConfig(route="/a", allow_parallel_requests=True)]}
+for name, value in {"max_sessions": 3, "of_a_later_version": 1}.items():
+    if name in inspect.signature(vastai.WorkerConfig).parameters:
+        options[name] = value
+base = vastai.WorkerConfig("http://127.0.0.1", PORT, **options)
+worker_config = dataclasses.replace(base, model_healthcheck_url="/health")
+assert {field.name for field in dataclasses.fields(vastai.BenchmarkConfig)} == {
+    "dataset", "generator", "runs", "concurrency", "do_warmup"}
+assert not inspect.isabstract(type(vastai.Worker(worker_config).backend))
+worker = vastai.Worker(worker_config)
+loop = asyncio.new_event_loop()
+asyncio.set_event_loop(loop)
+loop.run_until_complete(worker.run_async())
+""",
+    head="",
+    tail="",
+)
+def the_whole_package_by_its_name_and_a_loop_of_ones_own(bench: Bench) -> None:
+    assert bench.json("/a", {"x": 1})["got"] == {"x": 1}
+
+
 @pytest.mark.parametrize("name", SHELF)
 def test_file(name: str, tmp_path: Path) -> None:
     SHELF.run(name, tmp_path)
-
-
-LEGACY = """
-import os
-import logging
-import dataclasses
-from typing import Type
-from aiohttp import web
-from lib.backend import Backend, LogAction
-from lib.data_types import EndpointHandler
-from lib.server import start_server
-from .data_types import InputData
-
-logging.basicConfig(level=logging.DEBUG)
-
-@dataclasses.dataclass
-class GenerateHandler(EndpointHandler[InputData]):
-    @property
-    def endpoint(self) -> str:
-        return "/generate"
-
-    @property
-    def healthcheck_endpoint(self) -> str:
-        return "http://127.0.0.1:PORT/health"
-
-    @classmethod
-    def payload_cls(cls) -> Type[InputData]:
-        return InputData
-
-    def make_benchmark_payload(self) -> InputData:
-        return InputData.for_test()
-
-    async def generate_client_response(self, client_request, model_response):
-        if model_response.status != 200:
-            return web.Response(status=model_response.status)
-        return web.json_response(data=await model_response.json())
-
-class StreamHandler(EndpointHandler[InputData]):
-    @property
-    def endpoint(self) -> str:
-        return "/stream"
-
-    @classmethod
-    def payload_cls(cls):
-        return InputData
-
-    def make_benchmark_payload(self):
-        return InputData.for_test()
-
-    async def generate_response(self, request, response):
-        res = web.StreamResponse()
-        res.content_type = "text/event-stream"
-        await res.prepare(request)
-        async for chunk in response.content:
-            await res.write(chunk)
-        await res.write_eof()
-        return res
-
-backend = Backend(
-    model_server_url="http://127.0.0.1:PORT", model_log_file=os.environ["MODEL_LOG"],
-    allow_parallel_requests=True,
-    benchmark_handler=GenerateHandler(benchmark_runs=1, benchmark_words=256),
-    log_actions=[(LogAction.ModelLoaded, "READY"), (LogAction.ModelError, "Error: Webserver")],
-)
-
-async def handle_ping(_):
-    return web.Response(body="pong")
-
-routes = [
-    web.post("/generate", backend.create_handler(GenerateHandler())),
-    web.post("/generate_stream", backend.create_handler(StreamHandler())),
-    web.get("/ping", handle_ping),
-]
-
-if __name__ == "__main__":
-    start_server(backend, routes)
-"""
-LEGACY_TYPES = """
-import dataclasses
-from lib.data_types import ApiPayload, JsonDataException
-
-@dataclasses.dataclass
-class InputData(ApiPayload):
-    inputs: str
-
-    @classmethod
-    def for_test(cls):
-        return cls("test")
-
-    def generate_payload_json(self):
-        return {"inputs": self.inputs}
-
-    def count_workload(self):
-        return len(self.inputs)
-
-    @classmethod
-    def from_json_msg(cls, json_msg):
-        if "inputs" not in json_msg:
-            raise JsonDataException({"inputs": "missing parameter"})
-        return cls(json_msg["inputs"])
-"""
-
-
-def test_a_directory_of_2024(tmp_path: Path) -> None:
-    files = {"workers/tgi/server.py": LEGACY, "workers/tgi/data_types.py": LEGACY_TYPES}
-    log = str(tmp_path / "model.log")
-    script = "workers/tgi/server.py"
-    with on_the_bench(tmp_path, "", files=files, script=script, MODEL_LOG=log) as bench:
-        bench.until_ready()
-        assert bench.json("/generate", {"inputs": "abc"})["got"] == {"inputs": "abc"}
-        status, _, body = bench.ask("/generate_stream", {"inputs": "abc"})
-        assert (status, body) == (200, b"data: 0\n\ndata: 1\n\ndata: 2\n\n")
-        assert bench.ask("/generate", {})[0] == 422
-        assert bench.ask("/ping", {})[0] == 404
-        assert bench.status()["load"]["max_perf"] > 0

@@ -1,13 +1,10 @@
-"""What files do before and around their Worker: servers, logs, arguments, downloads, threads."""
+"""Files that start or watch their model server themselves: processes, threads, logs, lifecycles."""
 
 from __future__ import annotations
 
-import http.client
-import json
 import signal
-import threading
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -217,6 +214,39 @@ def a_log_of_json_lines(bench: Bench) -> None:
 
 @file(
     """
+import asyncio, subprocess, sys
+from contextlib import asynccontextmanager
+
+@asynccontextmanager
+async def life():
+    process = subprocess.Popen([sys.executable, "-m", "tests.kit.echo_model", "PORT", LOG],
+                               cwd=ROOT)
+    print("entered")
+    try:
+        yield
+    finally:
+        process.kill()
+        print("left")
+
+worker_config = WorkerConfig(
+    model_server_url="http://127.0.0.1", model_server_port=PORT, model_healthcheck_url="health",
+    handlers=[HandlerConfig(route="/generate")], lifecycle=life(),
+)
+""".replace("ROOT", ROOT),
+    model=False,
+)
+def a_lifecycle_that_starts_the_model_server(bench: Bench) -> None:
+    assert bench.json("/generate", {"a": 1})["got"] == {"a": 1}
+
+
+made = SHELF["a_lifecycle_that_starts_the_model_server"]
+SHELF["a_lifecycle_factory"] = replace(
+    made, text=made.text.replace("lifecycle=life()", "lifecycle=life")
+)
+
+
+@file(
+    """
 import asyncio
 from aiohttp import web
 
@@ -261,235 +291,6 @@ def a_model_inside_the_lifecycle(bench: Bench) -> None:
     bench.signal(signal.SIGTERM)
     assert bench.until_gone() == ExitCode.CLEAN
     assert "the model has left" in bench.said()
-
-
-@file(
-    """
-import asyncio, contextlib, os
-from aiohttp import web
-
-held = None
-
-async def release(_request):
-    if held is None:
-        return web.json_response({"released": False})
-    held.set()
-    return web.json_response({"released": True})
-
-async def pulse(_request):
-    return web.Response(text="ok")
-
-@contextlib.asynccontextmanager
-async def control():
-    app = web.Application()
-    app.add_routes([web.post("/release", release), web.get("/pulse", pulse)])
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", PORT).start()
-    try:
-        yield
-    finally:
-        await runner.cleanup()
-
-async def hold(**params: object) -> dict:
-    global held
-    if params.get("measure"):
-        return {"ok": True}
-    held = asyncio.Event()
-    try:
-        await asyncio.wait_for(held.wait(), timeout=float(params.get("most", 60)))
-    finally:
-        held = None
-    return {"held": True}
-
-with open(".has_benchmark", "w") as pinned:
-    pinned.write("100")
-worker_config = WorkerConfig(
-    model_server_url="http://127.0.0.1", model_server_port=PORT, model_healthcheck_url="/pulse",
-    lifecycle=control(),
-    handlers=[HandlerConfig(
-        route="/hold", remote_function=hold, max_queue_time=0.0, allow_parallel_requests=False,
-        workload_calculator=lambda _payload: 100.0,
-        benchmark_config=BenchmarkConfig(generator=lambda: {"measure": True}, runs=1,
-                                         concurrency=1, do_warmup=False))],
-)
-""",
-    model=False,
-)
-def a_reservation_that_is_given_back(bench: Bench) -> None:
-    """Only functions, and a health path of a server that the lifecycle runs."""
-    got: list[Any] = []
-    thread = threading.Thread(target=lambda: got.append(bench.json("/hold", {})), daemon=True)
-    thread.start()
-    wait_until(lambda: bench.status()["queue"]["running"] == 1, 30, "it to be held")
-    status, headers, body = bench.ask("/hold", {})
-    assert (status, json.loads(body)["error"]["kind"]) == (429, "queue_time"), body
-    assert int(headers["retry-after"]) >= 1
-    wait_until(lambda: post(bench.model_port, "/release")["released"], 30, "it to be given back")
-    thread.join(30)
-    assert got == [{"result": {"held": True}}]
-    assert bench.status()["load"]["max_perf"] == 100
-
-
-def post(port: int, path: str) -> Any:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    try:
-        connection.request("POST", path, b"{}")
-        return json.loads(connection.getresponse().read())
-    finally:
-        connection.close()
-
-
-@file(
-    """
-import argparse, logging, os, sys
-from typing import Any, Dict, Optional
-
-logging.basicConfig(level=logging.DEBUG, format="%(asctime)s[%(levelname)-5s] %(message)s")
-log = logging.getLogger(__file__)
-parser = argparse.ArgumentParser()
-parser.add_argument("--port", type=int, default=int(os.environ.get("MODEL_PORT", PORT)))
-parser.add_argument("--debug", action="store_true")
-args = parser.parse_args()
-extra, unknown = parser.parse_known_args()
-assert unknown == [] and len(sys.argv) == 1 and os.path.samefile(sys.argv[0], __file__)
-
-MODEL = os.environ["MODEL_NAME"].split("/")[-1]
-for name in ("WORKER_PORT", "CONTAINER_ID", "REPORT_ADDR"):
-    log.info("%s=%s", name, os.environ[name])
-port_variable = f"VAST_TCP_PORT_{os.environ['WORKER_PORT']}"
-assert int(os.environ["CONTAINER_ID"]) == 123 and os.environ[port_variable] == "40123"
-
-def named(payload: Dict[str, Any]) -> Dict[str, Any]:
-    payload.setdefault("model", MODEL)
-    return payload
-
-worker_config = WorkerConfig(
-    model_server_url="http://localhost/", model_server_port=args.port,
-    model_healthcheck_url=os.environ.get("MODEL_HEALTH_ENDPOINT", "/health"),
-    handlers=[HandlerConfig(route="/v1/embeddings", request_parser=named,
-                            allow_parallel_requests=True)],
-    max_sessions=None,
-)
-""",
-    tail="""
-Worker(worker_config).run(host="127.0.0.1", reuse_port=True, backlog=128)
-""",
-    MODEL_NAME="org/a-model",
-    WORKER_PORT="3999",
-    CONTAINER_ID="123",
-    VAST_TCP_PORT_3999="40123",
-    REPORT_ADDR="",
-)
-def arguments_variables_and_logging(bench: Bench) -> None:
-    told = bench.json("/v1/embeddings", {"input": ["a"]})
-    assert told["got"] == {"input": ["a"], "model": "a-model"}
-    assert "CONTAINER_ID=123" in bench.said()
-    assert "run(backlog=…) means nothing here" in bench.said()
-
-
-FAKE_NLTK = """
-import pathlib
-HERE = pathlib.Path(__file__).parent
-
-def download(name, quiet=False):
-    (HERE / f"{name}.txt").write_text("harbour quay crane")
-    return True
-"""
-
-
-@file(
-    """
-import os, random
-from pathlib import Path
-import nltk
-
-nltk.download("words", quiet=True)
-HERE = Path(__file__).resolve().parent
-WORDS = (HERE / "words.txt").read_text().split()
-with open(os.path.join(os.path.dirname(__file__), "misc", "prompts.txt")) as prompts:
-    PROMPTS = [line.strip() for line in prompts]
-os.path.exists(".has_benchmark") and os.remove(".has_benchmark")
-
-def sample() -> dict:
-    return {"prompt": f"{random.choice(PROMPTS)} {random.choice(WORDS)}", "max_tokens": 4}
-
-worker_config = WorkerConfig(
-    model_server_url="http://127.0.0.1", model_server_port=PORT,
-    model_healthcheck_url="/health",
-    handlers=[
-        HandlerConfig(route="/health", workload_calculator=lambda data: 1, max_queue_time=10.0,
-                      allow_parallel_requests=True),
-        HandlerConfig(route="/generate", workload_calculator=lambda data: data["max_tokens"],
-                      allow_parallel_requests=True,
-                      benchmark_config=BenchmarkConfig(generator=sample, runs=3, concurrency=None,
-                                                       do_warmup=False))],
-)
-""",
-    head="""
-from vastai.serverless.server.worker import (
-    BenchmarkConfig, HandlerConfig, LogActionConfig, Worker, WorkerConfig,
-)
-""",
-    beside={"nltk.py": FAKE_NLTK, "misc/prompts.txt": "Draw\nPaint\n", ".has_benchmark": "5\n"},
-)
-def downloads_at_import_and_a_benchmark_at_every_start(bench: Bench) -> None:
-    assert bench.json("/generate", {"max_tokens": 2})["most"] > 1, "it was measured, 10 at a time"
-    assert bench.json("/health", {})["path"] == "/health"
-    figure = bench.status()["load"]["max_perf"]
-    assert figure > 0 and figure != 5
-    kept = (bench.directory / ".has_benchmark").read_text().split()
-    assert float(kept[0]) == pytest.approx(figure)
-
-
-@file(
-    """
-import asyncio, dataclasses, inspect
-import vastai
-from vastai.serverless.server.lib import backend, data_types, server
-from vastai.serverless.server.lib.backend import Backend
-from vastai.serverless.server.lib.data_types import (
-    ApiPayload, AuthData, EndpointHandler, JsonDataException, LogAction, Session,
-)
-from vastai.serverless.server import worker as module
-from vastai.serverless.server.lib.data_types import ApiPayload_T
-from vastai.serverless.server.worker import (
-    DEFAULT_WORKLOAD, ClientResponseGenerator, RequestPayloadParser, WorkloadCalculator,
-)
-
-same: RequestPayloadParser = lambda payload: payload
-assert DEFAULT_WORKLOAD == 100.0 and ApiPayload_T.__bound__
-assert module.Worker is vastai.Worker and data_types.LogAction is LogAction
-assert backend.Backend is Backend
-actions = vastai.LogActionConfig(["up"], ["down"], ["hm"]).log_actions
-assert actions == [(LogAction.ModelLoaded, "up"), (LogAction.ModelError, "down"),
-                   (LogAction.Info, "hm")]
-auth = AuthData.from_json_msg(dict(cost="1", endpoint="e", reqnum=1, request_idx=2, signature="s",
-                                   url="u", more="ignored"))
-assert dataclasses.asdict(auth)["request_idx"] == 2
-try:
-    AuthData.from_json_msg({"cost": "1"})
-except JsonDataException as fault:
-    assert fault.message["url"] == "missing parameter"
-options = {"handlers": [vastai.HandlerConfig(route="/a", allow_parallel_requests=True)]}
-for name, value in {"max_sessions": 3, "of_a_later_version": 1}.items():
-    if name in inspect.signature(vastai.WorkerConfig).parameters:
-        options[name] = value
-base = vastai.WorkerConfig("http://127.0.0.1", PORT, **options)
-worker_config = dataclasses.replace(base, model_healthcheck_url="/health")
-assert {field.name for field in dataclasses.fields(vastai.BenchmarkConfig)} == {
-    "dataset", "generator", "runs", "concurrency", "do_warmup"}
-assert not inspect.isabstract(type(vastai.Worker(worker_config).backend))
-worker = vastai.Worker(worker_config)
-loop = asyncio.new_event_loop()
-asyncio.set_event_loop(loop)
-loop.run_until_complete(worker.run_async())
-""",
-    head="",
-    tail="",
-)
-def the_whole_package_by_its_name_and_a_loop_of_ones_own(bench: Bench) -> None:
-    assert bench.json("/a", {"x": 1})["got"] == {"x": 1}
 
 
 @pytest.mark.parametrize("name", SHELF)
