@@ -13,6 +13,7 @@ Not known here: which connection is used when, timers, the queue.
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Protocol, cast
 
 import httptools
@@ -131,6 +132,7 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_parts",
         "_paused",
+        "_socket",
         "_touched",
         "_transport",
         "_unparsed_bytes",
@@ -146,6 +148,7 @@ class Connection(asyncio.Protocol):
         self._loop = loop
         self._first: Request | None = first
         self._transport: asyncio.Transport | None = None
+        self._socket: socket.socket | None = None  #: where a word to TCP makes sense
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._parts: list[bytes] = []
         self._lines: list[tuple[bytes, bytes]] = []
@@ -237,6 +240,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        used = transport.get_extra_info("socket")
+        if used.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_QUICKACK"):
+            self._socket = used
         first, self._first = self._first, None
         if first is not None:
             self._owner.connected(self, first)
@@ -333,6 +339,10 @@ class Connection(asyncio.Protocol):
         elif self._unparsed_bytes > HEAD_LIMIT_BYTES:
             text = f"the model server sent {self._unparsed_bytes} bytes of framing and no body"
             self.break_off("model_failed", text)
+        elif self._socket is not None:
+            # more is to come, and a server that holds it back until it hears that this much has
+            # arrived (Nagle's algorithm) would hear so 40 ms later
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _finish(self, request: Request, problem: str) -> None:
         # A server that answers before it has read the body leaves the rest of it in our buffer.

@@ -96,7 +96,7 @@ def refusal(question: int, route: str, error: BaseException) -> Refused:
         told = error.message
         extra = told if isinstance(told, dict) else {"payload": told}
         text = "; ".join(f"{name}: {fault}" for name, fault in extra.items())
-        return Refused(question, "invalid_parameter", _cut(text), _json({"payload": extra}))
+        return Refused(question, "invalid_parameter", _cut(text), _json({"payload": told}))
     if isinstance(error, ValueError):
         return Refused(question, "invalid_parameter", _cut(str(error) or "the payload is refused"))
     _log.error("worker.py failed at a request to %s", route, exc_info=error)

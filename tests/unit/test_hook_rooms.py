@@ -230,7 +230,7 @@ def test_a_payload_that_is_only_looked_at_goes_on_as_it_came() -> None:
         (JsonDataException({"a": "missing"}), "invalid_parameter", "a: missing",
          {"payload": {"a": "missing"}}),
         (JsonDataException("all wrong"), "invalid_parameter", "all wrong",
-         {"payload": {"payload": "all wrong"}}),
+         {"payload": "all wrong"}),
         (JsonDataException({"a": {1, 2}}), "invalid_parameter", "a: ", {"payload": {"a": [1, 2]}}),
         (JsonDataException({"a": object()}), "invalid_parameter", "a: ", {}),
         (ValueError("too long"), "invalid_parameter", "too long", {}),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import http.server
 import itertools
 import math
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -185,6 +187,46 @@ def test_request_as_written_and_connection_reused() -> None:
         assert abs(client.progress_at - time.monotonic()) < DEADLINE_S
 
     exchange(serve_all, check)
+
+
+class Hesitant(http.server.BaseHTTPRequestHandler):
+    """Writes head and body one after the other, and leaves Nagle's algorithm on."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, *args: Any) -> None:
+        """Nothing."""
+
+
+def test_a_server_that_waits_for_our_word_gets_it() -> None:
+    """Or each answer on a kept connection would take 40 ms longer."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hesitant)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+
+    async def main() -> None:
+        async with client_of(f"http://127.0.0.1:{server.server_address[1]}") as client:
+            took_s = []
+            for _ in range(12):
+                began = time.perf_counter()
+                assert (await fetch(client)).body == b"ok"
+                took_s.append(time.perf_counter() - began)
+            assert client.opened == 1
+            assert min(took_s[4:]) < 0.02, took_s
+
+    try:
+        run(main())
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def test_prefix_of_the_base_url() -> None:
