@@ -241,7 +241,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         used = transport.get_extra_info("socket")
-        if used.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_QUICKACK"):
+        known = used is not None and hasattr(socket, "TCP_QUICKACK")
+        if known and used.family in (socket.AF_INET, socket.AF_INET6):
             self._socket = used
         first, self._first = self._first, None
         if first is not None:
