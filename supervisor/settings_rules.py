@@ -192,6 +192,12 @@ def _ports(settings: Settings) -> _Found:
 def _platform(settings: Settings, environ: Mapping[str, str]) -> _Found:
     if settings.worker.public_url or not environ.get("PUBLIC_IPADDR", "").strip():
         return
+    if not settings.worker.port:
+        text = (
+            "clients reach an instance by a port that was mapped before; it cannot be any free one"
+        )
+        yield "worker.port", text, "3000"
+        return
     variable = f"VAST_TCP_PORT_{settings.worker.port}"
     mapped = environ.get(variable, "").strip()
     if mapped and not (mapped.isascii() and mapped.isdigit() and 0 < int(mapped[:9]) < 65536):

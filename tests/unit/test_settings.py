@@ -551,6 +551,13 @@ def test_what_the_environment_says_of_signatures_beats_the_file(tmp_path: Path) 
     assert load(path, {}).auth.mode == "none"
 
 
+def test_an_instance_has_a_port_that_was_mapped() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(None, {"PUBLIC_IPADDR": "192.0.2.1", "WORKER_PORT": "0"})
+    (fault,) = caught.value.faults
+    assert fault.place.endswith("WORKER_PORT") and "mapped" in fault.message
+
+
 def test_an_instance_has_an_engine_even_where_none_is_named() -> None:
     assert load(None, {"CONTAINER_ID": "7", "MASTER_TOKEN": "t"}).engine.addresses == [
         "https://run.vast.ai"
