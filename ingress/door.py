@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from backend_adapter.hook_messages import ROUTE_HEADER, TICKET_HEADER, Prepare, Prepared
+from backend_adapter.hook_messages import ROUTE_HEADER, TICKET_HEADER, Forget, Prepare, Prepared
 from backend_adapter.hook_messages import Refused as HookRefused
 from backend_adapter.messages import Submit
 from ingress.admission import Admission, Job
@@ -58,7 +58,7 @@ class Door:
         decode: takes the envelope apart, strictly or not.
         questions: requests that wait for a worker.py's word.
         management: answers what the engine asks of the worker itself.
-        ask: hands a question to the hook host, now or when a session stands.
+        ask: hands a question to the hook host, now or when a session stands; or has one forgotten.
         submit: hands a taken job to the adapter, now or when a session stands.
         cancel: tells the adapter that nobody wants a job any more.
         writable: the client of a streaming job has room again.
@@ -75,7 +75,7 @@ class Door:
         *,
         decode: Callable[[bytes], Envelope],
         credit_bytes: int,
-        ask: Callable[[Prepare], None],
+        ask: Callable[[Prepare | Forget], None],
         submit: Callable[[Job], None],
         cancel: Callable[[Job], None],
         writable: Callable[[Job], None],
@@ -192,6 +192,7 @@ class Door:
     def expire_questions(self, now: float) -> None:
         """Who waited too long for a worker.py's word is told so."""
         for question in self._questions.expire(now):
+            self._ask(Forget(question.message.id))
             self._turn_away(question, Problem(ErrorKind.HOOK_TIMEOUT))
 
     def give_up_questions(self) -> None:
@@ -259,6 +260,7 @@ class Door:
         exchange.context = None
         if isinstance(job, Question):
             if self._questions.settle(job.message.id) is not None:
+                self._ask(Forget(job.message.id))
                 self._ledger.refuse(ErrorKind.CLIENT_GONE)
             return
         if self._admission.settle(job.submit.id) is None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from backend_adapter.hook_messages import HOOKS_SOCKET, FromHooks, Prepare, Prepared
+from backend_adapter.hook_messages import HOOKS_SOCKET, Forget, FromHooks, Prepare, Prepared
 from backend_adapter.messages import (
     Answer,
     Cancel,
@@ -220,7 +220,7 @@ class Ingress:
 
     # ------------------------------------------------------------------ a worker.py's word
 
-    def _ask(self, message: Prepare) -> None:
+    def _ask(self, message: Prepare | Forget) -> None:
         if self._hooks is not None:
             self._hooks.send(message)
 

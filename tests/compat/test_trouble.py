@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -130,6 +132,24 @@ def test_hooks_that_hang_or_block_cost_only_their_own_requests(tmp_path: Path) -
         for thread, got in blocked:
             thread.join(60)
             assert got[0][0] == 200
+        assert {m["restarts"] for m in bench.status()["members"]} == {0}
+
+
+def test_clients_that_left_stand_in_nobodys_way(tmp_path: Path) -> None:
+    """What they asked of a function that hangs is forgotten, not begun one after the other."""
+    with on_the_bench(tmp_path, WORKER, "--set", "hooks.timeout_s=8") as bench:
+        bench.until_ready()
+        url = urlsplit(bench.facts()["worker_url"])
+        body = b'{"payload": {"hang": true}}'
+        head = b"POST /parsed HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body)
+        clients = [socket.create_connection((url.hostname, url.port)) for _ in range(60)]
+        for client in clients:
+            client.sendall(head + body)
+        wait_until(lambda: bench.member("hooks")["gauges"]["waiting"] > 5, 60, "them to wait")
+        for client in clients:
+            client.close()
+        assert bench.json("/parsed", {"n": 1})["got"] == {"n": 1}
+        wait_until(lambda: bench.member("hooks")["gauges"]["waiting"] == 0, 60, "nobody to wait")
         assert {m["restarts"] for m in bench.status()["members"]} == {0}
 
 
