@@ -153,6 +153,55 @@ def test_clients_that_left_stand_in_nobodys_way(tmp_path: Path) -> None:
         assert {m["restarts"] for m in bench.status()["members"]} == {0}
 
 
+FUNCTIONS = (
+    HEAD
+    + """
+import time
+
+def slow(seconds):
+    print(f"BEGAN {seconds}")
+    time.sleep(seconds)
+    print(f"ENDED {seconds}")
+    return seconds
+
+Worker(WorkerConfig(handlers=[
+    HandlerConfig("/slow", remote_function=slow),
+    HandlerConfig("/same", remote_function=slow),
+])).run()
+"""
+)
+
+
+def test_a_serial_function_never_overlaps_itself_and_does_not_hold_the_end(tmp_path: Path) -> None:
+    """Its client may leave; the function goes on, and the next one waits for it."""
+    with on_the_bench(
+        tmp_path, FUNCTIONS, "--set", "hooks.timeout_s=6", model=False, PYTHONUNBUFFERED="1"
+    ) as bench:
+        bench.until_ready()
+        url = urlsplit(bench.facts()["worker_url"])
+        hooks = Path(bench.state_dir) / "logs" / "hooks.log"
+
+        def leave(seconds: float) -> None:
+            body = b'{"payload": {"seconds": %g}}' % seconds
+            head = b"POST /slow HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body)
+            with socket.create_connection((url.hostname, url.port)) as client:
+                client.sendall(head + body)
+                wait_until(
+                    lambda: hooks.exists() and f"BEGAN {seconds}" in hooks.read_text(), 60, "it"
+                )
+
+        leave(1.5)
+        assert bench.json("/same", {"seconds": 0.25}) == {"result": 0.25}
+        said = [line for line in hooks.read_text().splitlines() if line[:5] in ("BEGAN", "ENDED")]
+        assert said == ["BEGAN 1.5", "ENDED 1.5", "BEGAN 0.25", "ENDED 0.25"]
+        leave(1000)
+        status, _, body = bench.ask("/same", {"seconds": 0})
+        assert (status, json.loads(body)["error"]["kind"]) == (504, "hook_timeout")
+        assert "have not returned within 6 s" in json.loads(body)["error"]["message"]
+        bench.signal(signal.SIGTERM)
+        assert bench.until_gone() == ExitCode.CLEAN
+
+
 def test_the_death_of_the_hook_host_loses_no_request(tmp_path: Path) -> None:
     with on_the_bench(tmp_path, WORKER) as bench:
         bench.until_ready()
