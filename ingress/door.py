@@ -86,6 +86,7 @@ class Door:
         self._ledger = ledger
         self._questions = questions
         self._management = management
+        self._no_hooks = False
         self._ask = ask
         self._decode = decode
         self._credit_bytes = credit_bytes
@@ -151,6 +152,12 @@ class Door:
         auth = envelope.auth_data
         request_idx = auth.request_idx if auth is not None else UNKNOWN_IDX
         reqnum = auth.reqnum if auth is not None and request_idx != UNKNOWN_IDX else None
+        if self._no_hooks and (route.prepare or route.hosted):
+            self._ledger.refuse(ErrorKind.HOOKS_DOWN)
+            problem = _hooks_down()
+            problem.request_idx = request_idx if request_idx >= 0 else None
+            exchange.fail(problem)
+            return
         if route.prepare:
             message = Prepare(self._questions.next_id(), route.path, exchange.body)
             question = Question(message, exchange, route, request_idx, reqnum, now)
@@ -194,6 +201,15 @@ class Door:
         for question in self._questions.expire(now):
             self._ask(Forget(question.message.id))
             self._turn_away(question, Problem(ErrorKind.HOOK_TIMEOUT))
+
+    def hooks_failed(self, failed: bool) -> None:
+        """The worker.py will not be started again by itself (or it was, after all).
+
+        While it is only being restarted, requests wait for it.
+        """
+        self._no_hooks = failed
+        for question in self._questions.give_up() if failed else ():
+            self._turn_away(question, _hooks_down())
 
     def give_up_questions(self) -> None:
         """The worker stops: nobody waits for a worker.py's word any more."""
@@ -280,6 +296,11 @@ class Door:
     def _unknown_route(self) -> Problem:
         known = ", ".join(self.routes.names[:20])
         return Problem(ErrorKind.UNKNOWN_ROUTE, f"no such route; this worker has: {known}")
+
+
+def _hooks_down() -> Problem:
+    text = "worker.py failed for good: the worker's log says why; send the request elsewhere"
+    return Problem(ErrorKind.HOOKS_DOWN, text)
 
 
 def hosted_headers(headers: list[tuple[bytes, bytes]], route: str) -> bytes:

@@ -43,7 +43,7 @@ from reporter.messages import Ack, FromReporter, KeySuspect, Outcome, PublicKey
 from supervisor import process_tree, wire
 from supervisor.child import Runtime
 from supervisor.exit_codes import ExitCode
-from supervisor.messages import Beat
+from supervisor.messages import Beat, ChildNote, ChildState
 from supervisor.settings import Settings
 from supervisor.tls import CertificateWatch, TlsError, make_context
 
@@ -177,7 +177,9 @@ class Ingress:
         )
 
     def on_control(self, message: Any) -> None:
-        """Nothing that the supervisor says to others concerns the door."""
+        """Is the worker.py gone for good?"""
+        if isinstance(message, ChildNote) and message.name == "hooks":
+            self._door.hooks_failed(message.state == ChildState.FAILED)
 
     def reload(self, settings: Settings) -> None:
         """New routes and certificates; what runs goes on as it was taken."""

@@ -124,7 +124,9 @@ class LogMatch(Message, frozen=True, tag=2):
 
 
 class ChildNote(Message, frozen=True, tag=3):
-    """One of our own children died, hung or failed; the reporter says so while it lasts."""
+    """Where one of our own children stands. The reporter tells the engine while it is wrong; of
+    ``hooks`` ingress and adapter hear too, and refuse what needs it when it FAILED.
+    """
 
     name: str
     state: str

@@ -30,9 +30,10 @@ def of_change(supervisor: Supervisor, member: Member) -> Iterator[Tiding]:
         yield "reporter", state
     elif not (supervisor.stopping and member.state in _ENDING):
         # while the worker stops, that each of its members does is no news
-        life = member.life
-        reason = supervisor.mask(life.reason)
-        yield "reporter", ChildNote(member.name, life.state, reason, life.restarts)
+        yield "reporter", _note(supervisor, member)
+        if member.name == "hooks":
+            for name in filter(_needs_hooks, supervisor.members):
+                yield name, _note(supervisor, member)
 
 
 def of_stop(supervisor: Supervisor) -> Iterator[Tiding]:
@@ -45,6 +46,8 @@ def for_newcomer(supervisor: Supervisor, name: str) -> Iterator[Tiding]:
     """A process (or the command line) connected: where the others stand."""
     if name in ("backend_adapter", "reporter"):
         yield name, model_state(supervisor)
+    if _needs_hooks(name) and "hooks" in supervisor.members:
+        yield name, _note(supervisor, supervisor.members["hooks"])
     if name == "backend_adapter" and supervisor.ready_line is not None:
         yield name, supervisor.ready_line  # said before it could hear, or to another
     if name == "reporter":
@@ -53,6 +56,15 @@ def for_newcomer(supervisor: Supervisor, name: str) -> Iterator[Tiding]:
                 yield from of_change(supervisor, member)
         if supervisor.stopping:
             yield from of_stop(supervisor)
+
+
+def _needs_hooks(name: str) -> bool:
+    return name == "backend_adapter" or name.startswith("ingress-")
+
+
+def _note(supervisor: Supervisor, member: Member) -> ChildNote:
+    life = member.life
+    return ChildNote(member.name, life.state, supervisor.mask(life.reason), life.restarts)
 
 
 def model_state(supervisor: Supervisor) -> ModelState:

@@ -215,6 +215,36 @@ def test_the_death_of_the_hook_host_loses_no_request(tmp_path: Path) -> None:
         wait_until(lambda: bench.status()["ready"], 60, "ready again")
 
 
+def test_who_needs_a_worker_py_that_failed_for_good_is_told_at_once(tmp_path: Path) -> None:
+    """Also by an ingress that was not there when it failed; and no more once it runs again."""
+    with on_the_bench(tmp_path, WORKER, *QUICK) as bench:
+        bench.until_ready()
+        for _ in range(2):
+            wait_until(lambda: bench.member("hooks")["state"] == "ready", 60, "it to run")
+            asked = aside(bench.ask, "/parsed", {"hang": True})
+            gone = bench.member("hooks")["pid"]
+            os.kill(gone, signal.SIGKILL)
+            wait_until(lambda gone=gone: bench.member("hooks")["pid"] != gone, 60, "its end")
+        until_said(bench, "giving up on it")
+
+        def refused() -> None:
+            status, _, body = bench.ask("/parsed", {"n": 1})
+            assert (status, json.loads(body)["error"]["kind"]) == (503, "hooks_down")
+
+        asked[0].join(20)
+        assert asked[1][0][0] == 503
+        refused()
+        assert bench.json("/plain", {"n": 1})["got"] == {"n": 1}
+        ingress = bench.member("ingress-0")["pid"]
+        os.kill(ingress, signal.SIGKILL)
+        wait_until(lambda: bench.member("ingress-0")["pid"] not in (0, ingress), 60, "another one")
+        wait_until(lambda: bench.member("ingress-0")["state"] == "ready", 60, "its door")
+        refused()
+        assert bench.say("restart", "hooks").returncode == 0
+        wait_until(lambda: bench.member("hooks")["state"] == "ready", 60, "it to run")
+        assert bench.json("/parsed", {"n": 2})["got"] == {"n": 2}
+
+
 def test_signatures_are_checked_before_any_hook_runs(tmp_path: Path) -> None:
     text = WORKER.replace("def parse(payload):", "def parse(payload):\n    print('PARSED')")
     with on_the_bench(tmp_path, text, signatures=True) as bench:

@@ -225,6 +225,28 @@ def test_without_a_token_nobody_may_ask() -> None:
     play(script)
 
 
+def test_a_worker_py_that_failed_for_good_is_nothing_to_wait_for() -> None:
+    async def script(scene: Scene) -> None:
+        routes = [RouteSettings(path="/a", prepare=True), RouteSettings(path="/h", hosted=True)]
+        scene.door.routes = compile_routes([*routes, RouteSettings(path="/plain")])
+        waiting = asyncio.create_task(scene.send("POST /a HTTP/1.1", envelope(auth_data=AUTH)))
+        await wait_until_async(lambda: len(scene.asked) == 1)
+        scene.door.hooks_failed(True)
+        body = envelope(auth_data=AUTH)
+        again = [await scene.send(f"POST {path} HTTP/1.1", body) for path in ("/a", "/h")]
+        for status, body in (await waiting, *again):
+            error = json.loads(body)["error"]
+            assert (status, error["kind"], error["request_idx"]) == (503, "hooks_down", 7)
+        assert len(scene.asked) == 1 and scene.jobs == []
+        assert (await scene.send("POST /plain HTTP/1.1", envelope()))[0] == 200
+        events = scene.ledger.batch()
+        assert events is not None and events.refused == {"hooks_down": 3}
+        scene.door.hooks_failed(False)  # somebody has started it again
+        assert (await scene.send("POST /h HTTP/1.1", envelope()))[0] == 200
+
+    play(script)
+
+
 def test_who_asked_a_worker_py_and_left_or_waited_too_long_is_forgotten_there() -> None:
     async def script(scene: Scene) -> None:
         scene.door.routes = compile_routes([RouteSettings(path="/a", prepare=True)])
