@@ -106,8 +106,8 @@ class Failed(Message, frozen=True, tag=5):
 class Rejected(Message, frozen=True, tag=6):
     """The job was never dispatched. Terminal.
 
-    ``kind``: ``queue_full``, ``queue_time`` (429), ``not_ready``, ``model_down`` or ``draining``
-    (503).
+    ``kind``: ``queue_full``, ``queue_time`` (429), ``not_ready``, ``model_down``, ``hooks_down`` or
+    ``draining`` (503).
     """
 
     id: int

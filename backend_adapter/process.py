@@ -16,6 +16,7 @@ from typing import Any
 from backend_adapter import jobs
 from backend_adapter.capacity import Capacity
 from backend_adapter.hook_messages import HOOKS_SOCKET, HOSTED_SOCKET, FromHooks, Measured
+from backend_adapter.hosted_watch import HostedWatch
 from backend_adapter.jobs import Job, Key
 from backend_adapter.messages import (
     Cancel,
@@ -34,7 +35,7 @@ from backend_adapter.samples import Samples
 from reporter.messages import FromReporter, QueueReport
 from supervisor import wire
 from supervisor.child import Runtime
-from supervisor.messages import Beat, LogMatch, ModelState
+from supervisor.messages import Beat, ChildNote, ChildState, LogMatch, ModelState
 from supervisor.settings import Settings
 
 JOBS_SOCKET = "jobs"
@@ -64,6 +65,9 @@ class Adapter:
         if settings.hooks.file:
             path = runtime.address(HOSTED_SOCKET).removeprefix("ipc://")
             self._hosted = self._client_of(f"unix://{path}")
+            #: no other model server is behind it
+            self._hosted_alone = model.url == f"unix://{path}"
+            self._hosted_watch = HostedWatch(runtime, self._hosted, self)
         self._samples = Samples(settings.hooks.timeout_s) if settings.hooks.file else None
         self._hooks: wire.Client | None = None
         self._capacity = Capacity(settings.benchmark.max_perf)
@@ -142,6 +146,8 @@ class Adapter:
             self._watch.on_model_state(message)
         elif isinstance(message, LogMatch):
             self._watch.on_log_match(message)
+        elif isinstance(message, ChildNote) and self._hosted is not None:
+            self._hosted_watch.told(message.state == ChildState.FAILED)
 
     def reload(self, settings: Settings) -> None:
         """Lanes and limits come with each job; the rest needs a restart."""
@@ -292,7 +298,10 @@ class Adapter:
         if self._runs.get(key) is not run or not self._forget(key):
             return
         self._capacity.ended(0.0, run.job.dispatched_at, now)
-        self._watch.on_lost()
+        if run.client is self._hosted:
+            self._hosted_watch.lost(sent)
+        if run.client is not self._hosted or self._hosted_alone:
+            self._watch.on_lost()
         self._carry_out(self._queue.lost(key, sent, reason, now))
 
     def broken(self, run: Run, kind: str, message: str) -> None:
@@ -317,6 +326,22 @@ class Adapter:
     def backend_failed(self, reason: str) -> None:
         """Jobs need not wait."""
         self._carry_out(self._queue.backend_failed(reason, time.monotonic()))
+
+    def hosted_up(self) -> None:
+        """Jobs for the process that holds the worker.py may run."""
+        self._carry_out(self._queue.hosted_up(time.monotonic()))
+
+    def hosted_down(self) -> None:
+        """They must wait."""
+        self._queue.hosted_down()
+
+    def hosted_failed(self) -> None:
+        """They need not wait."""
+        self._carry_out(self._queue.hosted_failed(time.monotonic()))
+
+    def model_lost(self) -> None:
+        """Look at the model server at once."""
+        self._watch.on_lost()
 
     def measured(self, max_perf: float) -> None:
         """A benchmark has just been made; a worker.py's host remembers its figure."""
