@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
+from ingress.hooks.children import is_child
 from ingress.hooks.config import WorkerConfig
 from ingress.hooks.handlers import Hooked, build
 from ingress.hooks.payload import Session
@@ -63,6 +64,11 @@ class Worker:
 
     async def run_async(self, **options: Any) -> None:
         """Hand the configuration over; returns when the worker ends."""
+        if is_child():
+            raise RuntimeError(
+                "a child process of this file came to its Worker, which its parent runs: put what"
+                " only the parent shall do under  if __name__ == '__main__':"
+            )
         if not _host:
             raise RuntimeError("this file is run by: python -m supervisor worker.py")
         await _host[0].serve(self, options)
