@@ -45,9 +45,13 @@ _WITHHELD = frozenset(
     (
         b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade",
         b"expect", b"content-length", b"content-type", b"host", b"proxy-connection",
-        b"authorization", b"proxy-authorization", b"cookie",
+        b"authorization", b"proxy-authorization", b"cookie", b"sec-websocket-key1",
     )
 )  # fmt: skip
+#: Header lines of which only the first goes on: with two, the function would not get the request.
+_ONCE = frozenset(
+    (b"user-agent", b"content-location", b"content-range", b"etag", b"max-forwards", b"server")
+)
 
 
 class Door:
@@ -306,7 +310,10 @@ def _hooks_down() -> Problem:
 def hosted_headers(headers: list[tuple[bytes, bytes]], route: str) -> bytes:
     """Header lines of a job that a worker.py answers: its route, and what the client sent."""
     lines = [f"{ROUTE_HEADER}: {route}\r\n".encode()]
+    seen: set[bytes] = set()
     for name, value in headers:
-        if name not in _WITHHELD and not name.startswith(b"x-lighterman-"):
-            lines.append(b"%b: %b\r\n" % (name, value))
+        if name in _WITHHELD or name.startswith(b"x-lighterman-") or name in seen & _ONCE:
+            continue
+        seen.add(name)
+        lines.append(b"%b: %b\r\n" % (name, value))
     return b"".join(lines)

@@ -32,9 +32,13 @@ from ingress.hooks.functions import NoPlace, RemoteFunctions
 from ingress.hooks.handlers import Hooked
 from ingress.hooks.payload import ApiPayload
 from ingress.routes import is_pattern
+from supervisor.settings import LimitSettings
 
 #: Seconds between two looks at how far a response has come.
 LOOK_EVERY_S = 0.5
+#: What the head of a request is longer here than at the worker's door, at most.
+OUR_BYTES = 1024
+OUR_HEADERS = 16
 _log = logging.getLogger("hooks")
 
 
@@ -48,7 +52,7 @@ class Hosted:
         timeout_s: seconds that a hook may take once nothing more can come from the model server,
             and that a remote function may wait until those before it have returned.
         idle_s: seconds that it may take while something can; 0: no limit.
-        body_bytes: longest request.
+        limits: what ingress lets through comes through here as well.
     """
 
     def __init__(
@@ -59,23 +63,32 @@ class Hosted:
         redeem: Callable[[str], ApiPayload | None],
         timeout_s: float,
         idle_s: float,
-        body_bytes: int,
+        limits: LimitSettings,
     ) -> None:
         self._routes = routes
         self._model_url = model_url
         self._redeem = redeem
         self._timeout_s = timeout_s
         self._idle_s = idle_s
-        self._body_bytes = body_bytes
+        self._limits = limits
         self._functions = RemoteFunctions(timeout_s)
         self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
 
     async def start(self, path: str) -> None:
         """Listen on the socket file ``path``."""
-        app = web.Application(client_max_size=self._body_bytes + 2**20)
+        limits = self._limits
+        app = web.Application(client_max_size=limits.body_bytes + 2**20)
         app.router.add_route("*", "/{path:.*}", self._answer)
-        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
+        self._runner = web.AppRunner(
+            app,
+            handler_cancellation=True,
+            access_log=None,
+            max_line_size=limits.request_line_bytes + OUR_BYTES,
+            # one of ours names the route, which is as long as a request line may be
+            max_field_size=max(limits.header_bytes, limits.request_line_bytes) + OUR_BYTES,
+            max_headers=limits.header_count + OUR_HEADERS,
+        )
         await self._runner.setup()
         await web.UnixSite(self._runner, path).start()
         if self._model_url.startswith("http"):

@@ -183,7 +183,7 @@ class HookHost:
             redeem=self._inbox.redeem,
             timeout_s=self._settings.timeout_s,
             idle_s=settings.model.idle_timeout_s,
-            body_bytes=settings.limits.body_bytes,
+            limits=settings.limits,
         )
         if any(each.hosted for each in worker.hooked.values()):
             with suppress(FileNotFoundError):

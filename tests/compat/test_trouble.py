@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -291,3 +292,34 @@ def test_what_a_hook_makes_has_a_bound_and_so_has_what_waits_for_it(tmp_path: Pa
         status, _, body = bench.ask("/parsed", {"x": "a" * 600_000})
         assert (status, json.loads(body)["error"]["kind"]) == (503, "memory")
         assert bench.json("/parsed", {"n": 2})["got"] == {"n": 2}
+
+
+def test_headers_that_the_door_lets_through_reach_the_function(tmp_path: Path) -> None:
+    text = WORKER.replace(
+        "async def leave(client_request, model_response):",
+        """async def count(client_request, model_response):
+    from aiohttp import web
+    lines = [(name.lower(), len(value)) for name, value in client_request.headers.items()]
+    return web.json_response([each for each in lines if each[0] in ("x-long", "user-agent", "x")])
+
+async def leave(client_request, model_response):""",
+    ).replace(
+        'HandlerConfig("/leave", response_generator=leave',
+        'HandlerConfig("/count", response_generator=count',
+    )
+    with on_the_bench(tmp_path, text, "--set", "limits.header_count=300") as bench:
+        bench.until_ready()
+        url = urlsplit(bench.facts()["worker_url"])
+        body = b'{"payload": {}}'
+        several = "".join(f"x: {number:03}\r\n" for number in range(250))
+        for lines, told in (
+            (f"x-long: {'y' * 60_000}\r\n", [["x-long", 60_000]]),
+            (several, [["x", 3]] * 250),
+            ("user-agent: a\r\nuser-agent: bb\r\n", [["user-agent", 1]]),
+        ):
+            head = f"POST /count HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n{lines}\r\n"
+            with socket.create_connection((url.hostname, url.port), 60) as client:
+                client.sendall(head.encode() + body)
+                answer = http.client.HTTPResponse(client)
+                answer.begin()
+                assert (answer.status, json.loads(answer.read())) == (200, told)
