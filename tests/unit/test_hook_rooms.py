@@ -8,6 +8,7 @@ import importlib
 import inspect
 import json
 import math
+import subprocess
 import sys
 import threading
 from typing import Any
@@ -355,3 +356,9 @@ def test_what_files_import_are_our_classes(
         undo()
     after = {name: module for name, module in sys.modules.items() if name.startswith("vastai")}
     assert after == before
+
+
+@pytest.mark.parametrize("done", ["sys.stdout.close()", "sys.stderr = None", "sys.stdout = 7"])
+def test_the_process_ends_whatever_the_file_did_to_its_streams(done: str) -> None:
+    text = f"import sys; from ingress.hooks.__main__ import end; {done}; end(7)"
+    assert subprocess.run([sys.executable, "-c", text], timeout=60).returncode == 7
