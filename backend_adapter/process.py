@@ -150,7 +150,11 @@ class Adapter:
             self._hosted_watch.told(message.state == ChildState.FAILED)
 
     def reload(self, settings: Settings) -> None:
-        """Lanes and limits come with each job; the rest needs a restart."""
+        """Lanes and limits come with each job; a worker.py that was restarted may have moved its
+        model server. The rest needs a restart.
+        """
+        if self._client.move(settings.model.url):
+            self._watch.on_lost()
 
     async def drain(self, deadline_s: float) -> None:
         """Take nothing new; return when nothing runs or waits."""
