@@ -34,6 +34,8 @@ def of_change(supervisor: Supervisor, member: Member) -> Iterator[Tiding]:
         if member.name == "hooks":
             for name in filter(_needs_hooks, supervisor.members):
                 yield name, _note(supervisor, member)
+            if _starts_model(supervisor):
+                yield "backend_adapter", model_state(supervisor)
 
 
 def of_stop(supervisor: Supervisor) -> Iterator[Tiding]:
@@ -67,11 +69,26 @@ def _note(supervisor: Supervisor, member: Member) -> ChildNote:
     return ChildNote(member.name, life.state, supervisor.mask(life.reason), life.restarts)
 
 
+def _starts_model(supervisor: Supervisor) -> bool:
+    """The lifecycle of a worker.py does: with each life of the file begins one of the model's."""
+    return "model" not in supervisor.members and supervisor.plan.settings.model.lifecycle
+
+
+def model_generation(supervisor: Supervisor) -> int:
+    """Which start of the model server is the present one."""
+    name = "hooks" if _starts_model(supervisor) else "model"
+    member = supervisor.members.get(name)
+    return 0 if member is None else member.life.generation
+
+
 def model_state(supervisor: Supervisor) -> ModelState:
     """Where the model server's process stands."""
     member, max_perf = supervisor.members.get("model"), supervisor.max_perf
     if member is None:
-        return ModelState("external", started_at=supervisor.started_at, max_perf=max_perf)
+        generation, began_at = model_generation(supervisor), supervisor.started_at
+        if generation > 1:
+            began_at = supervisor.members["hooks"].life.started_at
+        return ModelState("external", generation, started_at=began_at, max_perf=max_perf)
     life = member.life
     return ModelState(
         life.state,

@@ -119,15 +119,14 @@ class HookHost:
             self._server.close()
 
     def _say(self) -> None:
-        """What the supervisor has to know, with every beat, because it may be a new one."""
+        """What the supervisor has to know, with every beat: what was said may have been lost."""
+        pid = os.getpid()
         if self._failure:
-            self._runtime.tell(ScriptFailed(self._failure))
+            self._runtime.tell(ScriptFailed(self._failure, pid))
         if self._values:
-            values, self._values = self._values, b""
-            if not self._runtime.tell(Configured(values)):
-                self._values = values
-        if self._lifecycle is not None and self._runtime.tell(self._lifecycle):
-            self._lifecycle = None
+            self._runtime.tell(Configured(self._values, pid))
+        if self._lifecycle is not None:
+            self._runtime.tell(LifecycleState(self._lifecycle.error, pid))
 
     def _whereabouts(self) -> str:
         frame = sys._current_frames().get(self._main_id or 0)

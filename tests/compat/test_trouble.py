@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from supervisor.exit_codes import ExitCode
-from tests.compat.bench import on_the_bench, until_said
+from tests.compat.bench import ROOT, on_the_bench, until_said
 from tests.kit.wait import wait_until
 
 HEAD = "from vastai import Worker, WorkerConfig, HandlerConfig, BenchmarkConfig, LogActionConfig\n"
@@ -323,3 +323,69 @@ async def leave(client_request, model_response):""",
                 answer = http.client.HTTPResponse(client)
                 answer.begin()
                 assert (answer.status, json.loads(answer.read())) == (200, told)
+
+
+def test_a_model_server_that_moves_with_the_restart_of_its_file_is_found(tmp_path: Path) -> None:
+    text = (
+        HEAD
+        + f"""
+import subprocess, sys
+from supervisor.ports import free_port
+
+async def form(client_request, model_response):
+    from aiohttp import web
+    return web.json_response(await model_response.json())
+
+port = free_port("127.0.0.1")
+subprocess.Popen([sys.executable, "-m", "tests.kit.echo_model", str(port), LOG], cwd={str(ROOT)!r})
+Worker(WorkerConfig(
+    model_server_url="http://127.0.0.1", model_server_port=port, model_healthcheck_url="/health",
+    handlers=[HandlerConfig("/plain", allow_parallel_requests=True),
+              HandlerConfig("/formed", response_generator=form, allow_parallel_requests=True)],
+)).run()
+"""
+    )
+    with on_the_bench(tmp_path, text, model=False) as bench:
+        bench.until_ready()
+        old = bench.status()["model"]["url"]
+        assert bench.json("/plain", {"n": 1})["got"] == {"n": 1}
+        os.kill(bench.member("hooks")["pid"], signal.SIGKILL)
+        for route in ("/formed", "/plain"):
+            assert bench.json(route, {"n": 2})["got"] == {"n": 2}
+        assert bench.status()["model"]["url"] != old
+        wait_until(lambda: bench.status()["ready"], 60, "ready again")
+
+
+def test_a_lifecycle_is_waited_for_again_when_its_file_is_restarted(tmp_path: Path) -> None:
+    """The model server's port may answer long before that."""
+    text = (
+        HEAD
+        + f"""
+import asyncio, os
+from contextlib import asynccontextmanager
+
+@asynccontextmanager
+async def life():
+    while not os.path.exists("go"):
+        await asyncio.sleep(0.02)
+    yield
+
+Worker(WorkerConfig({MODEL} handlers=[HandlerConfig("/plain")], lifecycle=life)).run()
+"""
+    )
+    go = tmp_path / "go"
+    go.touch()
+    with on_the_bench(tmp_path, text) as bench:
+        bench.until_ready()
+        go.unlink()
+        old = bench.member("hooks")["pid"]
+        os.kill(old, signal.SIGKILL)
+        wait_until(lambda: bench.member("hooks")["pid"] not in (0, old), 60, "another one")
+        wait_until(lambda: bench.member("hooks")["state"] == "ready", 60, "it to run")
+        asked = aside(bench.ask, "/plain", {"n": 1})
+        wait_until(lambda: bench.status()["queue"]["waiting"] == 1, 60, "the request to wait")
+        assert not bench.status()["ready"] and not bench.status()["model"]["ready"]
+        go.touch()
+        asked[0].join(60)
+        assert asked[1][0][0] == 200
+        wait_until(lambda: bench.status()["ready"], 60, "ready again")
