@@ -146,7 +146,7 @@ class Adapter:
             self._watch.on_model_state(message)
         elif isinstance(message, LogMatch):
             self._watch.on_log_match(message)
-        elif isinstance(message, ChildNote) and self._hosted is not None:
+        elif isinstance(message, ChildNote) and message.name == "hooks" and self._hosted:
             self._hosted_watch.told(message.state == ChildState.FAILED)
 
     def reload(self, settings: Settings) -> None:

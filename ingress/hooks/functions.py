@@ -51,10 +51,10 @@ class RemoteFunctions:
         function = handler.remote_function
         if not is_plain(function):
             if handler.allow_parallel_requests:
-                return await handler.call_remote_dispatch_function(params)
+                return await _awaited(handler.call_remote_dispatch_function(params))
             await self._enter(self._serial)
             try:
-                return await handler.call_remote_dispatch_function(params)
+                return await _awaited(handler.call_remote_dispatch_function(params))
             finally:
                 self._serial.release()
         assert function is not None
@@ -66,7 +66,7 @@ class RemoteFunctions:
             result, error = future.result()
             if error is not None:
                 raise error
-            return await result if inspect.isawaitable(result) else result
+            return await _awaited(result)
         finally:
             if future.done():
                 place.release()
@@ -96,6 +96,12 @@ class RemoteFunctions:
     def _finished(self, thread: DaemonThread, outcome: _Outcome) -> None:
         self._idle.append(thread)
         self._running.pop(thread).set_result(outcome)
+
+
+async def _awaited(result: Any) -> Any:
+    while inspect.isawaitable(result):
+        result = await result
+    return result
 
 
 def _outcome_of(work: Callable[[], Any]) -> _Outcome:
