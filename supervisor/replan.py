@@ -86,6 +86,10 @@ class Replanner:
             wanted = self._reread(given).settings
             if faults := unreloadable(running, wanted):
                 raise SettingsError(faults)
+            if server:  # a figure that was measured meanwhile is no change that anybody made
+                max_perf = running.benchmark.max_perf
+                benchmark = replace_in(wanted.benchmark, max_perf=max_perf)
+                wanted = replace_in(wanted, benchmark=benchmark)
             settings = replace_in(running, route=wanted.route)
             if server and not running.model.command:
                 model = replace_in(running.model, url=wanted.model.url, health=wanted.model.health)

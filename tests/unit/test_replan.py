@@ -28,8 +28,11 @@ class Scene:
         self.read += 1
         return make(load(None, {}, self.flags, given=given), embedded=False)
 
-    def says(self, port: int, *paths: str, **model: Any) -> bool:
+    def says(
+        self, port: int, *paths: str, benchmark: dict[str, Any] | None = None, **model: Any
+    ) -> bool:
         values: dict[str, Any] = {
+            "benchmark": benchmark or {},
             "model": {"url": f"http://127.0.0.1:{port}", **model},
             "route": [{"path": path} for path in paths],
         }
@@ -59,6 +62,19 @@ def test_a_restarted_file_may_change_routes_and_move_its_model_server(tmp_path: 
     assert model.probe_every_s == 5.0, "the rest stays"
     assert scene.replanner.reload() == ["model"], "and is named"
     assert scene.now.model.url == "http://127.0.0.1:18001"
+
+
+def test_a_figure_that_was_measured_meanwhile_is_no_change(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = Scene(tmp_path)
+    for max_perf in (0.0, 5.0):
+        benchmark = {"route": "/a", "sampled": True, "max_perf": max_perf}
+        assert scene.says(18000, "/a", benchmark=benchmark)
+    assert scene.now.benchmark.max_perf == 0.0
+    assert "start the worker anew" not in caplog.text
+    assert scene.says(18000, "/a", benchmark={"route": "/a", "sampled": True, "runs": 2})
+    assert "start the worker anew for what changed in benchmark" in caplog.text
 
 
 def test_a_model_server_that_the_worker_starts_stays_where_it_is(tmp_path: Path) -> None:
