@@ -2,7 +2,9 @@
 
 It is bound by ``ingress/hooks``; the words live here because the adapter, which may not import
 ingress, asks as well. Law: each Prepare and each Sample gets at most one Prepared or Refused; who
-asks gives up after ``hooks.timeout_s``. Append fields with defaults, never reorder.
+asks gives up after ``hooks.timeout_s``. What has waited so long, was forgotten, or was asked in a
+session that ended is not begun any more, and not answered. Append fields with defaults, never
+reorder.
 """
 
 from __future__ import annotations
@@ -44,6 +46,12 @@ class Measured(Message, frozen=True, tag=3):
     max_perf: float
 
 
+class Forget(Message, frozen=True, tag=4):
+    """Nobody waits for the answer to this Prepare any more. Ignored when it was answered."""
+
+    id: int
+
+
 class SessionSeen(Message, frozen=True, tag=5):
     """A session is open, or was used: for code that looks at ``worker.backend.sessions``."""
 
@@ -71,7 +79,7 @@ class SessionsAnew(Message, frozen=True, tag=7):
 
 
 AboutSessions = SessionSeen | SessionGone | SessionsAnew
-ToHooks = Prepare | Sample | Measured | AboutSessions
+ToHooks = Prepare | Sample | Measured | Forget | AboutSessions
 
 
 # --------------------------------------------------------------------- hooks → ingress, adapter

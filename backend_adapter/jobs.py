@@ -79,7 +79,8 @@ class Abort:
 class Reject:
     """Tell the sender that the job was refused before it ran. Terminal.
 
-    ``kind``: ``queue_full``, ``queue_time``, ``not_ready``, ``model_down`` or ``draining``.
+    ``kind``: ``queue_full``, ``queue_time``, ``not_ready``, ``model_down``, ``hooks_down`` or
+    ``draining``.
     ``retry_after_s`` 0: nothing is known about when. ``position`` 0: it had been queued already,
     or was refused for another reason than the queue.
     """

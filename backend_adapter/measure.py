@@ -94,7 +94,7 @@ class Measurement:
         self._timeout_s = benchmark.timeout_s
         self._on_done = on_done
         self._on_failed = on_failed
-        concurrency = 1 if route.concurrency == 1 else benchmark.concurrency
+        concurrency = min(benchmark.concurrency, route.concurrency or benchmark.concurrency)
         self._plan = Benchmark(
             runs=benchmark.runs, concurrency=concurrency, warmup=benchmark.warmup
         )

@@ -137,8 +137,8 @@ class Rejected(Message, frozen=True, tag=6):
     """The job was never dispatched. Terminal.
 
     ``kind``: ``queue_full``, ``queue_time``, ``too_many_sessions`` (429), ``not_ready``,
-    ``model_down``, ``draining`` (503), ``invalid_session`` (410), ``unknown_session`` (400) or
-    ``bad_token`` (401).
+    ``model_down``, ``hooks_down``, ``draining`` (503), ``invalid_session`` (410),
+    ``unknown_session`` (400) or ``bad_token`` (401).
     """
 
     id: int

@@ -102,6 +102,20 @@ class ModelClient:
         self.reused = 0  #: requests that found one
         self.progress_at = 0.0  #: monotonic time of the last byte of any job's response; 0: never
 
+    def move(self, base_url: str) -> bool:
+        """It is somewhere else from now on; what runs goes on where it is. False: it is not."""
+        endpoint = parse_url(base_url)
+        if endpoint == self._endpoint:
+            return False
+        self._endpoint = endpoint
+        self._heads.clear()
+        for connection in self._idle[:]:
+            connection.abandon()
+        self._idle.clear()
+        for connection in self._active:
+            connection.counted = False  # it is not used again, and says nothing of the new one
+        return True
+
     @property
     def idle(self) -> int:
         """Connections that wait for a request."""
@@ -272,7 +286,8 @@ class ModelClient:
 
     async def _connect(self, request: Request, endpoint: Endpoint, counted: bool) -> None:
         def protocol() -> Connection:
-            return Connection(self, self._loop, request, counted)
+            at_home = endpoint is self._endpoint  # it may have moved meanwhile
+            return Connection(self, self._loop, request, counted and at_home)
 
         try:
             await self._dial(endpoint, protocol)

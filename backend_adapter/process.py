@@ -16,7 +16,6 @@ from typing import Any
 
 from backend_adapter import jobs
 from backend_adapter.capacity import Capacity
-from backend_adapter.hook_messages import HOOKS_SOCKET, HOSTED_SOCKET, FromHooks, Measured
 from backend_adapter.jobs import Job, Key
 from backend_adapter.messages import (
     Cancel,
@@ -32,10 +31,9 @@ from backend_adapter.model_client import ModelClient
 from backend_adapter.model_watch import ModelWatch
 from backend_adapter.queue import Queue
 from backend_adapter.run import Run
-from backend_adapter.samples import Samples
+from backend_adapter.script_link import ScriptLink
 from backend_adapter.session_desk import SWEEP_EVERY_S, SessionDesk
 from backend_adapter.session_files import SessionFiles
-from backend_adapter.session_mirror import SessionMirror
 from reporter.messages import QueueReport
 from reporter.producer import EVENTS_EVERY_S, LAST_ACCOUNTS_S, Producer
 from supervisor import wire
@@ -67,18 +65,15 @@ class Adapter:
             max_attempts=settings.queue.max_attempts,
         )
         self._client = self._client_of(model.url)
+        self._script = ScriptLink(runtime, self._client_of, self)
         #: connections to functions of a worker.py that answer in the model server's place
-        self._hosted: ModelClient | None = None
-        if settings.hooks.file:
-            path = runtime.address(HOSTED_SOCKET).removeprefix("ipc://")
-            self._hosted = self._client_of(f"unix://{path}")
-        self._samples = Samples(settings.hooks.timeout_s) if settings.hooks.file else None
-        self._hooks: wire.Client | None = None
+        self._hosted = self._script.hosted
         self._capacity = Capacity(settings.benchmark.max_perf)
         self._told_perf = 0.0
         self._watch = ModelWatch(
-            runtime, self._client, self._capacity, self, samples=self._samples, hosted=self._hosted
-        )
+            runtime, self._client, self._capacity, self,
+            samples=self._script.samples, hosted=self._hosted,
+        )  # fmt: skip
         self._runs: dict[Key, Run] = {}
         self._gauges: QueueReport | None = None
         self._draining = False
@@ -88,16 +83,11 @@ class Adapter:
         self._accounts = Producer(
             runtime.address(EVENTS_SOCKET), runtime.name, on_up=self.standing_changed
         )
-        self._mirror = SessionMirror()
         self._desk = SessionDesk(
-            settings.limits.sessions,
-            self._client,
-            self._accounts.ledger,
+            settings.limits.sessions, self._client, self._accounts.ledger,
             SessionFiles(os.path.join(runtime.handoff.runtime_dir, SESSIONS)),
-            self._mirror,
-            send=self._answer,
-            revoke=self._revoke,
-        )
+            self._script.mirror, send=self._answer, revoke=self._revoke,
+        )  # fmt: skip
 
     def _client_of(self, url: str) -> ModelClient:
         model = self._runtime.settings.model
@@ -121,14 +111,7 @@ class Adapter:
         )  # fmt: skip
         self._desk.restore()
         self._accounts.start()
-        if self._samples is not None:
-            self._hooks = wire.Client(
-                runtime.address(HOOKS_SOCKET), runtime.name, FromHooks, self._samples.answered,
-                on_up=self._hooks_up, on_down=self._samples.link_down,
-                max_message_bytes=runtime.settings.limits.body_bytes + 2**20,
-            )  # fmt: skip
-            self._samples.send = self._mirror.tell = self._hooks.send
-            runtime.every(GAUGES_EVERY_S, self._expire_samples)
+        self._script.start()
         self.capacity_changed()
         runtime.every(EXPIRE_EVERY_S, self._expire)
         runtime.every(GAUGES_EVERY_S, self._tell_gauges)
@@ -166,9 +149,15 @@ class Adapter:
             self._watch.on_log_match(message)
         elif isinstance(message, ChildNote) and message.name == "worker":
             self._no_successor.set()
+        elif isinstance(message, ChildNote) and message.name == "hooks":
+            self._script.told(message)
 
     def reload(self, settings: Settings) -> None:
-        """Lanes and limits come with each job; the rest needs a restart."""
+        """Lanes and limits come with each job; a worker.py that was restarted may have moved its
+        model server. The rest needs a restart.
+        """
+        if self._client.move(settings.model.url):
+            self._watch.on_lost()
 
     async def drain(self, deadline_s: float) -> None:
         """Take nothing new; return when nothing runs or waits."""
@@ -188,12 +177,9 @@ class Adapter:
         self._desk.stop()
         self.backend_down("the worker is stopping")  # what ends now is not sent again
         await self._client.close()
-        if self._hosted is not None:
-            await self._hosted.close()
+        await self._script.close()
         self._jobs.close()
         self._accounts.close()
-        if self._hooks is not None:
-            self._hooks.close()
 
     # ------------------------------------------------------------------ jobs
 
@@ -232,15 +218,6 @@ class Adapter:
 
     def _revoke(self, session_id: str) -> None:
         self._carry_out(self._queue.revoke(session_id, time.monotonic()))
-
-    def _hooks_up(self) -> None:
-        if self._samples is not None:
-            self._samples.link_up()
-        self._mirror.link_up()
-
-    def _expire_samples(self) -> None:
-        if self._samples is not None:
-            self._samples.expire(time.monotonic())
 
     def _expire(self) -> None:
         self._watch.note_progress()
@@ -339,7 +316,8 @@ class Adapter:
         if self._runs.get(key) is not run or not self._forget(key):
             return
         self._capacity.ended(0.0, run.job.dispatched_at, now)
-        self._watch.on_lost()
+        if run.client is not self._hosted or self._script.lost(sent):
+            self._watch.on_lost()
         self._carry_out(self._queue.lost(key, sent, reason, now))
 
     def broken(self, run: Run, kind: str, message: str) -> None:
@@ -365,10 +343,25 @@ class Adapter:
         """Jobs need not wait."""
         self._carry_out(self._queue.backend_failed(reason, time.monotonic()))
 
+    def hosted_up(self) -> None:
+        """Jobs for the process that holds the worker.py may run."""
+        self._carry_out(self._queue.hosted_up(time.monotonic()))
+
+    def hosted_down(self) -> None:
+        """They must wait."""
+        self._queue.hosted_down()
+
+    def hosted_failed(self) -> None:
+        """They need not wait."""
+        self._carry_out(self._queue.hosted_failed(time.monotonic()))
+
+    def model_lost(self) -> None:
+        """Look at the model server at once."""
+        self._watch.on_lost()
+
     def measured(self, max_perf: float) -> None:
         """A benchmark has just been made; a worker.py's host remembers its figure."""
-        if self._hooks is not None:
-            self._hooks.send(Measured(max_perf))
+        self._script.measured(max_perf)
 
     def capacity_changed(self) -> None:
         """What only traffic has shown is what the model server did, not what it can do.

@@ -16,17 +16,16 @@ Not known here: the clock, sockets, and what is inside a job.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from heapq import heappop, heappush
 
+from backend_adapter import refusals
+from backend_adapter.deadlines import Deadlines
 from backend_adapter.jobs import Abort, Command, Dispatch, Fail, Job, Key, Reject, State
 from backend_adapter.lanes import Lanes
+from backend_adapter.refusals import MIN_RETRY_S
 from reporter.messages import Totals
 
-MIN_RETRY_S = 1.0  #: shortest Retry-After that is given where one is given at all
 NOTHING: Sequence[Command] = ()
-_SLACK = 64  #: stale entries that the heap may hold on top of as many as there are live ones
 
 
 class Queue:
@@ -48,11 +47,12 @@ class Queue:
         self._failed = False
         self._draining = False
         self._reason = "it has not started yet"
+        self._hosted_up = True
+        self._hosted_failed = False
         self._next_order = 0
         self._jobs: dict[Key, Job] = {}
         self._lanes = Lanes(max_running)
-        #: (deadline, order, key); valid while the job is armed with that very deadline
-        self._deadlines: list[tuple[float, int, Key]] = []
+        self._deadlines = Deadlines(self._jobs)
         self._received = self._served = self._errored = self._cancelled = self._rejected = 0.0
         self._requests = 0
         self.held_bytes = 0  #: bodies of waiting and running jobs
@@ -118,20 +118,23 @@ class Queue:
 
         ``sent`` True: the request may have been worked on. It costs an attempt, and the job fails
         if it has none left or must not be sent twice. ``sent`` False: it never reached the model
-        server. That costs nothing, but dispatch is held until the next ``backend_up``: the caller
-        sees it in ``up``, and probes.
+        server. That costs nothing, but dispatch is held until the next ``backend_up`` (that of
+        hosted jobs: ``hosted_up``): the caller sees it in ``up``, and probes.
         """
         job = self._running_job(key, "lost")
         if job is None:
             return NOTHING
         if sent:
             job.attempts += 1
+        elif job.submit.hosted:
+            if self._hosted_up:
+                self.hosted_down()
         elif self._up:
             self.backend_down(reason)
         spent = sent and (job.attempts >= self._max_attempts or not job.submit.redeliver)
         if spent or job.state is State.BEGUN:
             return self.broken(key, "model_failed", reason, now)
-        if self._failed:
+        if self._failed or (self._hosted_failed and job.submit.hosted):
             return [self._give_up(job, now)]
         self._lanes.release(job)
         self.retried += 1
@@ -189,6 +192,27 @@ class Queue:
         self._reason = reason
         return [self._give_up(job, now) for job in self._lanes.waiting_jobs()]
 
+    def hosted_up(self, now: float) -> Sequence[Command]:
+        """The process that holds a worker.py takes jobs. It does until ``hosted_down``."""
+        self._hosted_up = True
+        self._hosted_failed = False
+        self._lanes.let_hosted()
+        commands: list[Command] = []
+        self._dispatch(now, commands)
+        return commands
+
+    def hosted_down(self) -> None:
+        """It is away, and comes again: hosted jobs wait, the others go on."""
+        self._hosted_up = self._hosted_failed = False
+        self._lanes.hold_hosted()
+
+    def hosted_failed(self, now: float) -> Sequence[Command]:
+        """It will not be restarted: no hosted job waits until the next ``hosted_up``."""
+        self.hosted_down()
+        self._hosted_failed = True
+        hosted = [job for job in self._lanes.waiting_jobs() if job.submit.hosted]
+        return [self._give_up(job, now) for job in hosted]
+
     def set_capacity(self, max_perf: float) -> None:
         """``max_perf``: workload per second that the model server manages; 0: unknown."""
         self._max_perf = max_perf
@@ -201,7 +225,7 @@ class Queue:
         """End what has waited or run past its deadline. Due at ``next_deadline()``."""
         commands: list[Command] = []
         while (at := self.next_deadline()) is not None and at <= now:
-            job = self._jobs[heappop(self._deadlines)[2]]
+            job = self._deadlines.pop()
             if job.state is State.WAITING:
                 commands.append(self._give_up(job, now))
             else:
@@ -212,24 +236,9 @@ class Queue:
 
     def next_deadline(self) -> float | None:
         """Monotonic time at which ``expire`` has something to do; None: never, as things stand."""
-        heap = self._deadlines
-        while heap:
-            at, _, key = heap[0]
-            job = self._jobs.get(key)
-            if job is not None and job.armed == job.deadline == at:
-                return at
-            heappop(heap)
-            if job is not None and job.armed == at:  # dispatched since: it has until later now
-                job.armed = math.inf
-                self._arm(job)
-        return None
+        return self._deadlines.next()
 
     # ------------------------------------------------------------------------- gauges
-
-    @property
-    def capacity(self) -> float:
-        """Workload per second that admission counts on; 0: unknown."""
-        return self._max_perf
 
     @property
     def up(self) -> bool:
@@ -267,9 +276,11 @@ class Queue:
         if now >= submit.expires_at:
             return Fail(job, "expired", "the time allowed for the answer was over on arrival")
         if self._draining:
-            return Reject(job, "draining", "the worker is stopping; send the request elsewhere")
+            return refusals.draining(job)
         if self._failed:
-            return self._model_down(job)
+            return refusals.model_down(job, self._reason)
+        if self._hosted_failed and submit.hosted:
+            return refusals.hooks_down(job, self._hosted_failed)
         position = self._lanes.waiting_in(submit.lane) + 1
         if self.waiting >= self._max_jobs:
             text = f"{self.waiting} requests wait already, which is the most that may; retry later"
@@ -293,15 +304,7 @@ class Queue:
         return max(MIN_RETRY_S, self.outstanding / self._max_perf - job.submit.max_queue_time_s)
 
     def _queue_time(self, job: Job, position: int) -> Reject:
-        text = (
-            f"the wait is longer than the {job.submit.max_queue_time_s:g} s that this request may"
-            f" wait; {len(self._jobs)} others are in the queue or running; retry later"
-        )
-        return Reject(job, "queue_time", text, self._retry_after_s(job), position)
-
-    def _model_down(self, job: Job) -> Reject:
-        text = f"the model server failed for good ({self._reason}); send the request elsewhere"
-        return Reject(job, "model_down", text)
+        return refusals.queue_time(job, len(self._jobs), self._retry_after_s(job), position)
 
     # -------------------------------------------------------------------- ends of a job
 
@@ -315,10 +318,11 @@ class Queue:
         self._retire(job)
         self._rejected += job.submit.workload
         if self._failed:
-            return self._model_down(job)
+            return refusals.model_down(job, self._reason)
+        if job.submit.hosted and not self._hosted_up:
+            return refusals.hooks_down(job, self._hosted_failed)
         if not self._up:
-            text = f"the model server is not ready: {self._reason}; retry later"
-            return Reject(job, "not_ready", text, MIN_RETRY_S)
+            return refusals.not_ready(job, self._reason)
         return self._queue_time(job, 0)
 
     def _fail(self, job: Job, kind: str, message: str) -> Fail:
@@ -342,9 +346,7 @@ class Queue:
         else:
             self._lanes.release(job)
         self._lanes.part(job)
-        if len(self._deadlines) > 2 * len(self._jobs) + _SLACK:
-            armed = [job for job in self._jobs.values() if job.armed != math.inf]
-            self._deadlines[:] = sorted((job.armed, job.order, job.key) for job in armed)
+        self._deadlines.tidy()
 
     # ------------------------------------------------------------------ states of a job
 
@@ -363,7 +365,7 @@ class Queue:
         commands: list[Command] = []
         self._dispatch(now, commands)
         if job.state is State.WAITING:
-            self._arm(job)
+            self._deadlines.arm(job)
         return commands
 
     def _dispatch(self, now: float, commands: list[Command]) -> None:
@@ -377,11 +379,5 @@ class Queue:
             job.waited_s += now - job.queued_at
             job.dispatched_at = now
             job.deadline = job.submit.expires_at
-            self._arm(job)
+            self._deadlines.arm(job)
             commands.append(Dispatch(job))
-
-    def _arm(self, job: Job) -> None:
-        """See to it that the heap of deadlines surfaces this job no later than its deadline."""
-        if job.deadline < job.armed:
-            job.armed = job.deadline
-            heappush(self._deadlines, (job.deadline, job.order, job.key))

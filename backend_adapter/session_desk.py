@@ -232,7 +232,6 @@ class SessionDesk:
 
     def stop(self) -> None:
         """Begin nothing more."""
-        self._mirror.stop()
         for task in self._tasks:
             task.cancel()
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from backend_adapter.hook_messages import ROUTE_HEADER, TICKET_HEADER, Prepare, Prepared
+from backend_adapter.hook_messages import ROUTE_HEADER, TICKET_HEADER, Forget, Prepare, Prepared
 from backend_adapter.hook_messages import Refused as HookRefused
 from backend_adapter.messages import Submit
 from ingress import session_calls
@@ -46,9 +46,13 @@ _WITHHELD = frozenset(
     (
         b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade",
         b"expect", b"content-length", b"content-type", b"host", b"proxy-connection",
-        b"authorization", b"proxy-authorization", b"cookie",
+        b"authorization", b"proxy-authorization", b"cookie", b"sec-websocket-key1",
     )
 )  # fmt: skip
+#: Header lines of which only the first goes on: with two, the function would not get the request.
+_ONCE = frozenset(
+    (b"user-agent", b"content-location", b"content-range", b"etag", b"max-forwards", b"server")
+)
 
 
 class Door:
@@ -59,7 +63,7 @@ class Door:
         decode: takes the envelope apart, strictly or not.
         questions: requests that wait for a worker.py's word.
         management: answers what the engine asks of the worker itself.
-        ask: hands a question to the hook host, now or when a session stands.
+        ask: hands a question to the hook host, now or when a session stands; or has one forgotten.
         submit: hands a taken job to the adapter, now or when a session stands.
         cancel: tells the adapter that nobody wants a job any more.
         writable: the client of a streaming job has room again.
@@ -76,7 +80,7 @@ class Door:
         *,
         decode: Callable[[bytes], Envelope],
         credit_bytes: int,
-        ask: Callable[[Prepare], None],
+        ask: Callable[[Prepare | Forget], None],
         submit: Callable[[Job], None],
         cancel: Callable[[Job], None],
         writable: Callable[[Job], None],
@@ -87,6 +91,7 @@ class Door:
         self._ledger = ledger
         self._questions = questions
         self._management = management
+        self._no_hooks = False
         self._ask = ask
         self._decode = decode
         self._credit_bytes = credit_bytes
@@ -142,6 +147,12 @@ class Door:
         session_id = envelope.session_id or ""
         request_idx = auth.request_idx if auth is not None else UNKNOWN_IDX
         reqnum = auth.reqnum if auth is not None and request_idx != UNKNOWN_IDX else None
+        if self._no_hooks and (route.prepare or route.hosted):
+            self._ledger.refuse(ErrorKind.HOOKS_DOWN)
+            problem = _hooks_down()
+            problem.request_idx = request_idx if request_idx >= 0 else None
+            exchange.fail(problem)
+            return
         if route.prepare:
             message = Prepare(self._questions.next_id(), route.path, exchange.body)
             question = Question(message, exchange, route, request_idx, reqnum, session_id, now)
@@ -222,7 +233,17 @@ class Door:
     def expire_questions(self, now: float) -> None:
         """Who waited too long for a worker.py's word is told so."""
         for question in self._questions.expire(now):
+            self._ask(Forget(question.message.id))
             self._turn_away(question, Problem(ErrorKind.HOOK_TIMEOUT))
+
+    def hooks_failed(self, failed: bool) -> None:
+        """The worker.py will not be started again by itself (or it was, after all).
+
+        While it is only being restarted, requests wait for it.
+        """
+        self._no_hooks = failed
+        for question in self._questions.give_up() if failed else ():
+            self._turn_away(question, _hooks_down())
 
     def give_up_questions(self) -> None:
         """The worker stops: nobody waits for a worker.py's word any more."""
@@ -291,6 +312,7 @@ class Door:
         exchange.context = None
         if isinstance(job, Question):
             if self._questions.settle(job.message.id) is not None:
+                self._ask(Forget(job.message.id))
                 self._ledger.refuse(ErrorKind.CLIENT_GONE)
             return
         if self._admission.settle(job.submit.id) is None:
@@ -315,10 +337,18 @@ class Door:
         return Problem(ErrorKind.UNKNOWN_ROUTE, f"no such route; this worker has: {known}")
 
 
+def _hooks_down() -> Problem:
+    text = "worker.py failed for good: the worker's log says why; send the request elsewhere"
+    return Problem(ErrorKind.HOOKS_DOWN, text)
+
+
 def hosted_headers(headers: list[tuple[bytes, bytes]], route: str) -> bytes:
     """Header lines of a job that a worker.py answers: its route, and what the client sent."""
     lines = [f"{ROUTE_HEADER}: {route}\r\n".encode()]
+    seen: set[bytes] = set()
     for name, value in headers:
-        if name not in _WITHHELD and not name.startswith(b"x-lighterman-"):
-            lines.append(b"%b: %b\r\n" % (name, value))
+        if name in _WITHHELD or name.startswith(b"x-lighterman-") or name in seen & _ONCE:
+            continue
+        seen.add(name)
+        lines.append(b"%b: %b\r\n" % (name, value))
     return b"".join(lines)

@@ -68,6 +68,7 @@ class ErrorKind(enum.StrEnum):
     OVERLOADED = "overloaded", 503, "The worker holds as many connections as it may."
     MEMORY = "memory", 503, "The worker holds as many bytes of request bodies as it may."
     ADAPTER_DOWN = "adapter_down", 503, "The worker's queue process is being restarted."
+    HOOKS_DOWN = "hooks_down", 503, "The process that runs worker.py is not running."
     NO_PUBLIC_KEY = (
         "no_public_key",
         503,

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from backend_adapter.hook_messages import HOOKS_SOCKET, FromHooks, Prepare, Prepared
+from backend_adapter.hook_messages import HOOKS_SOCKET, Forget, FromHooks, Prepare, Prepared
 from backend_adapter.messages import (
     Answer,
     Cancel,
@@ -44,7 +44,7 @@ from reporter.producer import EVENTS_EVERY_S, LAST_ACCOUNTS_S, Producer
 from supervisor import process_tree, wire
 from supervisor.child import Runtime
 from supervisor.exit_codes import ExitCode
-from supervisor.messages import Beat
+from supervisor.messages import Beat, ChildNote, ChildState
 from supervisor.settings import Settings
 from supervisor.tls import CertificateWatch, TlsError, make_context
 
@@ -177,7 +177,9 @@ class Ingress:
         )
 
     def on_control(self, message: Any) -> None:
-        """Nothing that the supervisor says to others concerns the door."""
+        """Is the worker.py gone for good?"""
+        if isinstance(message, ChildNote) and message.name == "hooks":
+            self._door.hooks_failed(message.state == ChildState.FAILED)
 
     def reload(self, settings: Settings) -> None:
         """New routes and certificates; what runs goes on as it was taken."""
@@ -216,7 +218,7 @@ class Ingress:
 
     # ------------------------------------------------------------------ a worker.py's word
 
-    def _ask(self, message: Prepare) -> None:
+    def _ask(self, message: Prepare | Forget) -> None:
         if self._hooks is not None:
             self._hooks.send(message)
 

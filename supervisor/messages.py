@@ -78,18 +78,21 @@ class Configured(Message, frozen=True, tag=4):
     """The worker.py has run its Worker. ``values``: MessagePack, section → name → value."""
 
     values: bytes
+    pid: int = 0  #: of the process that says so
 
 
 class ScriptFailed(Message, frozen=True, tag=5):
     """The worker.py cannot run, or does not come to running its Worker; ``text`` says where."""
 
     text: str
+    pid: int = 0
 
 
 class LifecycleState(Message, frozen=True, tag=6):
     """The lifecycle of the worker.py was entered, or (``error``) could not be."""
 
     error: str = ""
+    pid: int = 0
 
 
 ToSupervisor = Beat | ModelVerdict | CommandRequest | Configured | ScriptFailed | LifecycleState
@@ -105,7 +108,8 @@ class ModelState(Message, frozen=True, tag=1):
     """
 
     state: str
-    generation: int = 0  #: counts starts; 0: never started by us
+    #: counts starts; 0: never started by us; that of the file whose lifecycle starts it
+    generation: int = 0
     pid: int = 0
     reason: str = ""  #: why it is not running, for people ("killed by signal 9", "exit 3")
     started_at: float = 0.0  #: time.monotonic() of the spawn
@@ -124,7 +128,9 @@ class LogMatch(Message, frozen=True, tag=2):
 
 
 class ChildNote(Message, frozen=True, tag=3):
-    """One of our own children died, hung or failed; the reporter says so while it lasts."""
+    """Where one of our own children stands. The reporter tells the engine while it is wrong; of
+    ``hooks`` ingress and adapter hear too, and refuse what needs it when it FAILED.
+    """
 
     name: str
     state: str

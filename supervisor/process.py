@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from typing import Any, assert_never
 
-from supervisor import lifecycle, process_tree, settings_sources, tidings, wire
+from supervisor import lifecycle, process_tree, script, settings_sources, tidings, wire
 from supervisor.child import CONTROL_SOCKET
 from supervisor.commands import obey
 from supervisor.exit_codes import ExitCode
@@ -180,7 +180,9 @@ class Supervisor:
         """The adapter says so, and the supervisor has seen nothing else since."""
         verdict, member = self.model_verdict, self.members.get("model")
         alive = member is None or member.state is ChildState.READY
-        return alive and verdict is not None and verdict.ready
+        if not alive or verdict is None or not verdict.ready:
+            return False
+        return verdict.generation == tidings.model_generation(self)
 
     @property
     def serving(self) -> bool:
@@ -285,12 +287,8 @@ class Supervisor:
                 self._on_verdict(message)
             elif isinstance(message, CommandRequest):
                 self._control.send(name, obey(self, message))
-            elif isinstance(message, Configured):
-                self._on_configured(message)
-            elif isinstance(message, ScriptFailed):
-                self.members["hooks"].feed(lifecycle.Hung(self.mask(message.text)))
-            elif isinstance(message, LifecycleState):
-                self._on_lifecycle(message)
+            elif isinstance(message, Configured | ScriptFailed | LifecycleState):
+                script.heed(self, message)
             else:
                 assert_never(message)
 
@@ -310,7 +308,7 @@ class Supervisor:
 
     def _on_verdict(self, verdict: ModelVerdict) -> None:
         member = self.members.get("model")
-        if member is not None and verdict.generation != member.life.generation:
+        if verdict.generation != tidings.model_generation(self):
             return
         if self.members["backend_adapter"].process is None:
             return  # nobody stands by it any more
@@ -331,34 +329,31 @@ class Supervisor:
         if kind == "info":
             _model_log.info("%s: %s", name, line)
         elif name == "model":
+            generation = generation or tidings.model_generation(self)
             match = LogMatch(generation, kind, pattern, line[:512])
             if kind == "ready":
-                self.ready_line = match
-            self._control.send("backend_adapter", match)
+                self.note_ready_line(match)
+            else:
+                self._control.send("backend_adapter", match)
         elif kind == "ready":
             self.members[name].feed(lifecycle.BecameReady())
 
-    def _on_configured(self, message: Configured) -> None:
-        """The worker.py has said what the worker is; or, after its restart, says it again."""
-        if self.stopping:
-            return
-        try:
-            if self.plan.configured:
-                self._replanner.configure_again(message.values)
-            else:
-                self._replanner.configure(message.values)
-        except SettingsError as error:
-            self.members["hooks"].feed(lifecycle.Hung(self.mask(str(error))))
+    def note_ready_line(self, match: LogMatch) -> None:
+        """Also told to later adapters."""
+        self.ready_line = match
+        self._control.send("backend_adapter", match)
+
+    def configure(self, values: bytes) -> None:
+        """A worker.py has said what the worker is; or, after its restart, says it again.
+
+        Raises:
+            SettingsError: that cannot work; nothing has changed.
+        """
+        if self.stopping or not self._replanner.configure(values):
             return
         self._programs.replan(self.plan)
         self._tell_reload()
         self._add_members()
-
-    def _on_lifecycle(self, message: LifecycleState) -> None:  # also told to later adapters
-        generation = self.members["model"].life.generation if "model" in self.members else 0
-        kind, text = "error" if message.error else "ready", self.mask(message.error)[:512]
-        self.ready_line = LogMatch(generation, kind, "lifecycle", text)
-        self._control.send("backend_adapter", self.ready_line)
 
     def reload(self) -> list[str]:
         """Read the settings again, and take the routes; returns the sections that were not taken.

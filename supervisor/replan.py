@@ -1,8 +1,9 @@
 """A run's settings while it runs: read again for ``reload``, and completed by a worker.py.
 
 Law: new settings are validated whole before anything changes, and every child sees the same ones.
-The routes are taken; the rest stays as it is until the worker is started anew, so that a child that
-is restarted meanwhile cannot disagree with the others. It starts and stops nobody.
+The routes are taken, and from a worker.py that was restarted the address of its model server; the
+rest stays as it is until the worker is started anew, so that a child that is restarted meanwhile
+cannot disagree with the others. It starts and stops nobody.
 """
 
 from __future__ import annotations
@@ -41,25 +42,32 @@ class Replanner:
         self._reread = reread
         self._handoff = handoff
         self._given: dict[str, Any] | None = None
+        self._values = b""  # what that was decoded from
 
-    def configure(self, values: bytes) -> None:
-        """A worker.py has said, for the first time, what the worker is.
+    def configure(self, values: bytes) -> bool:
+        """A worker.py has said what the worker is; or, after its restart, says it again.
+
+        Then what changed is taken as by a reload, and where its model server is, too: a file that
+        starts one may give it another port each time.
 
         Args:
             values: MessagePack, section → name → value.
 
+        Returns:
+            False: that was known, and was taken.
+
         Raises:
             SettingsError: that cannot work; nothing has changed.
         """
+        if values == self._values:
+            return False
         given = msgspec.msgpack.decode(values, type=dict[str, Any])
-        plan = self._reread(given)
-        self._write(plan)
-        self._given = given
-
-    def configure_again(self, values: bytes) -> None:
-        """It was started anew: what changed is taken as by a reload. Raises SettingsError."""
-        self._given = msgspec.msgpack.decode(values, type=dict[str, Any])
-        self.reload()
+        if self.plan.configured:
+            self._take(given, server=True)
+        else:
+            self._write(self._reread(given))
+        self._given, self._values = given, values
+        return True
 
     def reload(self) -> list[str]:
         """Take the routes.
@@ -70,12 +78,22 @@ class Replanner:
         Raises:
             SettingsError: they are wrong; nothing has changed.
         """
-        running = self.plan.settings
+        return self._take(self._given, server=False)
+
+    def _take(self, given: dict[str, Any] | None, server: bool) -> list[str]:
+        replace_in, running = msgspec.structs.replace, self.plan.settings
         try:
-            wanted = self._reread(self._given).settings
+            wanted = self._reread(given).settings
             if faults := unreloadable(running, wanted):
                 raise SettingsError(faults)
-            settings = msgspec.structs.replace(running, route=wanted.route)
+            if server:  # a figure that was measured meanwhile is no change that anybody made
+                max_perf = running.benchmark.max_perf
+                benchmark = replace_in(wanted.benchmark, max_perf=max_perf)
+                wanted = replace_in(wanted, benchmark=benchmark)
+            settings = replace_in(running, route=wanted.route)
+            if server and not running.model.command:
+                model = replace_in(running.model, url=wanted.model.url, health=wanted.model.health)
+                settings = replace_in(settings, model=model)
             self._write(replace(self.plan, settings=settings))
         except SettingsError as error:
             _log.error("reload: nothing changed:\n%s", error)

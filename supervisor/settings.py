@@ -229,7 +229,7 @@ class BenchmarkSettings(Section, frozen=True):
     sampled: Annotated[bool, _doc("worker.py makes each payload; set by that file.")] = False
     runs: Annotated[int, _doc("Rounds.", ge=1, le=1000)] = 8
     concurrency: Annotated[
-        int, _doc("Requests per round, sent together (1 on a serial lane).", ge=1, le=1000)
+        int, _doc("Requests per round, sent together; no more than its route runs.", ge=1, le=1000)
     ] = 10
     warmup: Annotated[bool, _doc("Send one request first that does not count.")] = True
     timeout_s: Annotated[float, _doc("Seconds that one round may take.", gt=0)] = 600.0
@@ -249,7 +249,12 @@ class HooksSettings(Section, frozen=True):
         float, _doc("Seconds that it may take until it runs its Worker.", gt=0)
     ] = 600.0
     timeout_s: Annotated[
-        float, _doc("Seconds that one of its functions may take for one request.", gt=0)
+        float,
+        _doc(
+            "Seconds that one of its functions may take for one request; a remote_function takes"
+            " what it takes, and this is how long a request waits for those before it.",
+            gt=0,
+        ),
     ] = 30.0
 
 

@@ -30,9 +30,12 @@ def of_change(supervisor: Supervisor, member: Member) -> Iterator[Tiding]:
         yield "reporter", state
     elif not (supervisor.stopping and member.state in _ENDING):
         # while the worker stops, that each of its members does is no news
-        life = member.life
-        reason = supervisor.mask(life.reason)
-        yield "reporter", ChildNote(member.name, life.state, reason, life.restarts)
+        yield "reporter", _note(supervisor, member)
+        if member.name == "hooks":
+            for name in filter(_needs_hooks, supervisor.members):
+                yield name, _note(supervisor, member)
+            if _starts_model(supervisor):
+                yield "backend_adapter", model_state(supervisor)
 
 
 def of_stop(supervisor: Supervisor) -> Iterator[Tiding]:
@@ -46,6 +49,8 @@ def for_newcomer(supervisor: Supervisor, name: str) -> Iterator[Tiding]:
     """A process (or the command line) connected: where the others stand."""
     if name in ("backend_adapter", "reporter"):
         yield name, model_state(supervisor)
+    if _needs_hooks(name) and "hooks" in supervisor.members:
+        yield name, _note(supervisor, supervisor.members["hooks"])
     if name == "backend_adapter" and supervisor.ready_line is not None:
         yield name, supervisor.ready_line  # said before it could hear, or to another
     if name == "reporter":
@@ -56,11 +61,35 @@ def for_newcomer(supervisor: Supervisor, name: str) -> Iterator[Tiding]:
         yield from (tiding for tiding in of_stop(supervisor) if tiding[0] == name)
 
 
+def _needs_hooks(name: str) -> bool:
+    return name == "backend_adapter" or name.startswith("ingress-")
+
+
+def _note(supervisor: Supervisor, member: Member) -> ChildNote:
+    life = member.life
+    return ChildNote(member.name, life.state, supervisor.mask(life.reason), life.restarts)
+
+
+def _starts_model(supervisor: Supervisor) -> bool:
+    """The lifecycle of a worker.py does: with each life of the file begins one of the model's."""
+    return "model" not in supervisor.members and supervisor.plan.settings.model.lifecycle
+
+
+def model_generation(supervisor: Supervisor) -> int:
+    """Which start of the model server is the present one."""
+    name = "hooks" if _starts_model(supervisor) else "model"
+    member = supervisor.members.get(name)
+    return 0 if member is None else member.life.generation
+
+
 def model_state(supervisor: Supervisor) -> ModelState:
     """Where the model server's process stands."""
     member, max_perf = supervisor.members.get("model"), supervisor.max_perf
     if member is None:
-        return ModelState("external", started_at=supervisor.started_at, max_perf=max_perf)
+        generation, began_at = model_generation(supervisor), supervisor.started_at
+        if generation > 1:
+            began_at = supervisor.members["hooks"].life.started_at
+        return ModelState("external", generation, started_at=began_at, max_perf=max_perf)
     life = member.life
     return ModelState(
         life.state,

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from contextlib import suppress
+from typing import NoReturn
 
 import uvloop
 
@@ -40,9 +42,7 @@ def main() -> None:
             codes[0] = uvloop.run(service())
         finally:
             started.set()
-            sys.stderr.flush()
-            sys.stdout.flush()
-            os._exit(codes[0])
+            end(codes[0])
 
     thread = threading.Thread(target=run_service, name="service", daemon=True)
     thread.start()
@@ -50,6 +50,14 @@ def main() -> None:
     if hosts:
         _run_file(hosts[0], handoff.settings.hooks.file)
     thread.join()
+
+
+def end(code: int) -> NoReturn:
+    """End the process, whatever the file has done to its streams."""
+    for stream in (sys.stderr, sys.stdout):
+        with suppress(Exception):  # closed, None, or something of the file's own
+            stream.flush()
+    os._exit(code)
 
 
 def _run_file(host: HookHost, path: str) -> None:

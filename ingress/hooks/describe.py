@@ -16,7 +16,8 @@ from types import CodeType
 from typing import Any
 
 from ingress.hooks.config import BenchmarkConfig, WorkerConfig
-from ingress.hooks.handlers import ConfigurationError, Hooked
+from ingress.hooks.handlers import MAX_PLAIN, ConfigurationError, Hooked, is_plain
+from ingress.hooks.payload import EndpointHandler
 from supervisor.settings import Settings
 
 Values = dict[str, Any]
@@ -167,13 +168,19 @@ def _route(hooked: Hooked) -> Values:
     route: Values = {
         "path": hooked.route,
         "max_queue_time_s": math.inf if wait_s is None else float(wait_s),
-        "concurrency": 0 if handler.allow_parallel_requests else 1,
+        "concurrency": _at_once(handler),
         "prepare": hooked.reads or hooked.measures,
         "hosted": hooked.hosted,
     }
     if handler.endpoint != hooked.route:
         route["upstream"] = handler.endpoint
     return route
+
+
+def _at_once(handler: EndpointHandler[Any]) -> int:
+    if not handler.allow_parallel_requests:
+        return 1
+    return MAX_PLAIN if is_plain(handler.remote_function) else 0
 
 
 def fingerprint(

@@ -12,6 +12,7 @@ moments, ``ConfigurationError`` says so at once. This module knows neither proce
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import math
 import random
@@ -22,6 +23,9 @@ from typing import Any
 from ingress.hooks.config import DEFAULT_WORKLOAD, BenchmarkConfig, HandlerConfig, WorkerConfig
 from ingress.hooks.payload import ApiPayload, EndpointHandler, JsonDataException
 
+#: Calls of a plain remote function that run at once where a route allows parallel requests: each
+#: has a thread.
+MAX_PLAIN = 64
 _log = logging.getLogger("hooks")
 
 
@@ -75,6 +79,14 @@ def of_handler(route: str, handler: EndpointHandler[Any]) -> Hooked:
             do_warmup=handler.do_warmup_benchmark,
         )
     return Hooked(route, handler, benchmark, reads=True, measures=True, hosted=True)
+
+
+def is_plain(function: Any) -> bool:
+    """It is no coroutine function: it may block, and nothing can cancel it."""
+    return function is not None and not (
+        inspect.iscoroutinefunction(function)
+        or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - an object
+    )
 
 
 def workload_of(payload: ApiPayload, route: str) -> float:

@@ -5,8 +5,9 @@ that only this user may open. So hooks get what they were written for: aiohttp's
 response, a client that leaves is a cancelled task, and whoever reads slowly slows the model server.
 
 Law: every request is answered or its connection is cut: a hook that raises is a typed 500 (422 for
-a bad payload), one that hangs a 504, and where the model server was lost before it answered the
-adapter sees a lost connection, and may send the job again.
+a bad payload), one that hangs a 504 (a remote function, like a model, has all the time that its
+request has), and where the model server was lost before it answered the adapter sees a lost
+connection, and may send the job again.
 
 It runs on the loop that the worker.py runs on.
 """
@@ -14,7 +15,6 @@ It runs on the loop that the worker.py runs on.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -28,12 +28,17 @@ from backend_adapter.hook_messages import ROUTE_HEADER, TICKET_HEADER
 from ingress.errors import KINDS, ErrorKind, Problem
 from ingress.hooks import calls
 from ingress.hooks.calls import BadHook
+from ingress.hooks.functions import NoPlace, RemoteFunctions
 from ingress.hooks.handlers import Hooked
 from ingress.hooks.payload import ApiPayload
 from ingress.routes import is_pattern
+from supervisor.settings import LimitSettings
 
 #: Seconds between two looks at how far a response has come.
 LOOK_EVERY_S = 0.5
+#: What the head of a request is longer here than at the worker's door, at most.
+OUR_BYTES = 1024
+OUR_HEADERS = 16
 _log = logging.getLogger("hooks")
 
 
@@ -44,9 +49,10 @@ class Hosted:
         routes: by their configured path.
         model_url: where requests go that have a model server.
         redeem: the payload object of a ticket; None: it is not kept any more.
-        timeout_s: seconds that a hook may take once nothing more can come from the model server.
+        timeout_s: seconds that a hook may take once nothing more can come from the model server,
+            and that a remote function may wait until those before it have returned.
         idle_s: seconds that it may take while something can; 0: no limit.
-        body_bytes: longest request.
+        limits: what ingress lets through comes through here as well.
     """
 
     def __init__(
@@ -57,22 +63,32 @@ class Hosted:
         redeem: Callable[[str], ApiPayload | None],
         timeout_s: float,
         idle_s: float,
-        body_bytes: int,
+        limits: LimitSettings,
     ) -> None:
         self._routes = routes
         self._model_url = model_url
         self._redeem = redeem
         self._timeout_s = timeout_s
         self._idle_s = idle_s
-        self._body_bytes = body_bytes
+        self._limits = limits
+        self._functions = RemoteFunctions(timeout_s)
         self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
 
     async def start(self, path: str) -> None:
         """Listen on the socket file ``path``."""
-        app = web.Application(client_max_size=self._body_bytes + 2**20)
+        limits = self._limits
+        app = web.Application(client_max_size=limits.body_bytes + 2**20)
         app.router.add_route("*", "/{path:.*}", self._answer)
-        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
+        self._runner = web.AppRunner(
+            app,
+            handler_cancellation=True,
+            access_log=None,
+            max_line_size=limits.request_line_bytes + OUR_BYTES,
+            # one of ours names the route, which is as long as a request line may be
+            max_field_size=max(limits.header_bytes, limits.request_line_bytes) + OUR_BYTES,
+            max_headers=limits.header_count + OUR_HEADERS,
+        )
         await self._runner.setup()
         await web.UnixSite(self._runner, path).start()
         if self._model_url.startswith("http"):
@@ -98,9 +114,11 @@ class Hosted:
             _log.warning("%s", error)
             _cut(request)
             return web.Response(status=502)
-        except TimeoutError:
+        except _Late:
             problem = Problem(ErrorKind.HOOK_TIMEOUT, f"worker.py took over {self._timeout_s:g} s")
             return _failed(request, problem)
+        except NoPlace as error:
+            return _failed(request, Problem(ErrorKind.HOOK_TIMEOUT, str(error)))
         except aiohttp.ClientError as error:
             text = f"the model server broke off: {type(error).__name__}"
             return _failed(request, Problem(ErrorKind.MODEL_FAILED, text))
@@ -115,7 +133,7 @@ class Hosted:
             payload = calls.read(hooked, await request.read())
         handler = hooked.handler
         if handler.remote_function is not None:
-            result = await _guarded(_call(handler.call_remote_dispatch_function, handler, payload))
+            result = await _guarded(self._functions.call(hooked, payload))
             try:
                 return web.json_response({"result": result})
             except (TypeError, ValueError) as error:
@@ -149,7 +167,7 @@ class Hosted:
     async def _watched(self, work: Any, response: aiohttp.ClientResponse) -> Any:
         """Wait for a hook for as long as the model server may still send something.
 
-        Raises TimeoutError; the hook is cancelled.
+        Raises _Late; the hook is cancelled.
         """
         task = asyncio.ensure_future(_guarded(work))
         try:
@@ -161,7 +179,7 @@ class Hosted:
                     seen, since = now, clock()
                 limit_s = self._timeout_s if content.at_eof() else (self._idle_s or math.inf)
                 if clock() - since > limit_s:
-                    raise TimeoutError
+                    raise _Late
                 await asyncio.wait([task], timeout=LOOK_EVERY_S)
         except BaseException:
             task.cancel()
@@ -178,21 +196,12 @@ async def _guarded(work: Any) -> Any:
         raise BadHook("it exited") from error
 
 
+class _Late(Exception):
+    """The hook has had its time. Not a TimeoutError, which a hook may raise itself."""
+
+
 class _Lost(Exception):
     """The model server was not there, or left before it answered."""
-
-
-async def _call(call: Callable[..., Any], handler: Any, payload: ApiPayload) -> Any:
-    """Run a remote function; a plain one in a thread, because it may block."""
-    params = payload.generate_payload_json()
-    if not isinstance(params, dict):
-        raise BadHook("the payload of a remote_function is no object: it is called with keywords")
-    function = handler.remote_function
-    plain = not inspect.iscoroutinefunction(function) and not inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - an object whose call is a coroutine
-    )
-    result = await asyncio.to_thread(function, **params) if plain else await call(params)
-    return await result if inspect.isawaitable(result) else result
 
 
 def _failed(request: web.Request, problem: Problem) -> web.StreamResponse:

@@ -13,7 +13,7 @@ import sys
 import traceback
 from types import FrameType, ModuleType
 
-from ingress.hooks import config, legacy, names, payload, worker
+from ingress.hooks import children, config, legacy, names, payload, worker
 
 _TYPES = (
     "ApiPayload", "AuthData", "EndpointHandler", "JsonDataException", "LogAction", "Session",
@@ -33,7 +33,7 @@ class ScriptError(Exception):
 
 
 def ready_names() -> None:
-    """Make the names that such files import mean our classes, from now on."""
+    """Make the names that such files import mean our classes, from now on, in children as well."""
     ours = {"Worker": worker.Worker, **{name: getattr(config, name) for name in _CONFIGS}}
     types = {name: getattr(payload, name) for name in _TYPES}
     types["ApiPayload_T"] = payload.Payload
@@ -49,6 +49,7 @@ def ready_names() -> None:
         "lib.server": starts,
     }
     names.install(names.Names(contents, ours))
+    children.teach(ready_names)
 
 
 def execute(path: str) -> None:

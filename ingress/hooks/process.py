@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -26,22 +25,20 @@ from backend_adapter.hook_messages import (
     HOOKS_SOCKET,
     HOSTED_SOCKET,
     AboutSessions,
+    Forget,
     Measured,
-    Prepare,
     Prepared,
     Refused,
-    Sample,
     SessionGone,
     SessionsAnew,
     SessionSeen,
     ToHooks,
 )
-from ingress.hooks import calls
 from ingress.hooks.describe import describe, fingerprint, ignored, webhook_port
 from ingress.hooks.handlers import ConfigurationError, Hooked
 from ingress.hooks.hosted import Hosted
+from ingress.hooks.inbox import Inbox
 from ingress.hooks.load import whereabouts
-from ingress.hooks.payload import ApiPayload
 from ingress.hooks.threads import HookThreads
 from ingress.hooks.worker import Backend, Worker
 from supervisor import wire
@@ -53,9 +50,6 @@ from supervisor.settings_sources import inherited_environment
 
 #: The figure of the last benchmark, as the public PyWorker keeps it: in the working directory.
 BENCHMARK_FILE = ".has_benchmark"
-#: Payload objects that wait for their job to be dispatched; older ones are read again.
-MAX_TICKETS = 1024
-MAX_TICKET_BYTES = 64 * 2**20  #: of the bodies that they were read from
 #: The loop of the file has not turned for this long while requests wait for it.
 STUCK_S = 60.0
 _log = logging.getLogger("hooks")
@@ -71,14 +65,18 @@ class HookHost:
         self._script = self._settings.file
         self._began_at = runtime.loop.time()
         self._threads = HookThreads(runtime.loop)
+        limits = runtime.settings.limits
+        self._inbox = Inbox(
+            self._threads,
+            self._answer,
+            timeout_s=self._settings.timeout_s,
+            held_bytes=limits.buffered_bytes,
+            body_bytes=limits.body_bytes,
+        )
         self._hooked: dict[str, Hooked] = {}
         self._values = b""
         self._lifecycle: LifecycleState | None = None
         self._failure = ""
-        #: ticket → payload object, and the size of the body that it was read from; the oldest first
-        self._tickets: dict[str, tuple[ApiPayload, int]] = {}
-        #: bytes of bodies that wait for a hook, or are in one
-        self._held_bytes = 0
         self._fingerprint = ""
         self._server: wire.Server | None = None
         self._main_id = threading.main_thread().ident
@@ -128,15 +126,14 @@ class HookHost:
             self._server.close()
 
     def _say(self) -> None:
-        """What the supervisor has to know, with every beat, because it may be a new one."""
+        """What the supervisor has to know, with every beat: what was said may have been lost."""
+        pid = os.getpid()
         if self._failure:
-            self._runtime.tell(ScriptFailed(self._failure))
+            self._runtime.tell(ScriptFailed(self._failure, pid))
         if self._values:
-            values, self._values = self._values, b""
-            if not self._runtime.tell(Configured(values)):
-                self._values = values
-        if self._lifecycle is not None and self._runtime.tell(self._lifecycle):
-            self._lifecycle = None
+            self._runtime.tell(Configured(self._values, pid))
+        if self._lifecycle is not None:
+            self._runtime.tell(LifecycleState(self._lifecycle.error, pid))
 
     def _whereabouts(self) -> str:
         frame = sys._current_frames().get(self._main_id or 0)
@@ -192,10 +189,10 @@ class HookHost:
         server = Hosted(
             worker.hooked,
             values["model"]["url"],
-            redeem=self._redeem,
+            redeem=self._inbox.redeem,
             timeout_s=self._settings.timeout_s,
             idle_s=settings.model.idle_timeout_s,
-            body_bytes=settings.limits.body_bytes,
+            limits=settings.limits,
         )
         if any(each.hosted for each in worker.hooked.values()):
             with suppress(FileNotFoundError):
@@ -257,7 +254,7 @@ class HookHost:
         size = self._runtime.settings.limits.body_bytes + 2**20
         self._server = wire.Server(
             self._runtime.address(HOOKS_SOCKET), ToHooks, self._on_messages,
-            max_message_bytes=size,
+            on_down=self._inbox.forget_peer, max_message_bytes=size,
         )  # fmt: skip
         self._runtime.beat_now()
 
@@ -282,18 +279,10 @@ class HookHost:
                 continue
             if isinstance(message, Measured):
                 _remember(message.max_perf, self._fingerprint)
-                continue
-            hooked = self._hooked.get(message.route)
-            if hooked is None:
-                self._answer(
-                    peer, Refused(message.id, "hook_failed", "worker.py has no such route")
-                )
-            elif isinstance(message, Prepare):
-                self._prepare(peer, hooked, message)
-            elif isinstance(message, Sample):
-                self._threads.submit(
-                    partial(calls.sample, hooked, message.id), partial(self._answer, peer)
-                )
+            elif isinstance(message, Forget):
+                self._inbox.forget(peer, message.id)
+            else:
+                self._inbox.ask(peer, self._hooked.get(message.route), message)
 
     def _see(self, told: AboutSessions) -> None:
         """Sessions changed: the file's loop, where most of its code looks, is shown all of them."""
@@ -314,54 +303,9 @@ class HookHost:
         if self._backend is not None:
             self._backend.see(dict(self._sessions))
 
-    def _prepare(self, peer: str, hooked: Hooked, message: Prepare) -> None:
-        size_bytes = len(message.body)
-        if self._held_bytes + size_bytes > self._runtime.settings.limits.buffered_bytes:
-            text = "too many bytes wait for worker.py; send the request again later"
-            self._answer(peer, Refused(message.id, "memory", text))
-            return
-        self._held_bytes += size_bytes
-        self._threads.submit(
-            partial(calls.prepare, hooked, message.id, message.body),
-            partial(self._prepared, peer, size_bytes),
-        )
-
-    def _prepared(
-        self,
-        peer: str,
-        size_bytes: int,
-        outcome: tuple[Prepared | Refused, ApiPayload | None],
-    ) -> None:
-        self._held_bytes -= size_bytes
-        answer, payload = outcome
-        limit = self._runtime.settings.limits.body_bytes
-        if isinstance(answer, Prepared) and len(answer.body) > limit:
-            text = f"what worker.py made of the request is over limits.body_bytes ({limit})"
-            answer = Refused(answer.id, "hook_failed", text)
-        elif isinstance(answer, Prepared) and answer.ticket and payload is not None:
-            self._keep(answer.ticket, payload, size_bytes)
-        self._answer(peer, answer)
-
-    def _keep(self, ticket: str, payload: ApiPayload, size_bytes: int) -> None:
-        """Only a cache: what is dropped is read again. The file's thread takes from it, too."""
-        self._tickets[ticket] = (payload, size_bytes)
-        held = list(self._tickets.items())
-        over_bytes = sum(size for _, (_, size) in held) - MAX_TICKET_BYTES
-        over = len(held) - MAX_TICKETS
-        for oldest, (_, size) in held:
-            if over_bytes <= 0 and over <= 0:
-                break
-            self._tickets.pop(oldest, None)
-            over_bytes, over = over_bytes - size, over - 1
-
     def _answer(self, peer: str, answer: Prepared | Refused) -> None:
         if self._server is not None:
             self._server.send(peer, answer)
-
-    def _redeem(self, ticket: str) -> ApiPayload | None:
-        """Called on the file's loop; a dict's ``pop`` is one step."""
-        kept = self._tickets.pop(ticket, None)
-        return None if kept is None else kept[0]
 
 
 def _remembered(fingerprint_now: str) -> float:

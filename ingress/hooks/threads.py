@@ -3,6 +3,8 @@
 People write hooks for a program that runs one at a time. So there is one thread; when it has been
 busy with one call for ``PATIENCE_S``, the calls that wait go on in another one, up to
 ``MAX_THREADS``. A call that never returns costs a thread; when all are lost, ``stuck`` says so.
+A call that has not begun can be withdrawn, and is dropped once its time is over; one that has begun
+cannot be stopped.
 
 It must not know what a call does. Only the loop that made it may use it.
 """
@@ -10,8 +12,8 @@ It must not know what a call does. Only the loop that made it may use it.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +23,14 @@ PATIENCE_S = 0.2
 MAX_THREADS = 16
 
 
-@dataclass(slots=True)
-class _Call:
+@dataclass(slots=True, eq=False)
+class Call:
+    """One call that was submitted; for ``withdraw``."""
+
     work: Callable[[], Any]
     done: Callable[[Any], None]
+    dropped: Callable[[], object]
+    late_at: float  #: loop time after which it is not begun any more
     began_at: float = 0.0  #: loop time; 0: it waits
 
 
@@ -33,9 +39,9 @@ class HookThreads:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiting: deque[_Call] = deque()
-        self._running: dict[int, _Call] = {}
-        self._idle: list[_Thread] = []
+        self._waiting: dict[Call, None] = {}  # the oldest first
+        self._running: dict[int, Call] = {}
+        self._idle: list[DaemonThread] = []
         self._count = 0
         self._timer = loop.call_later(PATIENCE_S, self._look)
 
@@ -53,10 +59,30 @@ class HookThreads:
             and all(now - call.began_at > deadline_s for call in self._running.values())
         )
 
-    def submit(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        """Run ``work``, which raises nothing, in its turn; then ``done(outcome)`` on the loop."""
-        self._waiting.append(_Call(work, done))
-        self._go(patient=True)
+    def submit(
+        self,
+        work: Callable[[], Any],
+        done: Callable[[Any], None],
+        *,
+        wait_s: float = math.inf,
+        dropped: Callable[[], object] = lambda: None,
+    ) -> Call:
+        """Run ``work``, which raises nothing, in its turn; then ``done(outcome)`` on the loop.
+
+        ``wait_s``: when it has waited so long, it is not begun any more, and ``dropped()`` is
+        called instead. The same for all, or those behind a patient one are dropped late.
+        """
+        call = Call(work, done, dropped, self._loop.time() + wait_s)
+        self._waiting[call] = None
+        self._go()
+        return call
+
+    def withdraw(self, call: Call) -> bool:
+        """Nobody wants its outcome. False: it has begun, or ended, already."""
+        if call not in self._waiting:
+            return False
+        del self._waiting[call]
+        return True
 
     def close(self) -> None:
         """Begin nothing more."""
@@ -65,36 +91,46 @@ class HookThreads:
 
     def _look(self) -> None:
         self._timer = self._loop.call_later(PATIENCE_S, self._look)
-        self._go(patient=True)
+        self._go()
 
-    def _go(self, patient: bool) -> None:
+    def _drop_late(self, now: float) -> None:
+        while (call := next(iter(self._waiting), None)) is not None and call.late_at < now:
+            del self._waiting[call]
+            call.dropped()
+
+    def _go(self) -> None:
         now = self._loop.time()
-        if patient and any(now - c.began_at < PATIENCE_S for c in self._running.values()):
+        self._drop_late(now)
+        if any(now - call.began_at < PATIENCE_S for call in self._running.values()):
             return
         if not self._waiting or (not self._idle and self._count >= MAX_THREADS):
             return
-        call = self._waiting.popleft()
+        call = next(iter(self._waiting))
+        del self._waiting[call]
         call.began_at = now
         if self._idle:
             thread = self._idle.pop()
         else:
             self._count += 1
-            thread = _Thread(self._finished, self._loop)
+            thread = DaemonThread(self._finished, self._loop)
         self._running[id(thread)] = call
         thread.run(call.work)
 
-    def _finished(self, thread: _Thread, outcome: Any) -> None:
+    def _finished(self, thread: DaemonThread, outcome: Any) -> None:
         call = self._running.pop(id(thread))
         self._idle.append(thread)
         call.done(outcome)
-        self._go(patient=True)
+        self._go()
 
 
-class _Thread:
-    """One daemon thread, so that a call that never returns cannot keep the process alive."""
+class DaemonThread:
+    """One daemon thread, so that a call that never returns cannot keep the process alive.
+
+    ``finished``: called on the loop with the thread and what its work returned.
+    """
 
     def __init__(
-        self, finished: Callable[[_Thread, Any], None], loop: asyncio.AbstractEventLoop
+        self, finished: Callable[[DaemonThread, Any], None], loop: asyncio.AbstractEventLoop
     ) -> None:
         self._finished = finished
         self._loop = loop
@@ -103,6 +139,7 @@ class _Thread:
         threading.Thread(target=self._main, name="hook", daemon=True).start()
 
     def run(self, work: Callable[[], Any]) -> None:
+        """Call ``work``, which raises nothing. The thread is idle."""
         self._work = work
         self._wake.release()
 
@@ -116,3 +153,4 @@ class _Thread:
                 self._loop.call_soon_threadsafe(self._finished, self, outcome)
             except RuntimeError:
                 return  # the loop is closed: the process ends
+            del work, outcome  # an idle thread holds nobody's payload

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Mapping
 from typing import Any, Protocol
 
 from backend_adapter.hook_messages import SessionSeen
+from ingress.hooks.children import is_child
 from ingress.hooks.config import WorkerConfig
 from ingress.hooks.handlers import Hooked, build
 from ingress.hooks.payload import Session
@@ -86,6 +87,11 @@ class Worker:
 
     async def run_async(self, **options: Any) -> None:
         """Hand the configuration over; returns when the worker ends."""
+        if is_child():
+            raise RuntimeError(
+                "a child process of this file came to its Worker, which its parent runs: put what"
+                " only the parent shall do under  if __name__ == '__main__':"
+            )
         if not _host:
             raise RuntimeError("this file is run by: python -m supervisor worker.py")
         await _host[0].serve(self, options)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from supervisor.exit_codes import ExitCode
-from tests.compat.bench import on_the_bench, until_said
+from tests.compat.bench import ROOT, on_the_bench, until_said
 from tests.kit.wait import wait_until
 
 HEAD = "from vastai import Worker, WorkerConfig, HandlerConfig, BenchmarkConfig, LogActionConfig\n"
@@ -133,6 +136,73 @@ def test_hooks_that_hang_or_block_cost_only_their_own_requests(tmp_path: Path) -
         assert {m["restarts"] for m in bench.status()["members"]} == {0}
 
 
+def test_clients_that_left_stand_in_nobodys_way(tmp_path: Path) -> None:
+    """What they asked of a function that hangs is forgotten, not begun one after the other."""
+    with on_the_bench(tmp_path, WORKER, "--set", "hooks.timeout_s=8") as bench:
+        bench.until_ready()
+        url = urlsplit(bench.facts()["worker_url"])
+        body = b'{"payload": {"hang": true}}'
+        head = b"POST /parsed HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body)
+        clients = [socket.create_connection((url.hostname, url.port)) for _ in range(60)]
+        for client in clients:
+            client.sendall(head + body)
+        wait_until(lambda: bench.member("hooks")["gauges"]["waiting"] > 5, 60, "them to wait")
+        for client in clients:
+            client.close()
+        assert bench.json("/parsed", {"n": 1})["got"] == {"n": 1}
+        wait_until(lambda: bench.member("hooks")["gauges"]["waiting"] == 0, 60, "nobody to wait")
+        assert {m["restarts"] for m in bench.status()["members"]} == {0}
+
+
+FUNCTIONS = (
+    HEAD
+    + """
+import time
+
+def slow(seconds):
+    print(f"BEGAN {seconds}")
+    time.sleep(seconds)
+    print(f"ENDED {seconds}")
+    return seconds
+
+Worker(WorkerConfig(handlers=[
+    HandlerConfig("/slow", remote_function=slow),
+    HandlerConfig("/same", remote_function=slow),
+])).run()
+"""
+)
+
+
+def test_a_serial_function_never_overlaps_itself_and_does_not_hold_the_end(tmp_path: Path) -> None:
+    """Its client may leave; the function goes on, and the next one waits for it."""
+    with on_the_bench(
+        tmp_path, FUNCTIONS, "--set", "hooks.timeout_s=6", model=False, PYTHONUNBUFFERED="1"
+    ) as bench:
+        bench.until_ready()
+        url = urlsplit(bench.facts()["worker_url"])
+        hooks = Path(bench.state_dir) / "logs" / "hooks.log"
+
+        def leave(seconds: float) -> None:
+            body = b'{"payload": {"seconds": %g}}' % seconds
+            head = b"POST /slow HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body)
+            with socket.create_connection((url.hostname, url.port)) as client:
+                client.sendall(head + body)
+                wait_until(
+                    lambda: hooks.exists() and f"BEGAN {seconds}" in hooks.read_text(), 60, "it"
+                )
+
+        leave(1.5)
+        assert bench.json("/same", {"seconds": 0.25}) == {"result": 0.25}
+        said = [line for line in hooks.read_text().splitlines() if line[:5] in ("BEGAN", "ENDED")]
+        assert said == ["BEGAN 1.5", "ENDED 1.5", "BEGAN 0.25", "ENDED 0.25"]
+        leave(1000)
+        status, _, body = bench.ask("/same", {"seconds": 0})
+        assert (status, json.loads(body)["error"]["kind"]) == (504, "hook_timeout")
+        assert "have not returned within 6 s" in json.loads(body)["error"]["message"]
+        bench.signal(signal.SIGTERM)
+        assert bench.until_gone() == ExitCode.CLEAN
+
+
 def test_the_death_of_the_hook_host_loses_no_request(tmp_path: Path) -> None:
     with on_the_bench(tmp_path, WORKER) as bench:
         bench.until_ready()
@@ -144,6 +214,36 @@ def test_the_death_of_the_hook_host_loses_no_request(tmp_path: Path) -> None:
             assert got and got[0][0] == 200, (got, bench.output)
         assert bench.member("hooks")["pid"] != old
         wait_until(lambda: bench.status()["ready"], 60, "ready again")
+
+
+def test_who_needs_a_worker_py_that_failed_for_good_is_told_at_once(tmp_path: Path) -> None:
+    """Also by an ingress that was not there when it failed; and no more once it runs again."""
+    with on_the_bench(tmp_path, WORKER, *QUICK) as bench:
+        bench.until_ready()
+        for _ in range(2):
+            wait_until(lambda: bench.member("hooks")["state"] == "ready", 60, "it to run")
+            asked = aside(bench.ask, "/parsed", {"hang": True})
+            gone = bench.member("hooks")["pid"]
+            os.kill(gone, signal.SIGKILL)
+            wait_until(lambda gone=gone: bench.member("hooks")["pid"] != gone, 60, "its end")
+        until_said(bench, "giving up on it")
+
+        def refused() -> None:
+            status, _, body = bench.ask("/parsed", {"n": 1})
+            assert (status, json.loads(body)["error"]["kind"]) == (503, "hooks_down")
+
+        asked[0].join(20)
+        assert asked[1][0][0] == 503
+        refused()
+        assert bench.json("/plain", {"n": 1})["got"] == {"n": 1}
+        ingress = bench.member("ingress-0")["pid"]
+        os.kill(ingress, signal.SIGKILL)
+        wait_until(lambda: bench.member("ingress-0")["pid"] not in (0, ingress), 60, "another one")
+        wait_until(lambda: bench.member("ingress-0")["state"] == "ready", 60, "its door")
+        refused()
+        assert bench.say("restart", "hooks").returncode == 0
+        wait_until(lambda: bench.member("hooks")["state"] == "ready", 60, "it to run")
+        assert bench.json("/parsed", {"n": 2})["got"] == {"n": 2}
 
 
 def test_signatures_are_checked_before_any_hook_runs(tmp_path: Path) -> None:
@@ -192,3 +292,100 @@ def test_what_a_hook_makes_has_a_bound_and_so_has_what_waits_for_it(tmp_path: Pa
         status, _, body = bench.ask("/parsed", {"x": "a" * 600_000})
         assert (status, json.loads(body)["error"]["kind"]) == (503, "memory")
         assert bench.json("/parsed", {"n": 2})["got"] == {"n": 2}
+
+
+def test_headers_that_the_door_lets_through_reach_the_function(tmp_path: Path) -> None:
+    text = WORKER.replace(
+        "async def leave(client_request, model_response):",
+        """async def count(client_request, model_response):
+    from aiohttp import web
+    lines = [(name.lower(), len(value)) for name, value in client_request.headers.items()]
+    return web.json_response([each for each in lines if each[0] in ("x-long", "user-agent", "x")])
+
+async def leave(client_request, model_response):""",
+    ).replace(
+        'HandlerConfig("/leave", response_generator=leave',
+        'HandlerConfig("/count", response_generator=count',
+    )
+    with on_the_bench(tmp_path, text, "--set", "limits.header_count=300") as bench:
+        bench.until_ready()
+        url = urlsplit(bench.facts()["worker_url"])
+        body = b'{"payload": {}}'
+        several = "".join(f"x: {number:03}\r\n" for number in range(250))
+        for lines, told in (
+            (f"x-long: {'y' * 60_000}\r\n", [["x-long", 60_000]]),
+            (several, [["x", 3]] * 250),
+            ("user-agent: a\r\nuser-agent: bb\r\n", [["user-agent", 1]]),
+        ):
+            head = f"POST /count HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n{lines}\r\n"
+            with socket.create_connection((url.hostname, url.port), 60) as client:
+                client.sendall(head.encode() + body)
+                answer = http.client.HTTPResponse(client)
+                answer.begin()
+                assert (answer.status, json.loads(answer.read())) == (200, told)
+
+
+def test_a_model_server_that_moves_with_the_restart_of_its_file_is_found(tmp_path: Path) -> None:
+    text = (
+        HEAD
+        + f"""
+import subprocess, sys
+from supervisor.ports import free_port
+
+async def form(client_request, model_response):
+    from aiohttp import web
+    return web.json_response(await model_response.json())
+
+port = free_port("127.0.0.1")
+subprocess.Popen([sys.executable, "-m", "tests.kit.echo_model", str(port), LOG], cwd={str(ROOT)!r})
+Worker(WorkerConfig(
+    model_server_url="http://127.0.0.1", model_server_port=port, model_healthcheck_url="/health",
+    handlers=[HandlerConfig("/plain", allow_parallel_requests=True),
+              HandlerConfig("/formed", response_generator=form, allow_parallel_requests=True)],
+)).run()
+"""
+    )
+    with on_the_bench(tmp_path, text, model=False) as bench:
+        bench.until_ready()
+        old = bench.status()["model"]["url"]
+        assert bench.json("/plain", {"n": 1})["got"] == {"n": 1}
+        os.kill(bench.member("hooks")["pid"], signal.SIGKILL)
+        for route in ("/formed", "/plain"):
+            assert bench.json(route, {"n": 2})["got"] == {"n": 2}
+        assert bench.status()["model"]["url"] != old
+        wait_until(lambda: bench.status()["ready"], 60, "ready again")
+
+
+def test_a_lifecycle_is_waited_for_again_when_its_file_is_restarted(tmp_path: Path) -> None:
+    """The model server's port may answer long before that."""
+    text = (
+        HEAD
+        + f"""
+import asyncio, os
+from contextlib import asynccontextmanager
+
+@asynccontextmanager
+async def life():
+    while not os.path.exists("go"):
+        await asyncio.sleep(0.02)
+    yield
+
+Worker(WorkerConfig({MODEL} handlers=[HandlerConfig("/plain")], lifecycle=life)).run()
+"""
+    )
+    go = tmp_path / "go"
+    go.touch()
+    with on_the_bench(tmp_path, text) as bench:
+        bench.until_ready()
+        go.unlink()
+        old = bench.member("hooks")["pid"]
+        os.kill(old, signal.SIGKILL)
+        wait_until(lambda: bench.member("hooks")["pid"] not in (0, old), 60, "another one")
+        wait_until(lambda: bench.member("hooks")["state"] == "ready", 60, "it to run")
+        asked = aside(bench.ask, "/plain", {"n": 1})
+        wait_until(lambda: bench.status()["queue"]["waiting"] == 1, 60, "the request to wait")
+        assert not bench.status()["ready"] and not bench.status()["model"]["ready"]
+        go.touch()
+        asked[0].join(60)
+        assert asked[1][0][0] == 200
+        wait_until(lambda: bench.status()["ready"], 60, "ready again")

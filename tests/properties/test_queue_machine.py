@@ -18,7 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from backend_adapter.jobs import Abort, Command, Dispatch, Fail, Job, Reject
 from backend_adapter.messages import Submit
-from backend_adapter.queue import MIN_RETRY_S, Queue
+from backend_adapter.queue import Queue
+from backend_adapter.refusals import MIN_RETRY_S
 
 MAX_JOBS, MAX_BYTES, MAX_RUNNING, MAX_ATTEMPTS = 8, 100, 4, 2
 
@@ -58,6 +59,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.limits: dict[str, int] = {}
         self.next_limit = {"serial": 1, "two": 2, "free": 0}
         self.up = self.failed = self.draining = False
+        self.hosted_up, self.hosted_failed = True, False
         self.max_perf = 0.0
         self.next_id = 0
         self.orders = 0
@@ -102,6 +104,9 @@ class QueueMachine(RuleBasedStateMachine):
         self.end(job, "rejected")
         if self.failed:
             return ("reject", job.key, "model_down", 0.0, 0)
+        if job.submit.hosted and not self.hosted_up:
+            retry_s = 0.0 if self.hosted_failed else MIN_RETRY_S
+            return ("reject", job.key, "hooks_down", retry_s, 0)
         if not self.up:
             return ("reject", job.key, "not_ready", MIN_RETRY_S, 0)
         return ("reject", job.key, "queue_time", self.retry_after(job.submit), 0)
@@ -112,8 +117,11 @@ class QueueMachine(RuleBasedStateMachine):
             ready = [
                 job
                 for job in self.waiting()
-                if not self.limits[job.submit.lane]
-                or len(self.running(job.submit.lane)) < self.limits[job.submit.lane]
+                if (self.hosted_up or not job.submit.hosted)
+                and (
+                    not self.limits[job.submit.lane]
+                    or len(self.running(job.submit.lane)) < self.limits[job.submit.lane]
+                )
             ]
             if not ready:
                 break
@@ -139,6 +147,8 @@ class QueueMachine(RuleBasedStateMachine):
             refusal = ("reject", key, "draining", 0.0, 0)
         elif self.failed:
             refusal = ("reject", key, "model_down", 0.0, 0)
+        elif self.hosted_failed and submit.hosted:
+            refusal = ("reject", key, "hooks_down", 0.0, 0)
         elif len(self.waiting()) >= MAX_JOBS or self.held() + len(submit.body) > MAX_BYTES:
             refusal = ("reject", key, "queue_full", retry, position)
         elif (self.max_perf and self.outstanding() / self.max_perf > submit.max_queue_time_s) or (
@@ -183,6 +193,7 @@ class QueueMachine(RuleBasedStateMachine):
         life_s=st.sampled_from([0.0, 1.0, 5.0, math.inf, math.inf]),
         redeliver=st.booleans(),
         size=st.sampled_from([0, 10, 60]),
+        hosted=st.booleans(),
     )
     def submit(
         self,
@@ -193,6 +204,7 @@ class QueueMachine(RuleBasedStateMachine):
         life_s: float,
         redeliver: bool,
         size: int,
+        hosted: bool,
     ) -> None:
         self.next_id += 1
         submit = Submit(
@@ -207,14 +219,19 @@ class QueueMachine(RuleBasedStateMachine):
             redeliver=redeliver,
             body=bytes(size),
             session_id=("", "x", "y")[self.next_id % 3],
+            hosted=hosted,
         )
         key = (peer, self.next_id)
         self.check(self.queue.submit(Job(key, submit), self.now), self.admit(key, submit))
 
-    @rule(count=st.integers(2, 6), lane=st.sampled_from(["serial", "two", "free"]))
-    def submit_many(self, count: int, lane: str) -> None:
+    @rule(
+        count=st.integers(2, 6),
+        lane=st.sampled_from(["serial", "two", "free"]),
+        hosted=st.booleans(),
+    )
+    def submit_many(self, count: int, lane: str, hosted: bool) -> None:
         for _ in range(count):
-            self.submit("a", lane, 4, math.inf, math.inf, True, 1)
+            self.submit("a", lane, 4, math.inf, math.inf, True, 1, hosted)
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())
@@ -269,13 +286,15 @@ class QueueMachine(RuleBasedStateMachine):
         job = data.draw(st.sampled_from(self.running()))
         if sent:
             job.attempts += 1
+        elif job.submit.hosted:
+            self.hosted_up = False  # failed or not: it stays what it was
         else:
             self.up = False
         spent = sent and (job.attempts >= MAX_ATTEMPTS or not job.submit.redeliver)
         if spent or job.state == "begun":
             self.end(job, "errored")
             expected = [("fail", job.key, "model_failed"), *self.dispatch()]
-        elif self.failed:
+        elif self.failed or (self.hosted_failed and job.submit.hosted):
             expected = [self.give_up(job)]
         else:
             job.state, job.since = "waiting", self.now
@@ -326,7 +345,7 @@ class QueueMachine(RuleBasedStateMachine):
                 if job.attempts >= MAX_ATTEMPTS or not job.submit.redeliver:
                     self.end(job, "errored")
                     expected = [("fail", job.key, "model_failed")]
-                elif self.failed:
+                elif self.failed or (self.hosted_failed and job.submit.hosted):
                     expected = [self.give_up(job)]
                 else:
                     job.state, job.since = "waiting", self.now
@@ -339,6 +358,23 @@ class QueueMachine(RuleBasedStateMachine):
         self.up, self.failed = False, True
         expected = [self.give_up(job) for job in self.waiting()]
         commands = [self.word(c) for c in self.queue.backend_failed("budget spent", self.now)]
+        assert sorted(commands) == sorted(expected)
+
+    @rule()
+    def hosted_goes_up(self) -> None:
+        self.hosted_up, self.hosted_failed = True, False
+        self.check(self.queue.hosted_up(self.now), self.dispatch())
+
+    @rule()
+    def hosted_goes_down(self) -> None:
+        self.hosted_up = self.hosted_failed = False
+        self.queue.hosted_down()
+
+    @rule()
+    def hosted_fails(self) -> None:
+        self.hosted_up, self.hosted_failed = False, True
+        expected = [self.give_up(job) for job in self.waiting() if job.submit.hosted]
+        commands = [self.word(c) for c in self.queue.hosted_failed(self.now)]
         assert sorted(commands) == sorted(expected)
 
     @precondition(lambda self: self.orders > 10)

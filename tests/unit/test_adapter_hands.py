@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from backend_adapter.hook_messages import HOSTED_SOCKET
 from backend_adapter.messages import (
     Answer,
     Cancel,
@@ -28,8 +30,8 @@ from backend_adapter.messages import (
 from backend_adapter.process import JOBS_SOCKET, Adapter
 from supervisor import wire
 from supervisor.child import Runtime
-from supervisor.messages import ChildState, ModelState
-from supervisor.settings import ModelSettings, QueueSettings, Settings
+from supervisor.messages import ChildNote, ChildState, ModelState
+from supervisor.settings import HooksSettings, ModelSettings, QueueSettings, Settings
 from supervisor.settings_sources import Handoff
 from tests.kit.raw_server import Peer, RawServer, Script
 from tests.kit.wait import wait_until_async
@@ -41,9 +43,12 @@ TERMINAL = (Answer, End, Failed, Rejected)
 class Scene:
     """``messages`` is what the ingress heard, in order."""
 
-    def __init__(self, directory: Path, server: RawServer, health: str = "", **queue: Any) -> None:
+    def __init__(
+        self, directory: Path, server: RawServer, health: str = "", hooks: str = "", **queue: Any
+    ) -> None:
         settings = Settings(
             model=ModelSettings(url=server.url, health=health, probe_every_s=600.0),
+            hooks=HooksSettings(file=hooks),
             queue=QueueSettings(**queue),
         )
         handoff = Handoff("run", str(directory), os.getpid(), settings)
@@ -273,3 +278,102 @@ def test_a_port_that_refuses_while_the_health_url_is_well_is_no_busy_loop(tmp_pa
             await stage.settled()
 
     uvloop.run(main())
+
+
+# ------------------------------------------------------------------ jobs for a worker.py
+
+
+class HookHost:
+    """What answers hosted jobs: on its socket while ``async with``, or cutting each connection."""
+
+    def __init__(self, stage: Scene) -> None:
+        self._path = stage.runtime.address(HOSTED_SOCKET).removeprefix("ipc://")
+        self._server: asyncio.Server
+        self.cutting = 0  #: requests that are still to be cut
+
+    async def __aenter__(self) -> HookHost:
+        self._server = await asyncio.start_unix_server(self._serve, self._path)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._server.close()
+        os.unlink(self._path)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = Peer(reader, writer, 0)
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            await peer.request()
+            if self.cutting:
+                self.cutting -= 1
+            else:
+                await peer.answer(b"hosted", headers=b"connection: close\r\n")
+        writer.close()
+
+
+def play_hosted(
+    directory: Path, scene: Callable[[Scene, RawServer], Awaitable[None]], **queue: Any
+) -> None:
+    async def main() -> None:
+        async with (
+            RawServer(status(200)) as server,
+            Scene(directory, server, hooks="worker.py", **queue) as stage,
+        ):
+            await scene(stage, server)
+
+    uvloop.run(main())
+
+
+def test_a_worker_py_that_is_away_holds_its_own_jobs_only(tmp_path: Path) -> None:
+    async def scene(stage: Scene, server: RawServer) -> None:
+        waiting = [stage.submit(hosted=True) for _ in range(3)]
+        await wait_until_async(lambda: stage.gauges["waiting"] == 3, what="them to come back")
+        probes = server.accepted
+        for _ in range(5):
+            assert isinstance(await stage.end(stage.submit()), Answer)
+        assert stage.gauges["model_ready"] and server.accepted == probes + 1, "no probe, no pause"
+        late = stage.submit(hosted=True, max_queue_time_s=0.2)
+        end = await stage.end(late)
+        assert isinstance(end, Rejected) and end.kind == "hooks_down" and end.retry_after_s > 0
+        async with HookHost(stage):
+            for job in waiting:
+                assert (await stage.end(job)).body == b"hosted"
+        await stage.settled()
+
+    play_hosted(tmp_path, scene)
+
+
+def test_a_worker_py_that_failed_for_good_is_nothing_to_wait_for(tmp_path: Path) -> None:
+    async def scene(stage: Scene, server: RawServer) -> None:
+        waiting = stage.submit(hosted=True)
+        await wait_until_async(lambda: stage.gauges["waiting"] == 1)
+        stage.adapter.on_control(ChildNote("hooks", ChildState.FAILED, "exit 1", 3))
+        for job in (waiting, stage.submit(hosted=True)):
+            end = await stage.end(job)
+            assert isinstance(end, Rejected) and end.kind == "hooks_down"
+        assert isinstance(await stage.end(stage.submit()), Answer)
+        stage.adapter.on_control(ChildNote("hooks", ChildState.STARTING, "", 4))
+        waiting = stage.submit(hosted=True)
+        await wait_until_async(lambda: stage.gauges["waiting"] == 1)
+        async with HookHost(stage):
+            assert (await stage.end(waiting)).body == b"hosted"
+        await stage.settled()
+
+    play_hosted(tmp_path, scene)
+
+
+def test_a_request_that_a_worker_py_passed_on_and_lost_is_a_doubt_about_the_model_server(
+    tmp_path: Path,
+) -> None:
+    async def scene(stage: Scene, server: RawServer) -> None:
+        async with HookHost(stage) as host:
+            assert (await stage.end(stage.submit(hosted=True))).body == b"hosted"
+            probes = server.accepted
+            host.cutting = 1
+            assert (await stage.end(stage.submit(hosted=True))).body == b"hosted"
+            assert server.accepted == probes + 1, "it was looked at before the job ran again"
+            host.cutting = 2
+            end = await stage.end(stage.submit(hosted=True))
+            assert isinstance(end, Failed) and end.kind == "model_failed"
+        await stage.settled()
+
+    play_hosted(tmp_path, scene)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from backend_adapter.hook_messages import Prepare
+from backend_adapter.hook_messages import Forget, Prepare
 from ingress.admission import Admission, Job
 from ingress.auth import Authenticator
 from ingress.door import Door
@@ -44,7 +44,7 @@ class Scene:
         self.ledger = ProducerLedger("ingress-0", 1)
         self.questions = Questions(30.0, 7)
         self.update_file = f"/tmp/lighterman-update-{os.getpid()}"
-        self.asked: list[Prepare] = []
+        self.asked: list[Prepare | Forget] = []
         self.door = Door(
             compile_routes([RouteSettings(path="/a")]),
             Authenticator("none", "any", "", False, 100, 16),
@@ -221,5 +221,46 @@ def test_without_a_token_nobody_may_ask() -> None:
         scene.door._management = Management("", scene.update_file)
         head = "POST /pyworker/update HTTP/1.1\r\nauthorization: Bearer "
         assert (await scene.send(head))[0] == 401
+
+    play(script)
+
+
+def test_a_worker_py_that_failed_for_good_is_nothing_to_wait_for() -> None:
+    async def script(scene: Scene) -> None:
+        routes = [RouteSettings(path="/a", prepare=True), RouteSettings(path="/h", hosted=True)]
+        scene.door.routes = compile_routes([*routes, RouteSettings(path="/plain")])
+        waiting = asyncio.create_task(scene.send("POST /a HTTP/1.1", envelope(auth_data=AUTH)))
+        await wait_until_async(lambda: len(scene.asked) == 1)
+        scene.door.hooks_failed(True)
+        body = envelope(auth_data=AUTH)
+        again = [await scene.send(f"POST {path} HTTP/1.1", body) for path in ("/a", "/h")]
+        for status, body in (await waiting, *again):
+            error = json.loads(body)["error"]
+            assert (status, error["kind"], error["request_idx"]) == (503, "hooks_down", 7)
+        assert len(scene.asked) == 1 and scene.jobs == []
+        assert (await scene.send("POST /plain HTTP/1.1", envelope()))[0] == 200
+        events = scene.ledger.batch()
+        assert events is not None and events.refused == {"hooks_down": 3}
+        scene.door.hooks_failed(False)  # somebody has started it again
+        assert (await scene.send("POST /h HTTP/1.1", envelope()))[0] == 200
+
+    play(script)
+
+
+def test_who_asked_a_worker_py_and_left_or_waited_too_long_is_forgotten_there() -> None:
+    async def script(scene: Scene) -> None:
+        scene.door.routes = compile_routes([RouteSettings(path="/a", prepare=True)])
+        gone = asyncio.create_task(scene.send("POST /a HTTP/1.1", envelope()))
+        await wait_until_async(lambda: len(scene.asked) == 1)
+        late = asyncio.create_task(scene.send("POST /a HTTP/1.1", envelope()))
+        await wait_until_async(lambda: len(scene.asked) == 2)
+        first, second = scene.asked
+        gone.cancel()
+        await wait_until_async(lambda: scene.asked[2:] == [Forget(first.id)])
+        scene.door.expire_questions(time.monotonic() + 31.0)
+        status, body = await late
+        assert (status, json.loads(body)["error"]["kind"]) == (504, "hook_timeout")
+        assert scene.asked[2:] == [Forget(first.id), Forget(second.id)]
+        await asyncio.gather(gone, return_exceptions=True)
 
     play(script)

@@ -404,3 +404,9 @@ def test_a_module_that_ours_hides_is_named(tmp_path: Path) -> None:
     assert looked.returncode == 0, looked.stderr
     assert "the module reporter beside it is hidden by ours" in looked.stderr
     assert "supervisor" not in looked.stderr
+
+
+@pytest.mark.parametrize("done", ["sys.stdout.close()", "sys.stderr = None", "sys.stdout = 7"])
+def test_the_process_ends_whatever_the_file_did_to_its_streams(done: str) -> None:
+    text = f"import sys; from ingress.hooks.__main__ import end; {done}; end(7)"
+    assert subprocess.run([sys.executable, "-c", text], timeout=60).returncode == 7

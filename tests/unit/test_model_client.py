@@ -1060,3 +1060,43 @@ def test_values_that_could_smuggle_a_line_are_refused(value: bytes) -> None:
 def test_lengths_that_are_no_number_are_refused(value: bytes) -> None:
     with pytest.raises(ValueError, match="not a number"):
         read_head(200, "POST", [(b"content-length", value)])
+
+
+def test_a_model_server_that_moved_gets_everything_that_is_sent_from_now_on() -> None:
+    async def main() -> None:
+        gate = asyncio.Event()
+
+        def named(body: bytes) -> Script:
+            async def script(peer: Peer) -> None:
+                while True:
+                    head, _ = await peer.request()
+                    if b"/slow" in head:
+                        await gate.wait()
+                    await peer.answer(body)
+
+            return script
+
+        async with (
+            RawServer(named(b"old")) as old,
+            RawServer(named(b"new")) as new,
+            client_of(old.url) as client,
+        ):
+            assert (await fetch(client)).body == b"old"
+            assert client.idle == 1
+            slow, late = Recorder(), Recorder()
+            client.send(request(slow, path="/slow"))
+            await until(lambda: len(old.requests) == 2)
+            client.send(request(late, path="/slow"))  # still connecting
+            assert not client.move(old.url)
+            assert client.move(new.url)
+            assert client.idle == 0
+            assert (await fetch(client)).body == b"new"
+            gate.set()
+            await asyncio.gather(slow.ended.wait(), late.ended.wait())
+            assert (slow.body, late.body) == (b"old", b"old"), "what runs goes on where it is"
+            assert client.idle == 1
+            for _ in range(3):
+                assert (await fetch(client)).body == b"new"
+            assert (await client.probe("/x", DEADLINE_S)).ok and len(new.requests) == 5
+
+    run(main())

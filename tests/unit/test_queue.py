@@ -11,7 +11,8 @@ import pytest
 
 from backend_adapter.jobs import Abort, Command, Dispatch, Fail, Job, Reject
 from backend_adapter.messages import Submit
-from backend_adapter.queue import MIN_RETRY_S, Queue
+from backend_adapter.queue import Queue
+from backend_adapter.refusals import MIN_RETRY_S
 
 
 def make(up: bool = True, **bounds: int) -> Queue:
@@ -32,6 +33,7 @@ def job(
     redeliver: bool = True,
     size: int = 10,
     peer: str = "ingress-0",
+    hosted: bool = False,
 ) -> Job:
     submit = Submit(
         id=id,
@@ -44,6 +46,7 @@ def job(
         credit=1,
         redeliver=redeliver,
         body=bytes(size),
+        hosted=hosted,
     )
     return Job((peer, id), submit)
 
@@ -445,14 +448,46 @@ def test_deadline_moves_when_a_waiting_job_is_dispatched() -> None:
     assert said(queue.expire(50.0)) == [("abort", 2), ("fail", 2, "expired")]
 
 
+# ----------------------------------------------------------------------- hosted jobs
+
+
+def test_hosted_jobs_wait_alone_for_the_process_that_answers_them() -> None:
+    queue = make()
+    assert said(queue.submit(job(1, hosted=True), 0.0)) == [("dispatch", 1)]
+    for id, hosted in ((2, True), (3, False), (4, True), (5, False)):
+        assert said(queue.submit(job(id, hosted=hosted), 0.0)) == []
+    assert said(queue.lost(key(1), False, "refused", 0.0)) == [("dispatch", 3)]
+    assert queue.up, "the model server has nothing to do with it"
+    assert said(queue.finished(key(3), True, 1.0)) == [("dispatch", 5)]
+    assert said(queue.hosted_up(2.0)) == []
+    assert said(queue.finished(key(5), True, 3.0)) == [("dispatch", 1)], "where it stood before"
+    assert said(queue.finished(key(1), True, 3.0)) == [("dispatch", 2)]
+
+
+def test_hosted_jobs_wait_no_longer_than_they_may_and_not_for_what_failed() -> None:
+    queue = make()
+    queue.hosted_down()
+    queue.submit(job(1, hosted=True, wait_s=5.0), 0.0)
+    queue.submit(job(2, "other", hosted=True), 0.0)
+    assert said(queue.submit(job(3, "third"), 0.0)) == [("dispatch", 3)]
+    assert said(queue.expire(6.0)) == [("reject", 1, "hooks_down")]
+    assert said(queue.hosted_failed(7.0)) == [("reject", 2, "hooks_down")]
+    assert said(queue.submit(job(4, hosted=True), 7.0)) == [("reject", 4, "hooks_down")]
+    assert said(queue.submit(job(5, "fifth"), 7.0)) == [("dispatch", 5)]
+    assert said(queue.hosted_up(8.0)) == []
+    assert said(queue.submit(job(6, hosted=True), 8.0)) == [("dispatch", 6)]
+    queue.hosted_failed(9.0)
+    assert said(queue.lost(key(6), True, "it died", 9.0)) == [("fail", 6, "model_failed")]
+
+
 # ----------------------------------------------------------------------- bounds
 
 
 def entries(queue: Queue) -> int:
     """Entries in all heaps of the queue."""
     lanes = queue._lanes
-    heaps = sum(len(lane.heap) for lane in lanes._lanes.values())
-    return heaps + len(lanes._ready) + len(queue._deadlines)
+    heaps = sum(len(line.heap) for lane in lanes._lanes.values() for line in lane.lines)
+    return heaps + len(lanes._ready) + len(queue._deadlines._heap)
 
 
 def test_what_was_cancelled_leaves_nothing_behind() -> None:

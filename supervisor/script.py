@@ -1,0 +1,38 @@
+"""What the supervisor does at the words of the process that holds a worker.py.
+
+Law: that process says everything with each of its heartbeats, because a session may break at any
+moment; here it is acted on once. What a process says that has ended since means nothing. Functions
+on the supervisor, like those of ``commands.py``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from supervisor import lifecycle, tidings
+from supervisor.messages import Configured, LifecycleState, LogMatch, ScriptFailed
+from supervisor.settings_sources import SettingsError
+
+if TYPE_CHECKING:
+    from supervisor.process import Supervisor
+
+Word = Configured | ScriptFailed | LifecycleState
+
+
+def heed(supervisor: Supervisor, word: Word) -> None:
+    """Act on it, unless it was acted on."""
+    member = supervisor.members["hooks"]
+    if member.process is None or member.process.pid != word.pid:
+        return
+    if isinstance(word, ScriptFailed):
+        member.feed(lifecycle.Hung(supervisor.mask(word.text)))
+    elif isinstance(word, Configured):
+        try:
+            supervisor.configure(word.values)
+        except SettingsError as error:
+            member.feed(lifecycle.Hung(supervisor.mask(str(error))))
+    else:
+        kind, text = "error" if word.error else "ready", supervisor.mask(word.error)[:512]
+        match = LogMatch(tidings.model_generation(supervisor), kind, "lifecycle", text)
+        if match != supervisor.ready_line:
+            supervisor.note_ready_line(match)
