@@ -97,6 +97,7 @@ class Prepared(Message, frozen=True, tag=1):
     untouched: bool = False  #: the client's payload goes on as it came
     ticket: str = ""  #: under which the parsed payload is kept until the job is dispatched
     hosted: bool = False  #: a Sample for a function that stands in for the model server
+    known: float = 0.0  #: in place of a Sample: this figure is believed, nothing is measured
 
 
 class Refused(Message, frozen=True, tag=2):

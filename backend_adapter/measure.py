@@ -137,11 +137,14 @@ class Measurement:
         self._abandon()
         self._source.draw(self._route.path, count, partial(self._drawn, batch))
 
-    def _drawn(self, batch: int, payloads: list[Payload] | str) -> None:
+    def _drawn(self, batch: int, payloads: list[Payload] | float | str) -> None:
         """The payloads are there: from now on it is the model server's time."""
-        if isinstance(payloads, str):
+        if not isinstance(payloads, list):
             self._plan.cancel()
-            self._on_failed(payloads)
+            if isinstance(payloads, str):
+                self._on_failed(payloads)
+            else:
+                self._on_done(payloads)
             return
         self._plan.began(batch, time.monotonic())
         self._timer = self._loop.call_later(self._timeout_s, self._timed_out, batch)

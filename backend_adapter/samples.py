@@ -1,8 +1,8 @@
 """Where the payloads of a benchmark come from: the settings, or the worker.py that makes each one.
 
-Law: each draw is answered exactly once, with as many payloads as were asked for or with a reason,
-at the latest after ``timeout_s``; a draw that was let go is never answered. It must not know what
-is done with a payload, nor how a socket works.
+Law: each draw is answered exactly once, with as many payloads as were asked for, with a figure that
+makes them needless, or with a reason, at the latest after ``timeout_s``; a draw that was let go is
+never answered. It must not know what is done with a payload, nor how a socket works.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ class Payload:
     hosted: bool = False  #: for the process that holds the worker.py
 
 
-#: Called with the payloads, or with the reason why there are none.
-Got = Callable[[list[Payload] | str], None]
+#: Called with the payloads, with the figure that is known already, or with the reason why there
+#: is neither.
+Got = Callable[[list[Payload] | float | str], None]
 
 
 class Source(Protocol):
@@ -104,6 +105,9 @@ class Samples:
             if not isinstance(message, Prepared):
                 self._end(draw, f"no payload for the benchmark: {message.message}")
                 continue
+            if message.known:
+                self._end(draw, message.known)
+                continue
             draw.payloads.append(
                 Payload(message.body, message.headers, message.workload, message.hosted)
             )
@@ -125,6 +129,6 @@ class Samples:
             if self.send(Sample(self._next, self._draw.route)):
                 self._ids.add(self._next)
 
-    def _end(self, draw: _Draw, outcome: list[Payload] | str) -> None:
+    def _end(self, draw: _Draw, outcome: list[Payload] | float | str) -> None:
         self.let_go()
         draw.got(outcome)

@@ -39,6 +39,12 @@ LOOK_EVERY_S = 0.5
 #: What the head of a request is longer here than at the worker's door, at most.
 OUR_BYTES = 1024
 OUR_HEADERS = 16
+#: Headers that frame a body, or belong to one connection.
+_OF_A_CONNECTION = (
+    "Connection", "Content-Length", "Keep-Alive", "Trailer", "Transfer-Encoding", "Upgrade",
+)  # fmt: skip
+#: A hook that passes on headers and body would pass on what the body is not any more.
+_PLAIN = {"accept-encoding": "identity"}
 _log = logging.getLogger("hooks")
 
 
@@ -148,6 +154,9 @@ class Hosted:
         if not isinstance(answer, web.StreamResponse):
             what = type(answer).__name__
             raise BadHook(f"response_generator returned {what}, not a web.Response")
+        if not answer.prepared:  # copied from the model server's, they mean another connection
+            for name in _OF_A_CONNECTION:
+                answer.headers.popall(name, None)
         return answer
 
     async def _ask_model(
@@ -160,7 +169,9 @@ class Hosted:
         target = request.rel_url.raw_path if is_pattern(endpoint) else endpoint
         url = URL(self._model_url.rstrip("/") + target, encoded=is_pattern(endpoint))
         try:
-            return await self._session.post(url, data=body, headers={"content-type": kind})
+            return await self._session.post(
+                url, data=body, headers={"content-type": kind, **_PLAIN}
+            )
         except aiohttp.ClientConnectionError as error:
             raise _Lost(f"no response from the model server: {error}") from error
 

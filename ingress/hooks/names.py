@@ -13,6 +13,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -57,7 +58,7 @@ class Names(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """importlib: ours, or nobody's."""
         if fullname.startswith(f"{OLDER}."):
             return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
-        if fullname not in self._contents:
+        if fullname not in self._contents or (fullname.split(".")[0] == "lib" and not _of_2024()):
             return None
         package = fullname in (*_PACKAGES, "lib")
         return importlib.machinery.ModuleSpec(fullname, self, is_package=package)
@@ -69,6 +70,18 @@ class Names(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             sys.modules[name] = importlib.import_module(name.replace(OLDER, "vastai", 1))
             return
         vars(module).update(self._contents[name])
+
+
+def _of_2024() -> bool:
+    """``lib`` is not installed, or it is that of the 2024 repository: no package of the user's."""
+    found = importlib.machinery.PathFinder.find_spec("lib", sys.path)
+    if found is None:
+        return True
+    needed = ("backend.py", "data_types.py", "server.py")
+    return any(
+        all(os.path.exists(os.path.join(place, name)) for name in needed)
+        for place in found.submodule_search_locations or ()
+    )
 
 
 def contents(

@@ -29,11 +29,13 @@ from backend_adapter.hook_messages import (
     Measured,
     Prepared,
     Refused,
+    Sample,
     SessionGone,
     SessionsAnew,
     SessionSeen,
     ToHooks,
 )
+from ingress.hooks import benchmark_file
 from ingress.hooks.describe import describe, fingerprint, ignored, webhook_port
 from ingress.hooks.handlers import ConfigurationError, Hooked
 from ingress.hooks.hosted import Hosted
@@ -48,8 +50,6 @@ from supervisor.messages import Beat, Configured, LifecycleState, ScriptFailed
 from supervisor.settings import Settings
 from supervisor.settings_sources import inherited_environment
 
-#: The figure of the last benchmark, as the public PyWorker keeps it: in the working directory.
-BENCHMARK_FILE = ".has_benchmark"
 #: The loop of the file has not turned for this long while requests wait for it.
 STUCK_S = 60.0
 _log = logging.getLogger("hooks")
@@ -181,7 +181,7 @@ class HookHost:
         self._fingerprint = fingerprint(
             worker.config, worker.hooked, inherited_environment(secret_variables=False)
         )
-        if values["benchmark"] and (known := _remembered(self._fingerprint)):
+        if values["benchmark"] and (known := benchmark_file.remembered(self._fingerprint)):
             values["benchmark"]["max_perf"] = known
         self._backend = worker.backend
         self._user_loop = asyncio.get_running_loop()
@@ -278,9 +278,13 @@ class HookHost:
                 self._see(message)
                 continue
             if isinstance(message, Measured):
-                _remember(message.max_perf, self._fingerprint)
+                benchmark_file.remember(message.max_perf, self._fingerprint)
             elif isinstance(message, Forget):
                 self._inbox.forget(peer, message.id)
+            elif isinstance(message, Sample) and (
+                known := benchmark_file.remembered(self._fingerprint)
+            ):  # it may have been written since the file has run
+                self._answer(peer, Prepared(message.id, 0.0, known=known))
             else:
                 self._inbox.ask(peer, self._hooked.get(message.route), message)
 
@@ -306,26 +310,3 @@ class HookHost:
     def _answer(self, peer: str, answer: Prepared | Refused) -> None:
         if self._server is not None:
             self._server.send(peer, answer)
-
-
-def _remembered(fingerprint_now: str) -> float:
-    """The capacity that an earlier run has measured, or a person has written; 0: none holds."""
-    try:
-        with open(BENCHMARK_FILE, encoding="utf-8") as file:
-            lines = file.read(4096).split()
-        figure = float(lines[0])
-    except (OSError, ValueError, IndexError):
-        return 0.0
-    if len(lines) > 1 and lines[1] != fingerprint_now:
-        _log.info("%s is of another model or workload: measuring anew", BENCHMARK_FILE)
-        return 0.0
-    return figure if 0 < figure < 2**40 else 0.0
-
-
-def _remember(max_perf: float, fingerprint_now: str) -> None:
-    try:
-        with open(f"{BENCHMARK_FILE}.new", "w", encoding="utf-8") as file:
-            file.write(f"{max_perf}\n{fingerprint_now}\n")
-        os.replace(f"{BENCHMARK_FILE}.new", BENCHMARK_FILE)
-    except OSError as error:
-        _log.warning("%s cannot be written: %s", BENCHMARK_FILE, error.strerror)
