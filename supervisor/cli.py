@@ -77,8 +77,8 @@ def _run(argv: Sequence[str]) -> int:
         f"commands ({_PROGRAM} COMMAND --help):\n{commands}\n\nexit codes:\n{codes}",
     )
     add = parser.add_argument
-    add("file", nargs="?", metavar="FILE", help="worker.toml or worker.py; without it"
-        " one of these here, else the environment, else a demo on loopback")  # fmt: skip
+    add("file", nargs="?", metavar="FILE", help="worker.toml or worker.py, or their directory;"
+        " without it one of these here, else the environment, else a demo on loopback")  # fmt: skip
     add("--port", metavar="N", help="port that clients connect to (worker.port; 0: a free one)")
     add("--log-format", metavar="text|json", help="log lines for people, or JSON")
     add("--log-level", metavar="LEVEL", help="debug, info, warning or error; on a terminal, info"

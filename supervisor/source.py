@@ -26,6 +26,8 @@ from supervisor.settings_sources import Fault, SettingsError
 
 DEFAULT_FILE = "worker.toml"
 DEFAULT_SCRIPT = "worker.py"
+#: Files that a directory is run by, the first that is there.
+_RUN = (DEFAULT_FILE, DEFAULT_SCRIPT, "server.py")
 
 
 class UsageError(Exception):
@@ -37,7 +39,8 @@ class Source:
     """Where settings come from.
 
     Attributes:
-        file: as named on the command line; None: ./worker.toml, if there is one.
+        file: as named on the command line; None: ./worker.toml, if there is one. A directory means
+            the file of it that people run.
         flags: ``section.name`` → text.
     """
 
@@ -52,19 +55,22 @@ class Source:
         if self.file is None:
             default = Path(DEFAULT_FILE)
             return default if default.is_file() else None
-        return Path(self.file)
+        return Path(_within(self.file))
 
     @property
     def script(self) -> str:
         """Absolute path of the worker.py that was named, or found; "": none."""
         if self.file is not None:
-            return os.path.abspath(self.file) if self.file.endswith(".py") else ""
+            file = _within(self.file)
+            return os.path.abspath(file) if file.endswith(".py") else ""
         found = os.path.isfile(DEFAULT_SCRIPT) and not os.path.isfile(DEFAULT_FILE)
         return os.path.abspath(DEFAULT_SCRIPT) if found else ""
 
     def _load(self) -> Settings:
         """The settings without a worker.py's part, where there is one."""
         if not self.script:
+            if self.path is not None and self.path.is_dir():
+                raise _nothing_in(str(self.path))
             return settings_sources.load(self.path, flags=self.flags, files=True)
         flags = {**self.flags, "hooks.file": self.script}
         if not os.path.isfile(self.script):
@@ -135,6 +141,32 @@ class Source:
             environ = settings_sources.inherited_environment(secret_variables=False)
             kept = {name: environ[name] for name in names if name in environ}
             return settings_sources.load(None, kept, wanted).worker.state_dir
+
+
+def _within(file: str) -> str:
+    """The file itself; of a directory, the one in it that is run, or itself where none is.
+
+    ``workers/NAME/`` is where repositories in the style of the public ones keep theirs, and
+    ``BACKEND`` says which of them, as their start scripts do.
+    """
+    if not os.path.isdir(file):
+        return file
+    several = _workers(file)
+    directories = [Path(file), *(several if len(several) == 1 else [])]
+    places = [directory / name for directory in directories for name in _RUN]
+    return str(next((place for place in places if place.is_file()), file))
+
+
+def _workers(directory: str) -> list[Path]:
+    environ = settings_sources.inherited_environment(secret_variables=False)
+    return sorted(Path(directory).glob(f"workers/{environ.get('BACKEND') or '*'}/"))
+
+
+def _nothing_in(directory: str) -> SettingsError:
+    several = ", ".join(each.name for each in _workers(directory)[:20])
+    found = f"; of workers/ it has {several}" if several else ""
+    text = f"this directory holds no {', '.join(_RUN[:-1])} or {_RUN[-1]}{found}"
+    return SettingsError([Fault(directory, text, "name the file, or set BACKEND")])
 
 
 def _configures_model(settings: Settings) -> bool:

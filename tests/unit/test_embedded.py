@@ -118,6 +118,27 @@ def test_worker_py_that_is_not_there_is_a_fault() -> None:
         Source("worker.py").plan()
 
 
+def test_a_directory_means_the_file_that_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BACKEND", raising=False)
+    for name in ("tgi", "vllm"):
+        (tmp_path / "workers" / name).mkdir(parents=True)
+        (tmp_path / "workers" / name / "server.py").write_text("")
+    assert Source("workers/tgi").script == str(tmp_path / "workers" / "tgi" / "server.py")
+    with pytest.raises(SettingsError, match="of workers/ it has tgi, vllm"):
+        Source(".").plan()
+    monkeypatch.setenv("BACKEND", "vllm")
+    assert Source(".").script == str(tmp_path / "workers" / "vllm" / "server.py")
+    (tmp_path / "workers" / "vllm" / "worker.py").write_text("")
+    assert Source(".").script == str(tmp_path / "workers" / "vllm" / "worker.py")
+    (tmp_path / "worker.toml").write_text(_MODEL_FILE)
+    assert Source(".").plan().settings.model.url == "http://127.0.0.1:18000"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SettingsError, match="this directory holds no"):
+        Source("empty").plan()
+
+
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
