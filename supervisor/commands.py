@@ -47,9 +47,13 @@ def _reload(supervisor: Supervisor) -> CommandReply:
         left = supervisor.reload()
     except SettingsError as error:
         return _reply(str(error), ok=False)
-    if not left:
-        return _reply("settings taken")
-    return _reply(f"routes taken; start the worker anew for what changed in {', '.join(left)}")
+    script = supervisor.plan.settings.hooks.file
+    told = "settings taken"
+    if left:
+        told = f"routes taken; start the worker anew for what changed in {', '.join(left)}"
+    if script:
+        told += f"; {script} is read again by: restart hooks"
+    return _reply(told)
 
 
 def _reply(body: Any, *, ok: bool = True) -> CommandReply:

@@ -112,6 +112,7 @@ class Life:
         "_announced",
         "_budget",
         "_delay_s",
+        "_hopeless",
         "_ready_since",
         "_stop_s",
         "generation",
@@ -137,6 +138,7 @@ class Life:
         self.restarts = 0
         self._budget = Budget(policy)
         self._delay_s = 0.0
+        self._hopeless = False  #: another process would end the same way
         self._stop_s = policy.stop_timeout_s
         self._ready_since: float | None = None
         self._announced: tuple[ChildState, int, str] = (self.state, 0, "")
@@ -188,12 +190,16 @@ class Life:
                 self._stop_s, self.reason = self.policy.stop_timeout_s, reason
                 self._budget.reset()
                 self._delay_s = 0.0
-            case BecameUnhealthy(reason) | Hung(reason) | SpawnFailed(reason):
+                self._hopeless = False
+            case Hung(reason, permanent):
+                self.reason, self._hopeless = reason, permanent
+            case BecameUnhealthy(reason) | SpawnFailed(reason):
                 self.reason = reason
 
     def _crashed(self, again: Step, spent: Step, event: Event, now: float, jitter: float) -> Step:
         """Charge the budget and choose the step."""
-        if isinstance(event, SpawnFailed) and event.permanent:
+        if self._hopeless or (isinstance(event, SpawnFailed) and event.permanent):
+            self._hopeless = False
             return spent
         delay_s = self._budget.crashed(now, self._ready_since, jitter)
         if delay_s is None:

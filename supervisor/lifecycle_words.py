@@ -52,9 +52,11 @@ class Recovered:
 
 @dataclass(frozen=True, slots=True)
 class Hung:
-    """It lives but will not come back by itself: no heartbeat, or wedged."""
+    """It lives but will not come back by itself: no heartbeat, or wedged. ``permanent``: nor would
+    another one."""
 
     reason: str
+    permanent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

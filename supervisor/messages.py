@@ -86,6 +86,7 @@ class ScriptFailed(Message, frozen=True, tag=5):
 
     text: str
     pid: int = 0
+    permanent: bool = False  #: running it again cannot help
 
 
 class LifecycleState(Message, frozen=True, tag=6):

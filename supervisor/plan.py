@@ -101,11 +101,16 @@ def make(settings: Settings, *, embedded: bool) -> Plan:
         engine = msgspec.structs.replace(
             engine, local_port=local_port, addresses=[f"http://127.0.0.1:{local_port}"]
         )
+    http_port = worker.http_port
+    if http_port < 0:
+        after = worker.port + 1 if settings.hooks.file and worker.port else 0
+        http_port = after if after < 65536 and after not in taken else 0
     host = "127.0.0.1" if worker.host in ("0.0.0.0", "::", "") else _in_url(worker.host)
     scheme = "https" if settings.tls.enabled else "http"
     worker = msgspec.structs.replace(
         worker,
         port=port,
+        http_port=http_port,
         admin_port=admin_port,
         public_url=worker.public_url or f"{scheme}://{host}:{port}",
     )

@@ -257,7 +257,7 @@ class Supervisor:
                 continue
             if late_s > restart.beat_s:
                 member.beaten_at = now  # we slept ourselves; their beats lie in our socket
-            elif now - member.beaten_at > restart.beat_s * restart.missed_beats:
+            elif now - member.beaten_at > script.patience_s(self, member):
                 mute_s = now - member.beaten_at
                 member.beaten_at = None
                 member.feed(lifecycle.Hung(f"no heartbeat for {mute_s:.1f} s"))

@@ -10,13 +10,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from supervisor import lifecycle, tidings
-from supervisor.messages import Configured, LifecycleState, LogMatch, ScriptFailed
+from supervisor.messages import ChildState, Configured, LifecycleState, LogMatch, ScriptFailed
 from supervisor.settings_sources import SettingsError
 
 if TYPE_CHECKING:
+    from supervisor.member import Member
     from supervisor.process import Supervisor
 
+#: C code of a worker.py may hold Python's lock for this long, and all its threads with it.
+HELD_S = 30.0
 Word = Configured | ScriptFailed | LifecycleState
+
+
+def patience_s(supervisor: Supervisor, member: Member) -> float:
+    """Seconds that a process of ours may be mute. One that runs a worker.py has more: a library
+    that it loads, above all.
+    """
+    settings = supervisor.plan.settings
+    usual_s = settings.restart.beat_s * settings.restart.missed_beats
+    if member.name != "hooks":
+        return usual_s
+    starting = member.state is ChildState.STARTING
+    return max(settings.hooks.start_timeout_s if starting else HELD_S, usual_s)
 
 
 def heed(supervisor: Supervisor, word: Word) -> None:
@@ -25,12 +40,12 @@ def heed(supervisor: Supervisor, word: Word) -> None:
     if member.process is None or member.process.pid != word.pid:
         return
     if isinstance(word, ScriptFailed):
-        member.feed(lifecycle.Hung(supervisor.mask(word.text)))
+        member.feed(lifecycle.Hung(supervisor.mask(word.text), word.permanent))
     elif isinstance(word, Configured):
         try:
             supervisor.configure(word.values)
         except SettingsError as error:
-            member.feed(lifecycle.Hung(supervisor.mask(str(error))))
+            member.feed(lifecycle.Hung(supervisor.mask(str(error)), permanent=True))
     else:
         kind, text = "error" if word.error else "ready", supervisor.mask(word.error)[:512]
         match = LogMatch(tidings.model_generation(supervisor), kind, "lifecycle", text)

@@ -53,13 +53,15 @@ class WorkerSettings(Section, frozen=True):
     ] = ""
     id: Annotated[int, _doc("The instance's id, sent in every report.", "CONTAINER_ID")] = 0
     http_port: Annotated[
-        Port,
+        int,
         _doc(
             "Port of 127.0.0.1 where the model server may call /session/end over plain HTTP;"
-            " 0: none. A worker.py has the port after worker.port.",
+            " 0: none; -1: where a worker.py is used, the port after worker.port.",
             "WORKER_HTTP_PORT",
+            ge=-1,
+            le=65535,
         ),
-    ] = 0
+    ] = -1
     processes: Annotated[int, _doc("Ingress processes sharing the client port.", ge=1, le=64)] = 1
     admin_host: Annotated[str, _doc("Address of /healthz, /readyz and /metrics.")] = "127.0.0.1"
     admin_port: Annotated[
@@ -226,6 +228,9 @@ class BenchmarkSettings(Section, frozen=True):
 
     route: Annotated[str, _doc("Route to measure. Empty: no benchmark.")] = ""
     payload: Annotated[dict[str, Any], _doc("The payload that is sent each time.")] = {}
+    payloads: Annotated[
+        list[dict[str, Any]], _doc("Several of them: each time, one at random is sent.")
+    ] = []
     sampled: Annotated[bool, _doc("worker.py makes each payload; set by that file.")] = False
     runs: Annotated[int, _doc("Rounds.", ge=1, le=1000)] = 8
     concurrency: Annotated[

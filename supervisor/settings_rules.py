@@ -184,7 +184,7 @@ def _ports(settings: Settings) -> _Found:
         if url.hostname in LOOPBACK:
             wanted.append(("model.url", url.port or 80))
     for name, port in wanted:
-        if port and port in owners:
+        if port > 0 and port in owners:
             yield name, f"{name} and {owners[port]} are the same port {port}", "choose another"
         owners.setdefault(port, name)
 

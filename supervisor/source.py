@@ -63,6 +63,8 @@ class Source:
         if self.file is not None:
             file = _within(self.file)
             return os.path.abspath(file) if file.endswith(".py") else ""
+        if named := self.flags.get("hooks.file") or _environ().get("LIGHTERMAN_HOOKS_FILE"):
+            return os.path.abspath(named)
         found = os.path.isfile(DEFAULT_SCRIPT) and not os.path.isfile(DEFAULT_FILE)
         return os.path.abspath(DEFAULT_SCRIPT) if found else ""
 
@@ -124,6 +126,7 @@ class Source:
         worker = change(
             worker,
             port=worker.port or before.port,
+            http_port=before.http_port if worker.http_port < 0 else worker.http_port,
             admin_port=worker.admin_port or before.admin_port,
         )
         engine = change(engine, local_port=engine.local_port or running.local_engine_port)
@@ -157,9 +160,12 @@ def _within(file: str) -> str:
     return str(next((place for place in places if place.is_file()), file))
 
 
+def _environ() -> dict[str, str]:
+    return settings_sources.inherited_environment(secret_variables=False)
+
+
 def _workers(directory: str) -> list[Path]:
-    environ = settings_sources.inherited_environment(secret_variables=False)
-    return sorted(Path(directory).glob(f"workers/{environ.get('BACKEND') or '*'}/"))
+    return sorted(Path(directory).glob(f"workers/{_environ().get('BACKEND') or '*'}/"))
 
 
 def _nothing_in(directory: str) -> SettingsError:

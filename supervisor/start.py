@@ -48,7 +48,8 @@ def start(source: Source, color: bool) -> int:
         UsageError: the file is none that can be run.
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the run knows what to do with it
-    path = source.path
+    # what was found here stays the one that is meant, whatever lies here later
+    file = source.script or (str(source.path) if source.path else None)
     try:
         plan = source.plan()
     except SettingsError as error:
@@ -66,7 +67,7 @@ def start(source: Source, color: bool) -> int:
         taken = _taken_port(plan)
         if taken:
             return _refuse([taken], ExitCode.PORT_TAKEN, source)
-        return _run(plan, lock, Source(str(path) if path else None, source.flags), color)
+        return _run(plan, lock, Source(file, source.flags), color)
     finally:
         lock.release()
 

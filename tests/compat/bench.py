@@ -92,7 +92,8 @@ def on_the_bench(
         text = re.sub(r"\bPORT\b", str(port), textwrap.dedent(content))
         return re.sub(r"\bLOG\b", lambda _: repr(str(log)), text)
 
-    (directory / "worker.py").write_text(filled(text))
+    if text:
+        (directory / "worker.py").write_text(filled(text))
     for name, content in (files or {}).items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_text(filled(content))

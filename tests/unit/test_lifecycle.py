@@ -220,6 +220,20 @@ def test_a_spawn_that_fails_otherwise_is_tried_again() -> None:
     )
 
 
+def test_a_child_that_can_only_hang_again_is_given_up() -> None:
+    script = Script(*READY)
+    script(Hung("worker.py:3: SyntaxError", permanent=True))
+    assert script(Exited("killed")) == [
+        Announce(ChildState.FAILED, "worker.py:3: SyntaxError"),
+        GiveUp("worker.py:3: SyntaxError"),
+        Sweep(),
+    ]
+    script(Swept())
+    for event in (Restart(), Spawned(9), Hung("mute"), Exited("killed")):  # somebody mended it
+        script(event)
+    assert script.life.state is ChildState.BACKOFF
+
+
 def test_a_hung_child_is_killed_and_counts_as_a_crash() -> None:
     script = Script(*READY)
     assert script(Hung("3 heartbeats missed")) == [
