@@ -13,6 +13,7 @@ from typing import Protocol
 
 from backend_adapter.model_client import ModelClient
 from supervisor.child import Runtime
+from supervisor.messages import ChildState
 
 #: Seconds between two tries, and that one may take.
 LOOK_EVERY_S = 0.1
@@ -45,6 +46,7 @@ class HostedWatch:
         self._up = True  # an adapter is started after it; if it is wrong, the first job tells
         self._failed = False
         self._looking = False
+        self._stopping = False
         self._gone = False  #: it was not there when it was looked at
         self._doubt = False  #: a request that it had got was lost
 
@@ -56,15 +58,25 @@ class HostedWatch:
         self._doubt = self._doubt or (sent and not self._gone)
         self._look_on()
 
-    def told(self, failed: bool) -> None:
-        """The supervisor says whether it will be started again."""
-        if failed:
+    def told(self, state: str) -> None:
+        """The supervisor says where that process stands."""
+        stopping, self._stopping = self._stopping, state == ChildState.STOPPING
+        if state == ChildState.FAILED:
             self._up, self._failed = False, True
             self._owner.hosted_failed()
             self._look_on()
         elif self._failed:
             self._failed = False
             self._owner.hosted_down()
+        elif self._stopping:  # it finishes what it has, and gets nothing new
+            self._up = False
+            self._owner.hosted_down()
+        elif stopping:
+            self._look_on()
+
+    async def _alive(self) -> bool:
+        """It answers: the socket of one that is dying still takes connections."""
+        return (await self._client.probe("/", REACH_S)).status != 0
 
     def _look_on(self) -> None:
         if not self._looking:
@@ -72,7 +84,7 @@ class HostedWatch:
             self._runtime.spawn(self._look())
 
     async def _look(self) -> None:
-        while await self._client.reach(REACH_S):
+        while self._stopping or not await self._alive():
             self._gone, self._doubt = True, False
             await asyncio.sleep(LOOK_EVERY_S)
         self._looking = self._gone = self._failed = False

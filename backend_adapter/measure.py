@@ -169,9 +169,10 @@ class Measurement:
 
 
 def fixed(benchmark: BenchmarkSettings, route: RouteSettings) -> Fixed:
-    """The payload of the settings."""
-    body = msgspec.json.encode(benchmark.payload)
-    return Fixed(Payload(body, JSON_TYPE, workload_of(benchmark.payload, route)))
+    """The payloads of the settings."""
+    given = benchmark.payloads or [benchmark.payload]
+    encode = msgspec.json.encode
+    return Fixed([Payload(encode(each), JSON_TYPE, workload_of(each, route)) for each in given])
 
 
 def workload_of(payload: object, route: RouteSettings) -> float:

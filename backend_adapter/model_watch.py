@@ -246,9 +246,14 @@ class ModelWatch:
 
     def _measured(self, attempt: int, max_perf: float) -> None:
         self._stop_measuring()
-        _log.info("benchmark: %.1f workload/s", max_perf)
-        self._owner.measured(max_perf)
-        self._capacity.benchmarked(max_perf)
+        if max_perf > 0:
+            _log.info("benchmark: %.1f workload/s", max_perf)
+            self._owner.measured(max_perf)
+            self._capacity.benchmarked(max_perf)
+        else:
+            _log.warning(
+                "the benchmark's requests count as no work: traffic will show the capacity"
+            )
         self._owner.capacity_changed()
         self._do(self._readiness.benchmark_done(attempt, time.monotonic()))
 

@@ -7,6 +7,7 @@ never answered. It must not know what is done with a payload, nor how a socket w
 
 from __future__ import annotations
 
+import random
 import secrets
 import time
 from collections.abc import Callable
@@ -17,6 +18,10 @@ from backend_adapter.hook_messages import Prepared, Sample
 from supervisor.messages import Message
 
 JSON_TYPE = b"content-type: application/json\r\n"
+
+
+#: Sessions with the hook host that one draw may be asked in.
+MAX_SESSIONS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +50,14 @@ class Source(Protocol):
 
 
 class Fixed:
-    """The same payload each time."""
+    """One of these each time, at random."""
 
-    def __init__(self, payload: Payload) -> None:
-        self._payload = payload
+    def __init__(self, payloads: list[Payload]) -> None:
+        self._payloads = payloads
 
     def draw(self, route: str, count: int, got: Got) -> None:
         """At once."""
-        got([self._payload] * count)
+        got(random.choices(self._payloads, k=count))
 
     def let_go(self) -> None:
         """Nothing is open."""
@@ -64,6 +69,7 @@ class _Draw:
     route: str
     count: int
     asked_at: float
+    sessions: int = 0  #: that it was asked in
     payloads: list[Payload] = field(default_factory=list)
 
 
@@ -88,8 +94,12 @@ class Samples:
         self._ids.clear()
 
     def link_up(self) -> None:
-        """A session began: ask what is not answered."""
-        self._ask()
+        """A session began: ask what is not answered, unless that may be what ends them."""
+        draw = self._draw
+        if draw is not None and draw.sessions >= MAX_SESSIONS:
+            self._end(draw, "worker.py died while it made a payload for the benchmark")
+        else:
+            self._ask()
 
     def link_down(self) -> None:
         """The session ended, and its questions with it."""
@@ -128,6 +138,7 @@ class Samples:
             self._next += 1
             if self.send(Sample(self._next, self._draw.route)):
                 self._ids.add(self._next)
+        self._draw.sessions += bool(self._ids)
 
     def _end(self, draw: _Draw, outcome: list[Payload] | float | str) -> None:
         self.let_go()

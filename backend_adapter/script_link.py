@@ -17,7 +17,7 @@ from backend_adapter.samples import Samples
 from backend_adapter.session_mirror import SessionMirror
 from supervisor import wire
 from supervisor.child import Runtime
-from supervisor.messages import ChildNote, ChildState
+from supervisor.messages import ChildNote
 
 #: Draws that nobody answers are looked at this often.
 EXPIRE_EVERY_S = 1.0
@@ -61,7 +61,7 @@ class ScriptLink:
     def told(self, note: ChildNote) -> None:
         """Where that process stands."""
         if self.hosted is not None:
-            self._watch.told(note.state == ChildState.FAILED)
+            self._watch.told(note.state)
 
     def lost(self, sent: bool) -> bool:
         """A connection to it broke before the response began.

@@ -237,6 +237,7 @@ class SessionDesk:
 
     def _close(self, session: Session, *callers: tuple[str, int]) -> None:
         self._sessions.remove(session.session_id)
+        self._used.pop(session.session_id, None)
         self._end_account(session, Outcome.SUCCESS, 200)
         self._revoke(session.session_id)
         self._mirror.closed(session)

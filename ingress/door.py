@@ -45,8 +45,9 @@ _ALLOW_POST = b"allow: POST\r\n"
 _WITHHELD = frozenset(
     (
         b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade",
-        b"expect", b"content-length", b"content-type", b"host", b"proxy-connection",
-        b"authorization", b"proxy-authorization", b"cookie", b"sec-websocket-key1",
+        b"expect", b"content-encoding", b"content-length", b"content-type", b"host",
+        b"proxy-connection", b"authorization", b"proxy-authorization", b"cookie",
+        b"sec-websocket-key1",
     )
 )  # fmt: skip
 #: Header lines of which only the first goes on: with two, the function would not get the request.
@@ -80,7 +81,7 @@ class Door:
         *,
         decode: Callable[[bytes], Envelope],
         credit_bytes: int,
-        ask: Callable[[Prepare | Forget], None],
+        ask: Callable[[Prepare | Forget], bool],
         submit: Callable[[Job], None],
         cancel: Callable[[Job], None],
         writable: Callable[[Job], None],
@@ -101,7 +102,8 @@ class Door:
 
     def on_head(self, exchange: Exchange) -> Problem | None:
         """Refuse before the body is read what needs no body to be refused."""
-        if self.routes.find(exchange.path) is None and exchange.path not in SESSION_CALLS:
+        route = self.routes.find(exchange.path)
+        if route is None and exchange.path not in SESSION_CALLS:
             if exchange.path == UPDATE_PATH:
                 return self._management.refusal(exchange)
             return self._unknown_route()
@@ -121,7 +123,8 @@ class Door:
             )
         if (exchange.header(b"content-type") or b"").lower().startswith(_NOT_JSON):
             return Problem(ErrorKind.UNSUPPORTED_MEDIA_TYPE, "send a JSON body: application/json")
-        if self._admission.full or len(self._questions.open) >= MAX_QUESTIONS:
+        asks = route is not None and route.prepare
+        if self._admission.full or (asks and len(self._questions.open) >= MAX_QUESTIONS):
             return Problem(
                 ErrorKind.OVERLOADED, "this worker holds as many requests as it may", 1.0
             )
@@ -158,7 +161,7 @@ class Door:
             question = Question(message, exchange, route, request_idx, reqnum, session_id, now)
             self._questions.take(question)
             exchange.context = question
-            self._ask(message)
+            question.asked += self._ask(message)
             return
         payload = envelope.payload
         workload = route.meter.measure(payload)
@@ -234,7 +237,17 @@ class Door:
         """Who waited too long for a worker.py's word is told so."""
         for question in self._questions.expire(now):
             self._ask(Forget(question.message.id))
-            self._turn_away(question, Problem(ErrorKind.HOOK_TIMEOUT))
+            text = (
+                f"worker.py has not said in {self._questions.timeout_s:g} s what a request to"
+                f" {question.route.path} amounts to"
+            )
+            self._turn_away(question, Problem(ErrorKind.HOOK_TIMEOUT, text))
+
+    def hooks_died_of(self, questions: list[Question]) -> None:
+        """The worker.py has died more than once while it was asked these."""
+        for question in questions:
+            text = f"worker.py died while it was asked about a request to {question.route.path}"
+            self._turn_away(question, Problem(ErrorKind.HOOK_FAILED, text))
 
     def hooks_failed(self, failed: bool) -> None:
         """The worker.py will not be started again by itself (or it was, after all).

@@ -60,12 +60,12 @@ class Refused(Exception):
 class AuthData(msgspec.Struct, frozen=True, gc=False):
     """What the engine signed; clients send it back whole, further keys are ignored.
 
-    ``cost`` keeps the type that it came with: 2024's scheme signs its JSON text, and ``1`` is not
-    ``1.0`` there. Source: the public PyWorker's wire format.
+    ``cost`` keeps the type that it came with (some clients send it as text): 2024's scheme signs
+    its JSON text, and ``1`` is not ``1.0`` there. Source: the public PyWorker's wire format.
     """
 
     signature: _Text  #: base64
-    cost: _Int | float
+    cost: _Int | float | _Text
     endpoint: _Text
     reqnum: _Int
     request_idx: _Int

@@ -218,12 +218,13 @@ class Ingress:
 
     # ------------------------------------------------------------------ a worker.py's word
 
-    def _ask(self, message: Prepare | Forget) -> None:
-        if self._hooks is not None:
-            self._hooks.send(message)
+    def _ask(self, message: Prepare | Forget) -> bool:
+        return self._hooks is not None and self._hooks.send(message)
 
     def _hooks_up(self) -> None:
-        for message in self._questions.again():
+        messages, spent = self._questions.again()
+        self._door.hooks_died_of(spent)
+        for message in messages:
             self._ask(message)
 
     def _on_hooks(self, messages: list[Any]) -> None:

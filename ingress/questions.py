@@ -15,11 +15,15 @@ from typing import Any
 from backend_adapter.hook_messages import Prepare
 from ingress.routes import Route
 
+#: Sessions with the hook host that one question may be asked in.
+MAX_ASKED = 2
+
 
 class Question:
     """One request that waits for its answer."""
 
     __slots__ = (
+        "asked",
         "asked_at",
         "exchange",
         "message",
@@ -46,6 +50,8 @@ class Question:
         self.reqnum = reqnum
         self.session_id = session_id
         self.asked_at = now
+        #: sessions that it was asked in
+        self.asked = 0
 
 
 class Questions:
@@ -56,7 +62,7 @@ class Questions:
     """
 
     def __init__(self, timeout_s: float, first_id: int) -> None:
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._next = first_id
         self.open: dict[int, Question] = {}
 
@@ -73,9 +79,16 @@ class Questions:
         """Its one end. None: it had ended already."""
         return self.open.pop(question_id, None)
 
-    def again(self) -> list[Prepare]:
-        """A session began: what to ask, oldest first."""
-        return [question.message for question in self.open.values()]
+    def again(self) -> tuple[list[Prepare], list[Question]]:
+        """A session began: what to ask, oldest first; and what was settled, because it was asked
+        ``MAX_ASKED`` times in sessions that ended: it may be what ends them.
+        """
+        spent = [each for each in self.open.values() if each.asked >= MAX_ASKED]
+        for question in spent:
+            del self.open[question.message.id]
+        for question in self.open.values():
+            question.asked += 1
+        return [question.message for question in self.open.values()], spent
 
     def give_up(self) -> list[Question]:
         """Settle and return all of them: the process ends."""
@@ -87,7 +100,7 @@ class Questions:
         """Settle and return those that have waited too long."""
         late = []
         for question in self.open.values():
-            if now - question.asked_at <= self._timeout_s:
+            if now - question.asked_at <= self.timeout_s:
                 break
             late.append(question)
         for question in late:

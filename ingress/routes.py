@@ -65,12 +65,12 @@ class Routes:
     def find(self, path: bytes) -> Route | None:
         """The route of a request's path."""
         route = self._exact.get(path)
-        if route is not None or not self._patterns or path in _OWN or _climbs(path):
+        if route is not None or not self._patterns or path in _OWN or climbs(path):
             return route
         return next((route for pattern, route in self._patterns if pattern.fullmatch(path)), None)
 
 
-def _climbs(path: bytes) -> bool:
+def climbs(path: bytes) -> bool:
     """It could mean another path, or another server, to whoever gets it from us."""
     lower = path.lower()
     return path.startswith(b"//") or b"\\" in path or b".." in path or b"%2e" in lower

@@ -15,6 +15,7 @@ import json
 import math
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from backend_adapter.messages import SessionCall
 from ingress.envelope import UNKNOWN_IDX, Envelope, Refused
+from ingress.routes import climbs
 from ingress.workload import LEAST_WORKLOAD, quantised
 
 #: Longest body of a call: what a session keeps of it is kept for as long as it is open.
@@ -111,7 +113,10 @@ def _read_create(call_id: int, envelope: Envelope, body: bytes) -> SessionCall:
     if given.on_close_route is not None and not isinstance(given.on_close_payload, UnsetType):
         payload = _plain(bytes(given.on_close_payload))
     auth = envelope.auth_data
-    cost = DEFAULT_COST if auth is None else max(float(auth.cost), LEAST_WORKLOAD)
+    cost = DEFAULT_COST
+    if auth is not None:
+        with suppress(ValueError):  # a text that is no number
+            cost = max(float(auth.cost), LEAST_WORKLOAD)
     request_idx = UNKNOWN_IDX if auth is None else auth.request_idx
     shown = json.dumps(auth_data).encode()
     kept = b"" if payload is None else json.dumps(payload).encode()
@@ -137,7 +142,7 @@ def is_path(route: str) -> bool:
     """It names a path of the model server and can mean nothing else."""
     return (
         route.startswith("/")
-        and not route.startswith("//")
+        and not climbs(route.partition("?")[0].encode())
         and route.isascii()
         and route.isprintable()
         and not {" ", "\\", "#"} & set(route)

@@ -18,7 +18,7 @@ from supervisor import settings_sources
 from supervisor.exit_codes import ExitCode
 from supervisor.log_lines import masker
 from supervisor.plan import Plan, python_module
-from supervisor.settings import RouteSettings
+from supervisor.settings import RouteSettings, Settings
 from supervisor.settings_sources import Fault, SettingsError
 from supervisor.source import Source
 from supervisor.tables import Tables
@@ -52,6 +52,7 @@ def amounts_to(script: str, plan: Plan) -> dict[str, Any]:
         SettingsError: it says nothing, or not in time; the text names its line.
     """
     limit_s = plan.settings.hooks.start_timeout_s
+    print(f"running {script} to see what it amounts to", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as directory:
         out = os.path.join(directory, "out")
         environ = settings_sources.inherited_environment(secret_variables=False)
@@ -83,7 +84,8 @@ def _facts(plan: Plan, where: str) -> list[tuple[str, str]]:
     if benchmark.max_perf:
         capacity = f"{benchmark.max_perf:g} work/s, as the settings say"
     elif benchmark.sampled:
-        capacity = f"measured on {benchmark.route}, with payloads that the file makes:"
+        what = f"{len(benchmark.payloads)} payloads" if benchmark.payloads else "payloads"
+        capacity = f"measured on {benchmark.route}, with {what} of the file:"
         capacity += f" {benchmark.runs} × {benchmark.concurrency}"
     elif benchmark.route:
         capacity = f"measured on {benchmark.route}: {benchmark.runs} × {benchmark.concurrency}"
@@ -97,7 +99,11 @@ def _facts(plan: Plan, where: str) -> list[tuple[str, str]]:
         ("engine", ", ".join(settings.engine.addresses) + local),
         ("token", "set" if settings.engine.token else "not set"),
         ("signatures", "checked" if settings.auth.mode == "signature" else "NOT checked"),
-        ("model", model.url),
+        (
+            "model",
+            "functions of the file" if model.url == "unix:///worker.py" else model.url,
+        ),
+        *_of_script(settings),
         ("command", command),
         ("health probe", model.health or "(connects to its port)"),
         ("capacity", capacity),
@@ -106,6 +112,24 @@ def _facts(plan: Plan, where: str) -> list[tuple[str, str]]:
     if model.env:
         facts.insert(8, ("environment", ", ".join(model.env)))  # names; values may be secret
     return [(name, mask(text)) for name, text in facts]
+
+
+def _of_script(settings: Settings) -> list[tuple[str, str]]:
+    """What a worker.py says besides, and nobody would look for elsewhere."""
+    if not settings.hooks.file:
+        return []
+    model, facts = settings.model, []
+    if model.lifecycle:
+        facts.append(("loaded when", "the lifecycle of the file was entered"))
+    elif model.ready_log:
+        facts.append(("loaded when", f"{model.log_file} says: {' | '.join(model.ready_log)}"))
+    if model.error_log:
+        facts.append(("in error when", f"it says: {' | '.join(model.error_log)}"))
+    most = settings.limits.sessions
+    facts.append(("sessions", f"at most {most}" if most else "no limit"))
+    if settings.worker.http_port > 0:
+        facts.append(("their end", f"also on 127.0.0.1:{settings.worker.http_port}, plain HTTP"))
+    return facts
 
 
 def _route(route: RouteSettings) -> tuple[str, ...]:

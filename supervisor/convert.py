@@ -46,7 +46,7 @@ def _functions(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"{route['path']}: a response"
         elif route["prepare"]:
             yield f"{route['path']}: a payload or workload"
-    if values["benchmark"]:
+    if values["benchmark"] and not values["benchmark"].get("payloads"):
         yield f"{values['benchmark']['route']}: payloads of the benchmark"
     if values["model"].get("lifecycle"):
         yield "a lifecycle"
@@ -56,11 +56,15 @@ def _lines(content: Mapping[str, Any]) -> list[str]:
     return [
         f"{name} = {_value(value)}"
         for name, value in content.items()
-        if name not in ("prepare", "hosted") and value != []
+        if name not in ("prepare", "hosted", "sampled") and value != []
     ]
 
 
 def _value(value: Any) -> str:
     if isinstance(value, float):
         return "inf" if math.isinf(value) else repr(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{json.dumps(k)} = {_value(v)}' for k, v in value.items())} }}"
     return json.dumps(value, ensure_ascii=False)

@@ -46,6 +46,7 @@ MAX_LISTENERS = 16
 SLEPT_S = 1.0
 CLIENT_TICK_S = 0.05
 SERVER_TICK_S = 0.5
+_CONTEXT = zmq.Context()  #: ours alone: what a worker.py does with the shared one is its matter
 
 
 def draw_epoch() -> int:
@@ -55,8 +56,7 @@ def draw_epoch() -> int:
 
 def ipc_address(directory: str, name: str) -> str:
     """Address of a socket file. ValueError: it is longer than a socket address may be."""
-    path = os.path.join(directory, name)
-    if len(os.fsencode(path)) > 107:
+    if len(os.fsencode(path := os.path.join(directory, name))) > 107:
         raise ValueError(f"the path {path!r} is longer than 107 bytes: choose a shorter TMPDIR")
     return f"ipc://{path}"
 
@@ -74,7 +74,7 @@ class _Endpoint:
     def __init__(self, kind: int, receives: Any, max_message_bytes: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._unpack = unpacker(receives)
-        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
+        socket: zmq.Socket[bytes] = _CONTEXT.socket(kind)
         self._socket = socket
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)

@@ -5,6 +5,7 @@ The service lives in a thread of its own; the main thread is the worker.py's.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
@@ -13,6 +14,7 @@ from typing import NoReturn
 
 import uvloop
 
+from ingress.hooks import own_log
 from ingress.hooks.load import ScriptError, execute, ready_names
 from ingress.hooks.process import HookHost
 from ingress.hooks.worker import set_host
@@ -25,6 +27,7 @@ def main() -> None:
     """Run the service, then the file; end with the service."""
     name = sys.argv[1]
     handoff = child.enter(name)
+    own_log.keep()
     forget_handoff()  # the file, and what it starts, have no use for it
     hosts: list[HookHost] = []
     started, codes = threading.Event(), [int(ExitCode.BUG)]
@@ -63,12 +66,27 @@ def end(code: int) -> NoReturn:
 def _run_file(host: HookHost, path: str) -> None:
     set_host(host)
     ready_names()
-    failure = ""
+    failure, permanent = "", False
     try:
         execute(path)
     except ScriptError as error:
-        failure = str(error)
-    host.ended(failure)
+        failure, permanent = str(error), error.permanent
+    if failure:
+        host.ended(failure, permanent)
+    _end_as_python_does()
+    if not failure:
+        host.ended("", permanent=False)
+
+
+def _end_as_python_does() -> None:
+    """Wait for the file's threads, one of which may run its Worker, and call what it registered."""
+    waited = {threading.current_thread()}
+    while left := {t for t in threading.enumerate() if not t.daemon} - waited:
+        thread = left.pop()
+        thread.join()
+        waited.add(thread)
+    with suppress(Exception):  # whatever user code raises
+        atexit._run_exitfuncs()
 
 
 if __name__ == "__main__":

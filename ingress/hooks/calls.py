@@ -24,6 +24,9 @@ from ingress.hooks.payload import ApiPayload, EndpointHandler, JsonDataException
 JSON_TYPE = b"content-type: application/json\r\n"
 #: Characters of a hook's own words that a client is told.
 MAX_TEXT = 500
+#: What else a client is told of it.
+MAX_EXTRA_BYTES = 65_536
+MAX_DEPTH = 64
 _log = logging.getLogger("hooks")
 
 
@@ -50,7 +53,9 @@ def read(hooked: Hooked, body: bytes) -> ApiPayload:
 
 def wire_form(payload: ApiPayload) -> tuple[bytes, bytes]:
     """Body and header lines for the model server. Raises what user code raises, BadHook."""
-    fields = payload.generate_payload_multipart()
+    # payload classes of 2024 may derive from nothing
+    form = getattr(payload, "generate_payload_multipart", None)
+    fields = form() if form is not None else None
     if fields is not None:
         return multipart(fields)
     value = payload.generate_payload_json()
@@ -95,12 +100,14 @@ def refusal(question: int, route: str, error: BaseException) -> Refused:
     if isinstance(error, JsonDataException):
         told = error.message
         extra = told if isinstance(told, dict) else {"payload": told}
-        text = "; ".join(f"{name}: {fault}" for name, fault in extra.items())
+        text = "; ".join(f"{name}: {_said(fault)}" for name, fault in extra.items())
         return Refused(question, "invalid_parameter", _cut(text), _json({"payload": told}))
     if isinstance(error, ValueError):
-        return Refused(question, "invalid_parameter", _cut(str(error) or "the payload is refused"))
+        return Refused(
+            question, "invalid_parameter", _cut(_said(error) or "the payload is refused")
+        )
     _log.error("worker.py failed at a request to %s", route, exc_info=error)
-    what = str(error) if isinstance(error, BadHook) else type(error).__name__
+    what = _said(error) if isinstance(error, BadHook) else type(error).__name__
     return Refused(question, "hook_failed", _cut(f"worker.py failed at this request: {what}"))
 
 
@@ -110,16 +117,38 @@ def extra_of(refused: Refused) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _said(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # whatever user code raises there
+        return f"{type(value).__name__} that cannot be shown"
+
+
 def _cut(text: str) -> str:
     text = text.encode("utf-8", "replace").decode()  # half a character can not be sent on
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
 
 
 def _json(value: Any) -> bytes:
+    """What an exception of the file's holds, as far as it can be told: a client's own value may be
+    in it, of any depth and size.
+    """
     try:
-        return msgspec.json.encode(value)
+        encoded = msgspec.json.encode(value)
     except (TypeError, ValueError, RecursionError):
         return b"{}"
+    return encoded if len(encoded) <= MAX_EXTRA_BYTES and _depth(encoded) <= MAX_DEPTH else b"{}"
+
+
+def _depth(encoded: bytes) -> int:
+    depth = deepest = 0
+    for letter in encoded:  # brackets in texts count too: it is a bound
+        if letter in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif letter in b"]}":
+            depth -= 1
+    return deepest
 
 
 def multipart(fields: dict[str, Any]) -> tuple[bytes, bytes]:

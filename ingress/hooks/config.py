@@ -7,6 +7,7 @@ configuration means is ``describe.py``'s matter.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -23,6 +24,22 @@ WorkloadCalculator = Callable[[dict[str, Any]], float]
 
 #: Workload of a request where nothing else says it.
 DEFAULT_WORKLOAD = 100.0
+
+
+class ConfigurationError(Exception):
+    """A worker.py's configuration cannot work. The text says what to write instead; ``at``: where
+    in the file, as far as that is known.
+    """
+
+    def __init__(self, text: str, at: str = "") -> None:
+        super().__init__(text)
+        self.at = at
+
+
+def _place(config: object) -> None:
+    """Remember the line that made it, for errors; it is no field."""
+    frame = sys._getframe(3)  # behind us: __post_init__, __init__, and who called that
+    vars(config)["_at"] = f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 @dataclass
@@ -53,6 +70,10 @@ class BenchmarkConfig:
     concurrency: int | None = 10  #: requests per round, sent together
     do_warmup: bool = True  #: one request first that does not count
 
+    def __post_init__(self) -> None:
+        """Where it was made."""
+        _place(self)
+
 
 @dataclass
 class HandlerConfig:
@@ -71,6 +92,10 @@ class HandlerConfig:
     is_remote_dispatch: bool = False
     remote_function: Callable[..., Any] | None = None
 
+    def __post_init__(self) -> None:
+        """Where it was made."""
+        _place(self)
+
 
 @dataclass
 class WorkerConfig:
@@ -87,3 +112,7 @@ class WorkerConfig:
     log_action_config: LogActionConfig = field(default_factory=LogActionConfig)
     max_sessions: int | None = 10  #: 0 or None: no limit
     lifecycle: AbstractAsyncContextManager[Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Where it was made."""
+        _place(self)

@@ -12,14 +12,18 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from types import CodeType
 from typing import Any
 
-from ingress.hooks.config import BenchmarkConfig, WorkerConfig
-from ingress.hooks.handlers import MAX_PLAIN, ConfigurationError, Hooked, is_plain
-from ingress.hooks.payload import EndpointHandler
-from supervisor.settings import Settings
+import msgspec
 
+from ingress.hooks.config import BenchmarkConfig, ConfigurationError, WorkerConfig
+from ingress.hooks.handlers import MAX_PLAIN, Hooked, is_plain
+from ingress.hooks.payload import EndpointHandler
+
+#: Of payloads for the benchmark that stand in the settings.
+MAX_PAYLOADS_BYTES = 65_536
 Values = dict[str, Any]
 #: Options of ``Worker.run`` that have a meaning here.
 _RUN_OPTIONS = {"host": "host"}
@@ -54,14 +58,6 @@ def _sessions(config: WorkerConfig) -> int:
     if not isinstance(most, int) or most < 0:
         raise ConfigurationError(f"max_sessions={most!r}: a number, or 0 or None for no limit")
     return most
-
-
-def webhook_port(settings: Settings, values: Values) -> int:
-    """The port after ``worker.port``, as people know it; 0 where that is somebody else's."""
-    worker, port = settings.worker, settings.worker.port + 1
-    others = {worker.admin_port, settings.engine.local_port}
-    free = worker.port and port < 65536 and port not in others
-    return port if free and not str(values["model"]["url"]).endswith(f":{port}") else 0
 
 
 def ignored(options: Mapping[str, Any]) -> list[str]:
@@ -153,13 +149,27 @@ def _benchmark(config: WorkerConfig, routes: Mapping[str, Hooked]) -> Values:
     route, how = benchmark_of(config, routes)
     if not route:
         return {}
+    payloads = {"payloads": how.dataset} if _plain(how) else {}
     return {
         "route": route,
+        **payloads,
         "sampled": True,
         "runs": how.runs,
         "concurrency": how.concurrency or 10,
         "warmup": how.do_warmup,
     }
+
+
+def _plain(how: BenchmarkConfig) -> bool:
+    """Its payloads are data that settings can hold: no function makes them."""
+    if how.generator is not None or not how.dataset:
+        return False
+    try:
+        encoded = msgspec.json.encode(how.dataset)
+        same = msgspec.json.decode(encoded) == how.dataset
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return same and b"null" not in encoded and len(encoded) <= MAX_PAYLOADS_BYTES
 
 
 def _route(hooked: Hooked) -> Values:
@@ -212,7 +222,18 @@ def _code(function: Any) -> list[object]:
             continue
         seen.add(code)
         facts += [code.co_code, code.co_names]
-        facts += [c for c in code.co_consts if not isinstance(c, CodeType)]
+        facts += [_stable(c) for c in code.co_consts if not isinstance(c, CodeType)]
         todo += [c for c in code.co_consts if isinstance(c, CodeType)]
-        todo += [cell.cell_contents for cell in getattr(each, "__closure__", None) or ()]
+        for cell in getattr(each, "__closure__", None) or ():
+            with suppress(ValueError):  # an empty one
+                todo.append(cell.cell_contents)
     return facts
+
+
+def _stable(value: object) -> object:
+    """The same in every process: the order in a set of texts is not."""
+    if isinstance(value, frozenset):
+        return sorted(repr(_stable(each)) for each in value)
+    if isinstance(value, tuple):
+        return [_stable(each) for each in value]
+    return value

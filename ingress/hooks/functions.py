@@ -60,15 +60,16 @@ class RemoteFunctions:
         assert function is not None
         place = self._place_of(hooked)
         await self._enter(place)
-        future = self._begin(partial(function, **params))
+        future: asyncio.Future[_Outcome] | None = None
         try:
+            future = self._begin(partial(function, **params))
             await asyncio.wait([future])
             result, error = future.result()
             if error is not None:
                 raise error
             return await _awaited(result)
         finally:
-            if future.done():
+            if future is None or future.done():
                 place.release()
             else:  # nobody waits for it any more, and nothing can stop it
                 future.add_done_callback(partial(_unheard, place))

@@ -20,17 +20,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ingress.hooks.config import DEFAULT_WORKLOAD, BenchmarkConfig, HandlerConfig, WorkerConfig
+from ingress.hooks import arguments
+from ingress.hooks.config import (
+    DEFAULT_WORKLOAD,
+    BenchmarkConfig,
+    ConfigurationError,
+    HandlerConfig,
+    WorkerConfig,
+)
 from ingress.hooks.payload import ApiPayload, EndpointHandler, JsonDataException
 
 #: Calls of a plain remote function that run at once where a route allows parallel requests: each
 #: has a thread.
 MAX_PLAIN = 64
 _log = logging.getLogger("hooks")
-
-
-class ConfigurationError(Exception):
-    """A worker.py's configuration cannot work. The text says what to write instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +57,30 @@ def build(config: WorkerConfig) -> dict[str, Hooked]:
     Raises:
         ConfigurationError: it cannot work.
     """
+    arguments.check(config)
     configured = config.handlers or [
         HandlerConfig(route="/", healthcheck=config.model_healthcheck_url)
     ]
     routes: dict[str, Hooked] = {}
     for each in configured:
-        if not isinstance(each, HandlerConfig):
-            raise ConfigurationError(f"handlers: {each!r} is no HandlerConfig(route=…)")
-        if not isinstance(each.route, str) or not each.route.startswith("/"):
-            raise ConfigurationError(f"route {each.route!r} must begin with '/'")
         if each.route in routes:
-            raise ConfigurationError(f"route {each.route!r} is configured twice")
+            at = getattr(each, "_at", "")
+            raise ConfigurationError(f"route {each.route!r} is configured twice", at)
         routes[each.route] = _of_class(each) if each.handler_class else _of_functions(each)
     return routes
 
 
 def of_handler(route: str, handler: EndpointHandler[Any]) -> Hooked:
-    """A handler that somebody made: everything of it is user code."""
+    """A handler that somebody made: everything of it is user code.
+
+    Raises:
+        ConfigurationError: it has no endpoint yet.
+    """
+    if not isinstance(handler.endpoint, str):
+        raise ConfigurationError(
+            f"the handler of {route!r} has the endpoint {handler.endpoint!r}: it must be a path of"
+            " the model server, the same for every request; give each path a route of its own"
+        )
     benchmark = None
     if handler.has_benchmark:
         benchmark = BenchmarkConfig(

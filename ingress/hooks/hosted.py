@@ -36,6 +36,8 @@ from supervisor.settings import LimitSettings
 
 #: Seconds between two looks at how far a response has come.
 LOOK_EVERY_S = 0.5
+#: Connections that wait while the file's loop is busy.
+BACKLOG = 4096
 #: What the head of a request is longer here than at the worker's door, at most.
 OUR_BYTES = 1024
 OUR_HEADERS = 16
@@ -59,6 +61,7 @@ class Hosted:
             and that a remote function may wait until those before it have returned.
         idle_s: seconds that it may take while something can; 0: no limit.
         limits: what ingress lets through comes through here as well.
+        on_idle: called when the last request has its answer.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Hosted:
         timeout_s: float,
         idle_s: float,
         limits: LimitSettings,
+        on_idle: Callable[[], None],
     ) -> None:
         self._routes = routes
         self._model_url = model_url
@@ -77,6 +81,8 @@ class Hosted:
         self._timeout_s = timeout_s
         self._idle_s = idle_s
         self._limits = limits
+        self._on_idle = on_idle
+        self.active = 0  #: requests that have no answer yet
         self._functions = RemoteFunctions(timeout_s)
         self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
@@ -85,7 +91,7 @@ class Hosted:
         """Listen on the socket file ``path``."""
         limits = self._limits
         app = web.Application(client_max_size=limits.body_bytes + 2**20)
-        app.router.add_route("*", "/{path:.*}", self._answer)
+        app.router.add_route("*", r"/{path:[\s\S]*}", self._answer)
         self._runner = web.AppRunner(
             app,
             handler_cancellation=True,
@@ -96,10 +102,11 @@ class Hosted:
             max_headers=limits.header_count + OUR_HEADERS,
         )
         await self._runner.setup()
-        await web.UnixSite(self._runner, path).start()
+        await web.UnixSite(self._runner, path, backlog=BACKLOG).start()
         if self._model_url.startswith("http"):
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),
+                cookie_jar=aiohttp.DummyCookieJar(),  # one client's are not another's
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
             )
 
@@ -111,6 +118,15 @@ class Hosted:
             await self._session.close()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
+        self.active += 1
+        try:
+            return await self._outcome(request)
+        finally:
+            self.active -= 1
+            if not self.active:
+                self._on_idle()
+
+    async def _outcome(self, request: web.Request) -> web.StreamResponse:
         hooked = self._routes.get(request.headers.get(ROUTE_HEADER, ""))
         if hooked is None:
             return _of_problem(Problem(ErrorKind.UNKNOWN_ROUTE))
@@ -121,13 +137,13 @@ class Hosted:
             _cut(request)
             return web.Response(status=502)
         except _Late:
-            problem = Problem(ErrorKind.HOOK_TIMEOUT, f"worker.py took over {self._timeout_s:g} s")
-            return _failed(request, problem)
+            text = f"response_generator of {hooked.route} took over {self._timeout_s:g} s"
+            _log.error("%s (hooks.timeout_s)", text)
+            return _failed(request, Problem(ErrorKind.HOOK_TIMEOUT, text))
         except NoPlace as error:
             return _failed(request, Problem(ErrorKind.HOOK_TIMEOUT, str(error)))
-        except aiohttp.ClientError as error:
-            text = f"the model server broke off: {type(error).__name__}"
-            return _failed(request, Problem(ErrorKind.MODEL_FAILED, text))
+        except _BrokeOff as error:
+            return _failed(request, Problem(ErrorKind.MODEL_FAILED, str(error)))
         except Exception as error:  # whatever user code raises
             refused = calls.refusal(0, hooked.route, error)
             extra = calls.extra_of(refused)
@@ -149,11 +165,18 @@ class Hosted:
             answer = await self._watched(
                 handler.generate_client_response(request, response), response
             )
+        except aiohttp.ClientError as error:
+            if response.content.exception() is None:
+                raise  # of another server that the hook speaks to
+            text = f"the model server broke off: {type(error).__name__}"
+            raise _BrokeOff(text) from error
         finally:
             response.release()
         if not isinstance(answer, web.StreamResponse):
             what = type(answer).__name__
             raise BadHook(f"response_generator returned {what}, not a web.Response")
+        if answer.prepared and answer._req is not request:
+            raise BadHook("response_generator returned a response that was sent before")
         if not answer.prepared:  # copied from the model server's, they mean another connection
             for name in _OF_A_CONNECTION:
                 answer.headers.popall(name, None)
@@ -203,12 +226,21 @@ async def _guarded(work: Any) -> Any:
     """What exits in a hook costs its own request, not the file that everyone's hooks are in."""
     try:
         return await work
-    except (SystemExit, KeyboardInterrupt) as error:
-        raise BadHook("it exited") from error
+    except Exception:
+        raise
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise  # its client has left
+        raise BadHook(f"it raised {type(error).__name__}") from error
 
 
 class _Late(Exception):
     """The hook has had its time. Not a TimeoutError, which a hook may raise itself."""
+
+
+class _BrokeOff(Exception):
+    """The model server left in the middle of its response."""
 
 
 class _Lost(Exception):

@@ -10,6 +10,7 @@ that wait for their job are a cache with a bound of its own. It must not know so
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,7 +22,8 @@ from ingress.hooks.payload import ApiPayload
 from ingress.hooks.threads import Call, HookThreads
 
 #: Payload objects that wait for their job to be dispatched; older ones are read again.
-MAX_TICKETS = 1024
+MAX_TICKETS = 256
+MAX_TICKET_S = 30.0
 MAX_TICKET_BYTES = 64 * 2**20  #: of the bodies that they were read from
 
 
@@ -63,8 +65,9 @@ class Inbox:
         self._max_held_bytes = held_bytes
         self._body_bytes = body_bytes
         self._open: dict[tuple[str, int], _Asked] = {}
-        #: ticket → payload object, and the size of the body that it was read from; the oldest first
-        self._tickets: dict[str, tuple[ApiPayload, int]] = {}
+        #: ticket → payload object, the size of the body that it was read from, and when; the oldest
+        #: first
+        self._tickets: dict[str, tuple[ApiPayload, int, float]] = {}
         self.held_bytes = 0  #: of bodies that wait for a hook, or are in one
 
     def ask(self, peer: str, hooked: Hooked | None, message: Prepare | Sample) -> None:
@@ -110,6 +113,7 @@ class Inbox:
     def _let_go(self, asked: _Asked) -> bool:
         """Whether somebody still waits for it."""
         self.held_bytes -= asked.size_bytes
+        del asked.call  # it knows us: apart, the body is free at once
         if self._open.get(asked.key) is not asked:
             return False  # forgotten; maybe asked anew, under the same number
         del self._open[asked.key]
@@ -129,12 +133,18 @@ class Inbox:
 
     def _keep(self, ticket: str, payload: ApiPayload, size_bytes: int) -> None:
         """Only a cache: what is dropped is read again. The file's thread takes from it, too."""
-        self._tickets[ticket] = (payload, size_bytes)
+        self._tickets[ticket] = (payload, size_bytes, time.monotonic())
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Drop the payload objects that are too old, too many or too large. Call now and then: what
+        an object holds besides the body that it was read from is not known.
+        """
         held = list(self._tickets.items())
-        over_bytes = sum(size for _, (_, size) in held) - MAX_TICKET_BYTES
-        over = len(held) - MAX_TICKETS
-        for oldest, (_, size) in held:
-            if over_bytes <= 0 and over <= 0:
+        over_bytes = sum(size for _, (_, size, _) in held) - MAX_TICKET_BYTES
+        over, oldest_at = len(held) - MAX_TICKETS, time.monotonic() - MAX_TICKET_S
+        for oldest, (_, size, at) in held:
+            if over_bytes <= 0 and over <= 0 and at > oldest_at:
                 break
             self._tickets.pop(oldest, None)
             over_bytes, over = over_bytes - size, over - 1

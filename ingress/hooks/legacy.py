@@ -17,8 +17,8 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-from ingress.hooks.config import LogActionConfig, WorkerConfig
-from ingress.hooks.handlers import ConfigurationError, Hooked, of_handler
+from ingress.hooks.config import ConfigurationError, LogActionConfig, WorkerConfig
+from ingress.hooks.handlers import Hooked, of_handler
 from ingress.hooks.payload import ApiPayload, LogAction
 from ingress.hooks.payload import EndpointHandler as Base
 from ingress.hooks.worker import Worker

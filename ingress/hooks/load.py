@@ -14,6 +14,7 @@ import traceback
 from types import FrameType, ModuleType
 
 from ingress.hooks import children, config, legacy, names, payload, worker
+from ingress.hooks.config import ConfigurationError
 
 _TYPES = (
     "ApiPayload", "AuthData", "EndpointHandler", "JsonDataException", "LogAction", "Session",
@@ -25,11 +26,18 @@ _CONFIGS = (
 _ALIASES = (
     "DEFAULT_WORKLOAD", "ClientResponseGenerator", "RequestPayloadParser", "WorkloadCalculator",
 )  # fmt: skip
+#: What a file does as surely the next time; the rest may be the network's, or the hour's.
+_PERMANENT = (ConfigurationError, ModuleNotFoundError, NameError, SyntaxError, TypeError)
 _log = logging.getLogger("hooks")
 
 
 class ScriptError(Exception):
-    """The file failed before it ran a worker; the text names the line."""
+    """The file failed before it ran a worker; the text names the line. ``permanent``: it would
+    again."""
+
+    def __init__(self, text: str, permanent: bool = False) -> None:
+        super().__init__(text)
+        self.permanent = permanent
 
 
 def ready_names() -> None:
@@ -64,7 +72,7 @@ def execute(path: str) -> None:
             source = file.read()
         code = compile(source, path, "exec", dont_inherit=True)
     except (OSError, SyntaxError, ValueError) as error:
-        raise ScriptError(_of_syntax(path, error)) from error
+        raise ScriptError(_of_syntax(path, error), permanent=True) from error
     for name in _hidden(directory):
         _log.warning("%s: the module %s beside it is hidden by ours; rename it", path, name)
     module = ModuleType("__main__")
@@ -83,7 +91,10 @@ def execute(path: str) -> None:
     except BaseException as error:
         text = str(error)
         what = f"{type(error).__name__}: {text}" if text else type(error).__name__
-        raise ScriptError(f"{_place(error, path)}: {what}") from error
+        if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in names.OURS:
+            what += f" ({names.HINT})"
+        text = f"{getattr(error, 'at', '') or _place(error, path)}: {what}"
+        raise ScriptError(text, isinstance(error, _PERMANENT)) from error
 
 
 def _hidden(directory: str) -> list[str]:
@@ -114,7 +125,7 @@ def whereabouts(frame: FrameType | None, path: str) -> str:
     """``file:line`` of the innermost line of the file's directory that is running now."""
     directory = os.path.dirname(os.path.abspath(path)) + os.sep
     while frame is not None:
-        if os.path.abspath(frame.f_code.co_filename).startswith(directory):
+        if frame.f_code.co_filename.startswith(directory):
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return path
@@ -125,7 +136,7 @@ def _place(error: BaseException, path: str) -> str:
     directory = os.path.dirname(os.path.abspath(path)) + os.sep
     place = path
     for frame in traceback.extract_tb(error.__traceback__):
-        if os.path.abspath(frame.filename).startswith(directory):
+        if frame.filename.startswith(directory):
             place = f"{frame.filename}:{frame.lineno}"
     return place
 

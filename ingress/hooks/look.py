@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ingress.hooks.config import ConfigurationError
 from ingress.hooks.describe import describe
-from ingress.hooks.handlers import ConfigurationError
 from ingress.hooks.load import ScriptError, execute, ready_names
 from ingress.hooks.worker import set_host
 

@@ -20,6 +20,11 @@ from types import ModuleType
 from typing import Any
 
 SERVER = "vastai.serverless.server"
+OURS = ("vastai", "vastai_sdk")
+HINT = (
+    "ours stands in for the package vastai here and has what workers need; for its other names,"
+    " its client say, install it in this environment: pip install vastai"
+)
 #: The older name of the same package.
 OLDER = "vastai_sdk"
 #: Packages that are made up where they are not installed.
@@ -112,4 +117,4 @@ def install(finder: Names) -> Callable[[], None]:
 
 
 def _replaced(name: str) -> bool:
-    return name.split(".")[0] in ("vastai", OLDER)
+    return name.split(".")[0] in OURS

@@ -36,8 +36,9 @@ from backend_adapter.hook_messages import (
     ToHooks,
 )
 from ingress.hooks import benchmark_file
-from ingress.hooks.describe import describe, fingerprint, ignored, webhook_port
-from ingress.hooks.handlers import ConfigurationError, Hooked
+from ingress.hooks.config import ConfigurationError
+from ingress.hooks.describe import describe, fingerprint, ignored
+from ingress.hooks.handlers import Hooked
 from ingress.hooks.hosted import Hosted
 from ingress.hooks.inbox import Inbox
 from ingress.hooks.load import whereabouts
@@ -48,10 +49,12 @@ from supervisor.child import Runtime
 from supervisor.exit_codes import ExitCode
 from supervisor.messages import Beat, Configured, LifecycleState, ScriptFailed
 from supervisor.settings import Settings
-from supervisor.settings_sources import inherited_environment
+from supervisor.settings_sources import fields, inherited_environment
 
 #: The loop of the file has not turned for this long while requests wait for it.
 STUCK_S = 60.0
+#: Seconds of a drain that are the file's, once its requests have ended.
+FILE_ENDS_S = 5.0
 _log = logging.getLogger("hooks")
 
 
@@ -73,21 +76,26 @@ class HookHost:
             held_bytes=limits.buffered_bytes,
             body_bytes=limits.body_bytes,
         )
+        self._variables = _platform_variables()
         self._hooked: dict[str, Hooked] = {}
         self._values = b""
         self._lifecycle: LifecycleState | None = None
-        self._failure = ""
+        self._failure: ScriptFailed | None = None
         self._fingerprint = ""
         self._server: wire.Server | None = None
         self._main_id = threading.main_thread().ident
         self._main_ended = asyncio.Event()
+        self._hosted: Hosted | None = None
+        self._hosted_idle = asyncio.Event()
         #: of the file's loop
         self._stopped: asyncio.Event | None = None
         self._user_loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None  # the one that is in ``serve``
         self._backend: Backend | None = None
         self._sessions: dict[str, SessionSeen] = {}
         self._showing = False
         self._pinged_at = 0.0
+        self._told_blocked = False
         self._entered = False  #: its lifecycle, if it has one
 
     # ------------------------------------------------------------------ the runtime's side
@@ -114,9 +122,19 @@ class HookHost:
         """The file says what it is once, at its start."""
 
     async def drain(self, deadline_s: float) -> None:
-        """Let the file end: what stands behind its ``run`` may stop what it has started."""
+        """Finish what runs, then let the file end: what stands behind its ``run``, and in its
+        lifecycle, may stop what it has started.
+        """
+        end = self._loop.time() + deadline_s
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(end - min(FILE_ENDS_S, deadline_s / 2)):
+                while True:
+                    self._hosted_idle.clear()
+                    if self._hosted is None or not self._hosted.active:
+                        break
+                    await self._hosted_idle.wait()
         self._stop_file()
-        async with asyncio.timeout(deadline_s):
+        async with asyncio.timeout_at(end):
             await self._main_ended.wait()
 
     async def stop(self) -> None:
@@ -128,8 +146,8 @@ class HookHost:
     def _say(self) -> None:
         """What the supervisor has to know, with every beat: what was said may have been lost."""
         pid = os.getpid()
-        if self._failure:
-            self._runtime.tell(ScriptFailed(self._failure, pid))
+        if self._failure is not None:
+            self._runtime.tell(self._failure)
         if self._values:
             self._runtime.tell(Configured(self._values, pid))
         if self._lifecycle is not None:
@@ -141,12 +159,17 @@ class HookHost:
 
     def _watch(self) -> None:
         """Is the file still at its start; is its loop still turning?"""
+        self._inbox.tidy()
         if self._server is None:
             spent_s = self._loop.time() - self._began_at
-            if spent_s > self._settings.start_timeout_s and not self._failure:
+            if spent_s > self._settings.start_timeout_s and self._failure is None:
                 text = f"{self._whereabouts()}: it has not run its Worker"
                 self.fail(f"{text} within {self._settings.start_timeout_s:g} s")
             return
+        for thread in self._threads.late(self._settings.timeout_s):
+            place = whereabouts(sys._current_frames().get(thread), self._script)
+            text = "%s: it has run for %g s (hooks.timeout_s), and its request was given up"
+            _log.error(text, place, self._settings.timeout_s)
         if self._threads.stuck(STUCK_S):
             self.fail("every thread is in a function of worker.py that does not return")
         elif not self._entered:
@@ -156,10 +179,15 @@ class HookHost:
             with suppress(RuntimeError):  # closed: the file is ending
                 self._user_loop.call_soon_threadsafe(self._pong)
         elif self._pinged_at and time.monotonic() - self._pinged_at > STUCK_S:
-            self.fail(f"{self._whereabouts()}: the loop of worker.py has been blocked for 60 s")
+            text = f"{self._whereabouts()}: the loop of worker.py has been blocked for 60 s"
+            if self._hosted is None or not self._hosted.active:
+                self.fail(text)
+            elif not self._told_blocked:  # by a request, which may take what it takes
+                self._told_blocked = True
+                _log.warning("%s, and no other request gets on meanwhile", text)
 
     def _pong(self) -> None:
-        self._pinged_at = 0.0
+        self._pinged_at, self._told_blocked = 0.0, False
 
     # ------------------------------------------------------------------ from the main thread
 
@@ -174,8 +202,7 @@ class HookHost:
         settings = self._runtime.settings
         hosted = self._runtime.address(HOSTED_SOCKET).removeprefix("ipc://")
         values = describe(worker.config, worker.hooked, options, f"unix://{hosted}")
-        if not settings.worker.http_port and (port := webhook_port(settings, values)):
-            values["worker"]["http_port"] = port
+        self._heed_variables(values)
         for name in ignored(options):
             _log.warning("%s: run(%s=…) means nothing here", self._script, name)
         self._fingerprint = fingerprint(
@@ -185,6 +212,7 @@ class HookHost:
             values["benchmark"]["max_perf"] = known
         self._backend = worker.backend
         self._user_loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
         self._stopped = asyncio.Event()
         server = Hosted(
             worker.hooked,
@@ -193,7 +221,9 @@ class HookHost:
             timeout_s=self._settings.timeout_s,
             idle_s=settings.model.idle_timeout_s,
             limits=settings.limits,
+            on_idle=self._on_hosted_idle,
         )
+        self._hosted = server
         if any(each.hosted for each in worker.hooked.values()):
             with suppress(FileNotFoundError):
                 os.unlink(hosted)
@@ -204,6 +234,18 @@ class HookHost:
             await self._live(worker)
         finally:
             await server.close()
+
+    def _heed_variables(self, values: dict[str, Any]) -> None:
+        """What the file has put into its environment: the public PyWorker reads it there."""
+        now, before = _platform_variables(), self._variables
+        changed = [name for name, value in now.items() if before.get(name) != value]
+        if "UNSECURED" in changed:
+            changed.remove("UNSECURED")
+            if now["UNSECURED"].lower() in ("true", "1", "yes", "y", "on", "t"):
+                values["auth"] = {"mode": "none"}
+        if changed:
+            text = "%s: %s, which it sets, means nothing to the worker: set it before the start"
+            _log.warning(text, self._script, ", ".join(changed))
 
     async def _live(self, worker: Worker) -> None:
         assert self._stopped is not None
@@ -225,25 +267,34 @@ class HookHost:
             self._loop.call_soon_threadsafe(self._lived, LifecycleState(text))
             await self._stopped.wait()
 
-    def ended(self, failure: str) -> None:
-        """The file has run to its end; ``failure`` says why, where it should not have."""
+    def _on_hosted_idle(self) -> None:
+        self._loop.call_soon_threadsafe(self._hosted_idle.set)
+
+    def ended(self, failure: str, permanent: bool) -> None:
+        """The file has run to its end; ``failure`` says why, where it should not have, and
+        ``permanent`` that it would again.
+        """
         if not failure and not self._hooked:
             failure = f"{self._script}: it ended without Worker(config).run()"
+            permanent = True
         if failure and self._stopped is not None and self._stopped.is_set():
             _log.warning("%s", failure)
             failure = ""
-        self._loop.call_soon_threadsafe(self.fail if failure else self._on_end, failure)
+        if failure:
+            self._loop.call_soon_threadsafe(self.fail, failure, permanent)
+        else:
+            self._loop.call_soon_threadsafe(self._on_end)
 
     # ------------------------------------------------------------------ on our own loop
 
-    def fail(self, text: str) -> None:
+    def fail(self, text: str, permanent: bool = False) -> None:
         """The supervisor is told until it acts."""
-        if not self._failure:
+        if self._failure is None:
             _log.error("%s", text)
-            self._failure = self._runtime.mask(text)
+            self._failure = ScriptFailed(self._runtime.mask(text), os.getpid(), permanent)
         self._runtime.beat_now()
 
-    def _on_end(self, _: str) -> None:
+    def _on_end(self) -> None:
         self._main_ended.set()
         if self._runtime.draining:
             return
@@ -269,6 +320,8 @@ class HookHost:
             os._exit(ExitCode.CLEAN)  # it is still at its start
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(stopped.set)
+            if not self._entered and self._task is not None:
+                loop.call_soon_threadsafe(self._task.cancel)  # its lifecycle loads a model yet
 
     # ------------------------------------------------------------------ questions
 
@@ -310,3 +363,9 @@ class HookHost:
     def _answer(self, peer: str, answer: Prepared | Refused) -> None:
         if self._server is not None:
             self._server.send(peer, answer)
+
+
+def _platform_variables() -> dict[str, str]:
+    environ = inherited_environment(secret_variables=False)
+    known = {"UNSECURED", "PUBLIC_IPADDR", *(each.variable for each in fields())}
+    return {name: environ[name] for name in sorted(known & environ.keys())}

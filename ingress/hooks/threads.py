@@ -32,6 +32,12 @@ class Call:
     dropped: Callable[[], object]
     late_at: float  #: loop time after which it is not begun any more
     began_at: float = 0.0  #: loop time; 0: it waits
+    thread: int = 0  #: identity of the thread that it is in
+    told_late: bool = False
+
+
+def _begun() -> None:
+    """In place of work that has begun: it may hold a body."""
 
 
 class HookThreads:
@@ -49,6 +55,15 @@ class HookThreads:
     def waiting(self) -> int:
         """Calls that have not begun."""
         return len(self._waiting)
+
+    def late(self, limit_s: float) -> list[int]:
+        """Identities of the threads that have been in one call for longer; each call once."""
+        now, late = self._loop.time(), []
+        for call in self._running.values():
+            if not call.told_late and now - call.began_at > limit_s:
+                call.told_late = True
+                late.append(call.thread)
+        return late
 
     def stuck(self, deadline_s: float) -> bool:
         """Every thread has been in one call for longer than this, and more wait."""
@@ -114,7 +129,9 @@ class HookThreads:
             self._count += 1
             thread = DaemonThread(self._finished, self._loop)
         self._running[id(thread)] = call
-        thread.run(call.work)
+        call.thread = thread.ident
+        work, call.work = call.work, _begun
+        thread.run(work)
 
     def _finished(self, thread: DaemonThread, outcome: Any) -> None:
         call = self._running.pop(id(thread))
@@ -136,7 +153,9 @@ class DaemonThread:
         self._loop = loop
         self._work: Callable[[], Any] | None = None
         self._wake = threading.Semaphore(0)
-        threading.Thread(target=self._main, name="hook", daemon=True).start()
+        thread = threading.Thread(target=self._main, name="hook", daemon=True)
+        thread.start()
+        self.ident = thread.ident or 0
 
     def run(self, work: Callable[[], Any]) -> None:
         """Call ``work``, which raises nothing. The thread is idle."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Mapping
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ from ingress.hooks.children import is_child
 from ingress.hooks.config import WorkerConfig
 from ingress.hooks.handlers import Hooked, build
 from ingress.hooks.payload import Session
+
+_log = logging.getLogger("hooks")
 
 
 class Host(Protocol):
@@ -82,7 +85,8 @@ class Worker:
             raise TypeError(f"Worker takes a WorkerConfig, not {type(config).__name__}")
         self.config = config
         self.hooked: dict[str, Hooked] = build(config)
-        self.routes = list(self.hooked)
+        #: paths; people append routes of their own, which mean nothing here
+        self.routes: list[Any] = list(self.hooked)
         self.backend = Backend(config)
 
     async def run_async(self, **options: Any) -> None:
@@ -92,6 +96,10 @@ class Worker:
                 "a child process of this file came to its Worker, which its parent runs: put what"
                 " only the parent shall do under  if __name__ == '__main__':"
             )
+        for route in self.routes:
+            if not isinstance(route, str):
+                path = getattr(route, "path", route)
+                _log.warning("the route %s is answered by the file itself: it is left out", path)
         if not _host:
             raise RuntimeError("this file is run by: python -m supervisor worker.py")
         await _host[0].serve(self, options)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from pathlib import Path
+from typing import Any
 
-from tests.compat.bench import on_the_bench
+from tests.compat.bench import Bench, on_the_bench, until_said
+from tests.kit.wait import wait_until
 
 HEAD = """
 from vastai import Worker, WorkerConfig, HandlerConfig, BenchmarkConfig, LogActionConfig
@@ -31,6 +36,91 @@ Worker(WorkerConfig(**MODEL, lifecycle=lifecycle, handlers=[
         assert bench.status()["load"]["max_perf"] == 100.0
         assert (tmp_path / ".has_benchmark").read_text() == "100"
         assert bench.json("/run", {})["path"] == "/run"
+
+
+def kill_hooks(bench: Bench) -> None:
+    old = bench.member("hooks")["pid"]
+    os.kill(old, signal.SIGKILL)
+    wait_until(lambda: bench.member("hooks")["pid"] not in (0, old), 60, "its successor")
+
+
+def test_a_file_of_another_name_in_another_place(tmp_path: Path) -> None:
+    """With a worker.py here that is somebody else's; and after its death it is the same file."""
+    text = (
+        HEAD
+        + """
+Worker(WorkerConfig(**MODEL, handlers=[
+    HandlerConfig("/mine", request_parser=lambda payload: {"by": __file__})])).run()
+"""
+    )
+    files = {"deep/mine.py": text, "worker.py": "raise SystemExit('the wrong file')"}
+    with on_the_bench(tmp_path, "", files=files, script="deep/mine.py") as bench:
+        bench.until_ready()
+        for _ in range(2):
+            assert bench.json("/mine", {})["got"] == {"by": str(tmp_path / "deep" / "mine.py")}
+            kill_hooks(bench)
+        assert "the wrong file" not in bench.output
+        assert "start the worker anew" not in bench.output
+
+
+def test_a_restart_lets_requests_end_before_the_lifecycle_is_left(tmp_path: Path) -> None:
+    text = """
+import asyncio
+from contextlib import asynccontextmanager
+
+@asynccontextmanager
+async def lifecycle():
+    state["up"] = True
+    yield
+    state["up"] = False
+
+state = {}
+
+async def slow(seconds):
+    await asyncio.sleep(seconds)
+    return state["up"]
+
+Worker(WorkerConfig(**MODEL, lifecycle=lifecycle, handlers=[
+    HandlerConfig("/slow", remote_function=slow, allow_parallel_requests=True)])).run()
+"""
+    with on_the_bench(tmp_path, HEAD + text) as bench:
+        bench.until_ready()
+        told: list[Any] = []
+        asking = [
+            threading.Thread(target=lambda: told.append(bench.json("/slow", {"seconds": 1.5})))
+            for _ in range(2)
+        ]
+        asking[0].start()
+        wait_until(lambda: bench.status()["queue"]["running"], what="it runs")
+        old = bench.member("hooks")["pid"]
+        bench.say("restart", "hooks")
+        asking[1].start()  # waits for the successor
+        for each in asking:
+            each.join()
+        assert told == [{"result": True}] * 2
+        assert bench.member("hooks")["pid"] != old
+
+
+def test_what_a_file_says_by_variables_and_routes_of_its_own(tmp_path: Path) -> None:
+    """It is heard where that makes sense here, and told where it does not."""
+    text = """
+import os
+from aiohttp import web
+os.environ.setdefault("UNSECURED", "true")
+os.environ["WORKER_PORT"] = "8000"
+
+async def ping(request):
+    return web.Response(text="pong")
+
+worker = Worker(WorkerConfig(**MODEL, handlers=[HandlerConfig("/run")]))
+worker.routes.append(web.get("/ping", ping))
+worker.run()
+"""
+    with on_the_bench(tmp_path, HEAD + text, signatures=True) as bench:
+        until_said(bench, "WORKER_PORT, which it sets, means nothing to the worker")
+        until_said(bench, "the route /ping is answered by the file itself: it is left out")
+        bench.until_ready()
+        assert bench.json("/run", {})["path"] == "/run"  # no signature is asked for
 
 
 def test_headers_that_are_passed_on_whole(tmp_path: Path) -> None:

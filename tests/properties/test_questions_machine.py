@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from backend_adapter.hook_messages import Prepare
-from ingress.questions import Question, Questions
+from ingress.questions import MAX_ASKED, Question, Questions
 
 TIMEOUT_S = 10.0
 
@@ -21,6 +21,7 @@ class Asking(RuleBasedStateMachine):
         self.questions = Questions(TIMEOUT_S, 1000)
         self.taken: dict[int, float] = {}
         self.ended: set[int] = set()
+        self.asked: dict[int, int] = {}
 
     @rule()
     def ask(self) -> None:
@@ -29,6 +30,7 @@ class Asking(RuleBasedStateMachine):
         message = Prepare(number, "/a", b"{}")
         self.questions.take(Question(message, object(), cast(Any, None), 1, None, "", self.now))
         self.taken[number] = self.now
+        self.asked[number] = 0
 
     @precondition(lambda self: self.taken)
     @rule(data=st.data())
@@ -55,10 +57,21 @@ class Asking(RuleBasedStateMachine):
             assert left.message.id not in self.ended
             self.ended.add(left.message.id)
 
+    @rule()
+    def a_session_begins(self) -> None:
+        """Each is asked in two sessions that end, and in no third one."""
+        messages, spent = self.questions.again()
+        for question in spent:
+            assert self.asked[question.message.id] == MAX_ASKED
+            self.ended.add(question.message.id)
+        assert [message.id for message in messages] == sorted(self.taken.keys() - self.ended)
+        for message in messages:
+            self.asked[message.id] += 1
+            assert self.asked[message.id] <= MAX_ASKED
+
     @invariant()
-    def what_is_open_is_asked_again(self) -> None:
-        again = [message.id for message in self.questions.again()]
-        assert again == sorted(self.taken.keys() - self.ended)
+    def what_is_open_is_known(self) -> None:
+        assert list(self.questions.open) == sorted(self.taken.keys() - self.ended)
 
 
 TestAsking = Asking.TestCase

@@ -78,6 +78,12 @@ def test_a_round_that_took_no_time_says_nothing() -> None:
     assert answer(plan, 1, [True], 3.0) == Failed("no round took a measurable time")
 
 
+def test_work_that_counts_nothing_says_nothing_and_is_no_failure() -> None:
+    plan = Benchmark(runs=1, concurrency=1, warmup=False)
+    plan.start(3.0)
+    assert plan.result(1, True, 0.0, "", 4.0) == Done(0.0)
+
+
 def test_what_comes_late_or_belongs_elsewhere_does_nothing() -> None:
     plan = Benchmark(runs=2, concurrency=1, warmup=True)
     assert plan.result(0, True, 1.0, "", 0.0) is None  # nothing was sent yet

@@ -54,7 +54,7 @@ class Scene:
             Management("t0ken", self.update_file),
             decode=decode_unsigned,
             credit_bytes=4096,
-            ask=self.asked.append,
+            ask=lambda message: self.asked.append(message) or True,
             submit=self.submit,
             cancel=self.cancelled.append,
             writable=lambda job: None,

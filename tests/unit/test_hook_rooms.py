@@ -21,16 +21,16 @@ from backend_adapter.hook_messages import Prepared, Refused
 from ingress.hooks import calls, names
 from ingress.hooks.config import (
     BenchmarkConfig,
+    ConfigurationError,
     HandlerConfig,
     LogActionConfig,
     WorkerConfig,
 )
-from ingress.hooks.describe import describe, fingerprint, ignored, webhook_port
-from ingress.hooks.handlers import ConfigurationError, build, workload_of
-from ingress.hooks.payload import AuthData, JsonDataException, LogAction
+from ingress.hooks.describe import describe, fingerprint, ignored
+from ingress.hooks.handlers import build, workload_of
+from ingress.hooks.payload import AuthData, EndpointHandler, JsonDataException, LogAction
 from ingress.hooks.threads import MAX_THREADS, HookThreads
 from ingress.hooks.worker import Worker
-from supervisor.settings import Settings, WorkerSettings
 from tests.kit.wait import wait_until_async
 
 HOSTED = "unix:///hosted"
@@ -38,17 +38,6 @@ HOSTED = "unix:///hosted"
 
 def amounts(config: WorkerConfig, **options: Any) -> dict[str, Any]:
     return describe(config, build(config), options, HOSTED)
-
-
-def test_the_webhooks_have_the_next_port_where_it_is_free() -> None:
-    values: dict[str, Any] = {"model": {"url": "http://127.0.0.1:18000"}}
-
-    def port(**worker: int) -> int:
-        return webhook_port(Settings(worker=WorkerSettings(**worker)), values)  # type: ignore[arg-type]
-
-    assert port(port=3000) == 3001
-    assert [port(port=taken) for taken in (0, 3001, 3099, 17999, 65535)] == [0] * 5
-    assert port(port=3001, admin_port=9) == 3002
 
 
 def model(**changes: Any) -> WorkerConfig:
@@ -156,8 +145,13 @@ def test_the_benchmark() -> None:
     how = BenchmarkConfig(dataset=[{"a": 1}], runs=2, concurrency=None, do_warmup=False)
     config = model(handlers=[HandlerConfig("/a", benchmark_config=how), HandlerConfig("/b")])
     assert amounts(config)["benchmark"] == {
-        "route": "/a", "sampled": True, "runs": 2, "concurrency": 10, "warmup": False,
+        "route": "/a", "payloads": [{"a": 1}], "sampled": True, "runs": 2, "concurrency": 10,
+        "warmup": False,
     }  # fmt: skip
+    for made in ([{"a": object()}], [{"a": None}], [{"a": (1,)}], [{"a": "x" * 70_000}]):
+        how = BenchmarkConfig(dataset=made)
+        config = model(handlers=[HandlerConfig("/a", benchmark_config=how)])
+        assert "payloads" not in amounts(config)["benchmark"]
     older = model(handlers=[HandlerConfig("/b")], benchmark_route="/b", benchmark_data=[{"x": 1}])
     assert amounts(older)["benchmark"]["route"] == "/b"
 
@@ -170,12 +164,43 @@ def test_the_benchmark() -> None:
         ["/a"],
         [HandlerConfig("/a"), HandlerConfig("/a")],
         [HandlerConfig("/a", is_remote_dispatch=True)],
+        [HandlerConfig("/a", max_queue_time="long")],  # type: ignore[arg-type]
+        [HandlerConfig("/a", workload_calculator=42)],  # type: ignore[arg-type]
+        [HandlerConfig("/a", payload_class={})],  # type: ignore[arg-type]
+        [HandlerConfig("/a", benchmark_config=BenchmarkConfig())],
+        [HandlerConfig("/a", benchmark_config=BenchmarkConfig([{}], runs=0))],
+        [HandlerConfig("/a", benchmark_config=BenchmarkConfig(generator=[]))],  # type: ignore[arg-type]
         [HandlerConfig("/a", handler_class=int.__class__)],
     ],
 )
 def test_what_cannot_work_is_said_at_once(handlers: Any) -> None:
     with pytest.raises(ConfigurationError):
         Worker(model(handlers=handlers))
+
+
+def test_an_endpoint_that_each_request_decides_is_said_at_once() -> None:
+    class Dynamic(EndpointHandler[Any]):
+        current: str | None = None
+
+        @property
+        def endpoint(self) -> str:
+            return self.current  # type: ignore[return-value]
+
+        @property
+        def healthcheck_endpoint(self) -> str | None:
+            return None
+
+        @classmethod
+        def payload_cls(cls) -> type[Any]:
+            return object
+
+        async def generate_client_response(self, client_request: Any, model_response: Any) -> Any:
+            raise NotImplementedError
+
+    with pytest.raises(ConfigurationError, match="'/proxy' has the endpoint None"):
+        Worker(model(handlers=[HandlerConfig("/proxy", handler_class=Dynamic)]))
+    Dynamic.current = "/generate"
+    assert Worker(model(handlers=[HandlerConfig("/proxy", handler_class=Dynamic)])).hooked
 
 
 def test_a_worker_takes_a_configuration() -> None:
@@ -282,8 +307,6 @@ def test_samples_come_from_dataset_or_generator() -> None:
     assert isinstance(generated, Prepared) and generated.body == b'{"n": 1}'
     drawn = sample(BenchmarkConfig(dataset=[{"n": 2}]))
     assert isinstance(drawn, Prepared) and drawn.body == b'{"n": 2}'
-    nothing = sample(BenchmarkConfig())
-    assert isinstance(nothing, Refused)
     failing = sample(BenchmarkConfig(generator=lambda: {}["k"]))
     assert isinstance(failing, Refused)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -526,11 +527,13 @@ def calls(work: Callable[[], object]) -> int:
         count[0] += event in ("call", "c_call")
 
     before = sys.getprofile()
+    gc.disable()  # what is called at a collection is not what is counted
     sys.setprofile(profile)
     try:
         work()
     finally:
         sys.setprofile(before)
+        gc.enable()
     return count[0]
 
 

@@ -37,7 +37,7 @@ class Play:
 
 def test_the_payload_of_the_settings_is_the_same_each_time() -> None:
     got: list[Outcome] = []
-    source = Fixed(PAYLOAD)
+    source = Fixed([PAYLOAD])
     source.draw("/a", 3, got.append)
     source.let_go()
     assert got == [[PAYLOAD] * 3]

@@ -82,9 +82,18 @@ def test_a_creation_goes_through_the_door() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cost", "workload"), [(0, 1 / 1024), (-5, 1 / 1024), (7.5, 7.5), (2**62, 100.0)]
+    ("cost", "workload"),
+    [
+        (0, 1 / 1024),
+        (-5, 1 / 1024),
+        (7.5, 7.5),
+        (2**62, 100.0),
+        ("7.5", 7.5),
+        ("x", 100.0),
+        ("nan", 100.0),
+    ],
 )
-def test_a_session_is_as_much_work_as_it_costs(cost: float, workload: float) -> None:
+def test_a_session_is_as_much_work_as_it_costs(cost: float | str, workload: float) -> None:
     assert call("create", {"auth_data": AUTH | {"cost": cost}, "payload": {}}).workload == workload
 
 
