@@ -35,7 +35,7 @@ def obey(supervisor: Supervisor, request: CommandRequest) -> CommandReply:
             case "reload", []:
                 return _reload(supervisor)
             case "logs", [name, cursor]:
-                return _reply(_logs(_member(supervisor, name), cursor))
+                return _reply(_logs(supervisor, name, cursor))
             case verb, args:
                 return _reply(f"cannot do {verb!r} with {args!r}", ok=False)
     except LookupError as error:
@@ -67,9 +67,8 @@ def _member(supervisor: Supervisor, name: str) -> Member:
     return members[name]
 
 
-def _logs(member: Member, cursor: str) -> dict[str, Any]:
+def _logs(supervisor: Supervisor, name: str, cursor: str) -> dict[str, Any]:
     """Lines from ``cursor`` on, and where to go on reading."""
-    if member.capture is None:
-        return {"lines": [], "cursor": 0}
-    lines, after = member.capture.ring.since(int(cursor) if cursor.isdecimal() else 0)
-    return {"lines": lines, "cursor": after}
+    ring = _member(supervisor, name).ring
+    lines, after = ring.since(int(cursor) if cursor.isdecimal() else 0)
+    return {"lines": [supervisor.mask(line) for line in lines], "cursor": after}

@@ -89,16 +89,17 @@ class LineSplitter:
 class Ring:
     """The last lines, numbered from 0 on since the ring was made."""
 
-    __slots__ = ("_bytes", "_count", "_lines")
+    __slots__ = ("_bytes", "_lines", "count")
 
     def __init__(self) -> None:
         self._lines: deque[tuple[str, int]] = deque()
         self._bytes = 0
-        self._count = 0
+        #: lines so far: the number of the next one
+        self.count = 0
 
     def extend(self, lines: Sequence[str]) -> None:
         """Add lines; the oldest ones leave."""
-        self._count += len(lines)
+        self.count += len(lines)
         for line in lines[-RING_LINES:]:
             size = len(line.encode())
             self._lines.append((line, size))
@@ -111,9 +112,9 @@ class Ring:
 
         A cursor of another ring's (beyond the end) starts from the oldest line.
         """
-        oldest = self._count - len(self._lines)
-        skip = cursor - oldest if oldest <= cursor <= self._count else 0
-        return [line for line, _ in self._lines][skip:], self._count
+        oldest = self.count - len(self._lines)
+        skip = cursor - oldest if oldest <= cursor <= self.count else 0
+        return [line for line, _ in self._lines][skip:], self.count
 
 
 class Places(TypedDict, total=False):
@@ -129,13 +130,17 @@ class Places(TypedDict, total=False):
     mask: Callable[[str], str]
     #: called with every line
     echo: Callable[[str], object] | None
+    #: holds the latest lines, of sources before this one too; a new one when it is not given
+    ring: Ring
 
 
 class LineSink:
     """Cuts one source's bytes into lines and gives them to its ``Places`` and to ``ring``."""
 
     def __init__(self, **places: Unpack[Places]) -> None:
-        self.ring = Ring()
+        self.ring = places.get("ring") or Ring()
+        #: number of this source's first line in the ring
+        self.begins = self.ring.count
         self.splitter = LineSplitter()
         self._file = places.get("file")
         self._patterns = places.get("patterns", ())

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, assert_never
 
 from supervisor import lifecycle, process_tree
-from supervisor.logs import Capture
+from supervisor.logs import Capture, Ring
 from supervisor.messages import ChildState
 from supervisor.ports import is_free
 from supervisor.restart import Policy
@@ -36,8 +36,9 @@ class Program:
     argv: list[str]
     env: dict[str, str]
     cwd: str
-    #: makes the capture of a new process's output; called with (generation, output fd)
-    capture: Callable[[int, int], Capture]
+    #: makes the capture of a new process's output; called with (generation, output fd, the ring
+    #: that keeps its lines)
+    capture: Callable[[int, int, Ring], Capture]
     #: port on 127.0.0.1 that it will bind, and that nobody else may hold; 0: not ours to say
     port: int = 0
 
@@ -72,6 +73,8 @@ class Member:
         self.life = lifecycle.Life(name, policy, self._loop.time())
         self.process: process_tree.Process | None = None
         self.capture: Capture | None = None
+        #: the latest lines of all its processes: why one died stays to be read after a restart
+        self.ring = Ring()
         #: exit of the latest process, for people
         self.last_exit = ""
         #: what the latest heartbeat said; {} until the first
@@ -169,7 +172,10 @@ class Member:
             return
         self.process = process
         self._sids.add(process.pid)
-        capture = self.capture = program.capture(generation, process.output_fd)
+        if generation > 1:
+            ended = " ".join(self.last_exit.split()) or "ended"
+            self.ring.extend([f"--- {ended}; start {generation} ---"])
+        capture = self.capture = program.capture(generation, process.output_fd, self.ring)
         self._loop.add_reader(process.output_fd, self._readable, capture)
         self._loop.add_reader(process.pidfd, self._exited, process)
         self.feed(lifecycle.Spawned(process.pid))

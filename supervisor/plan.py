@@ -20,7 +20,7 @@ import msgspec
 from supervisor import settings_sources
 from supervisor.handoff_file import HOOKS_HANDOFF
 from supervisor.log_lines import Mask
-from supervisor.logs import Capture, RotatingFile, Tail
+from supervisor.logs import Capture, Ring, RotatingFile, Tail
 from supervisor.member import Program
 from supervisor.ports import free_port
 from supervisor.restart import Policy
@@ -266,10 +266,10 @@ class Programs:
             self._files[name] = RotatingFile(path)
         return self._files[name]
 
-    def _capturer(self, name: str) -> Callable[[int, int], Capture]:
+    def _capturer(self, name: str) -> Callable[[int, int, Ring], Capture]:
         echo = self._echo if self.ours(name) else None
 
-        def capture(generation: int, fd: int) -> Capture:
+        def capture(generation: int, fd: int, ring: Ring) -> Capture:
             def matched(kind: str, pattern: str, line: str) -> None:
                 self._on_match(name, generation, kind, pattern, line)
 
@@ -280,6 +280,7 @@ class Programs:
                 on_match=matched,
                 mask=self._mask,
                 echo=echo,
+                ring=ring,
             )
 
         return capture

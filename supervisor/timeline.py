@@ -100,7 +100,7 @@ class Timeline:
         verdict, model = supervisor.model_verdict, supervisor.members.get("model")
         lines = []
         if model is not None and model.capture is not None:
-            lines = [line for line in model.capture.ring.since(0)[0] if line.strip()]
+            lines = [line for line in model.ring.since(model.capture.begins)[0] if line.strip()]
         if lines:
             said = f"model: {lines[-1].strip()[:MAX_QUOTE]}"
         elif verdict is not None and verdict.reason:

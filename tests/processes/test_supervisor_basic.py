@@ -99,6 +99,9 @@ def test_a_killed_member_comes_back(tmp_path: Path) -> None:
             )
         wait_until(lambda: worker.status()["ready"], what="ready again")
         assert "signal 9" in worker.member("model")["last_exit"]
+        said = worker.say("logs", "model", "-n", "500").stdout
+        before, found, after = said.partition("--- killed by signal 9 (SIGKILL)")
+        assert found and before.strip() and "; start 2 ---\n" in after, said
 
 
 def test_started_twice_the_second_names_the_first(tmp_path: Path) -> None:

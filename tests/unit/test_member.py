@@ -30,7 +30,10 @@ def play(scene: Scene, code: str, ask_to_stop: Callable[[float], bool] | None = 
     async def main() -> None:
         run_id = f"member-{os.getpid()}-{id(scene):x}"
         program = Program(
-            [sys.executable, "-c", code], dict(os.environ), "", lambda _, fd: Capture(fd)
+            [sys.executable, "-c", code],
+            dict(os.environ),
+            "",
+            lambda _, fd, ring: Capture(fd, ring=ring),
         )
         child = Member(
             "child", program, POLICY, run_id, on_change=lambda _: None, on_give_up=lambda _: None,
@@ -70,6 +73,25 @@ def test_a_process_that_never_beat_is_told_to_stop_by_signal() -> None:
 
     play(scene, "print('up', flush=True); import time; time.sleep(600)", ask)
     assert asked == []
+
+
+def test_the_lines_of_a_process_outlive_its_restart() -> None:
+    async def scene(child: Member) -> None:
+        await until_said(child, "up")
+        first = child.life.pid
+        child.feed(lifecycle.Restart())
+        await wait_until_async(lambda: child.life.pid not in (0, first), what="the next process")
+        await wait_until_async(
+            lambda: child.ring.since(0)[0].count("up") == 2, what="the next one to say it too"
+        )
+        lines = child.ring.since(0)[0]
+        assert lines == ["up", "--- restart asked for; start 2 ---", "up"]
+        assert child.capture is not None
+        assert child.ring.since(child.capture.begins)[0] == ["up"], "what is new is known"
+        child.feed(lifecycle.Stop(600.0))
+        await wait_until_async(lambda: child.state is ChildState.STOPPED, what="its end")
+
+    play(scene, "print('up', flush=True); import time; time.sleep(600)")
 
 
 def test_a_process_that_beat_is_asked() -> None:

@@ -50,7 +50,7 @@ class Loop:
 
 @dataclass
 class Output:
-    ring: Ring = field(default_factory=Ring)
+    begins: int = 0
 
 
 @dataclass
@@ -61,6 +61,7 @@ class Child:
     life: lifecycle.Life
     capture: Output | None = None
     last_exit: str = ""
+    ring: Ring = field(default_factory=Ring)
 
     @property
     def state(self) -> ChildState:
@@ -177,9 +178,12 @@ def test_ready_is_said_only_when_the_engine_knows() -> None:
 def test_a_model_that_loads_long_shows_its_latest_line_masked_every_ten_seconds() -> None:
     run = Run()
     run.feed("model", lifecycle.Start(), lifecycle.Spawned(7))
-    output = run.members["model"].capture = Output()
-    output.ring.extend(["old", "Loading weights 40% hunter2hunter2", "  "])
+    model = run.members["model"]
+    model.ring.extend(["of the process before"])
+    model.capture = Output(begins=1)
+    model.ring.extend(["old", "Loading weights 40% hunter2hunter2", "  "])
     run.clock.advance(PROGRESS_S * 3 + 1)
+    assert run.screen.said("process before") == 0
     assert run.screen.said(r"model: Loading weights 40% \*\*\*") == 3
     assert run.screen.said("hunter2") == 0
 
