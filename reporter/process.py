@@ -351,8 +351,9 @@ class Reporter:
 
     def _view(self) -> View:
         down = [note.name for note in self._children.values() if note.state not in _LIVE]
-        ready = self._is_ready()
-        reason = self._faults.current
+        stop = self._children.get("worker")  # there is word of it only when all of it stops
+        ready = self._is_ready() and stop is None
+        reason = f"the worker is stopping: {stop.reason}" if stop else self._faults.current
         if not reason and not ready:
             reason = "the model server is not ready yet" if not self._model.ready else "no key yet"
         totals = self._load.totals

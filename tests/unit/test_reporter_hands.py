@@ -117,6 +117,22 @@ def test_the_engine_hears_of_the_end_when_the_door_begins_to_close(tmp_path: Pat
     play(tmp_path, scene)
 
 
+def test_a_worker_that_stops_is_not_ready(tmp_path: Path) -> None:
+    """Whoever watches /readyz would send it requests for as long as the drain lasts."""
+
+    async def scene(play: Scene) -> None:
+        await play.model(ModelReport(True, "", 2.0, 1, 50.0))
+        await wait_until_async(lambda: play.reporter._view().ready, what="the readiness")
+        play.reporter.on_control(
+            ChildNote("worker", ChildState.STOPPING, "drain asked for", restarts=0)
+        )
+        view = play.reporter._view()
+        assert (view.live, view.ready) == (True, False)
+        assert view.reason == "the worker is stopping: drain asked for"
+
+    play(tmp_path, scene)
+
+
 def test_pages_that_cannot_be_served_are_told_once_and_tried_again(tmp_path: Path) -> None:
     """They are for people: an engine that counts the worker as broken for them helps nobody."""
     port = free_port("127.0.0.1")
