@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Sequence
 from typing import Protocol, assert_never
@@ -23,6 +24,8 @@ from reporter.messages import ModelReport
 from supervisor.child import Runtime
 from supervisor.messages import ChildState, LogMatch, ModelState, ModelVerdict
 
+#: Patterns that are named to people.
+MAX_PATTERNS = 3
 _log = logging.getLogger("backend_adapter")
 
 
@@ -83,6 +86,7 @@ class ModelWatch:
         )
         self._measurement: Measurement | None = None
         self._measured_requests = 0
+        self._probe_text = ""  # what was wrong with the latest probe
         self._wake: asyncio.TimerHandle | None = None
         self._verdict: words.Verdict | None = None
         self._report: words.Report | None = None
@@ -115,6 +119,39 @@ class ModelWatch:
             said.ready, self._runtime.mask(said.error), said.load_time_s, said.generation,
             self._capacity.max_perf,
         )  # fmt: skip
+
+    @property
+    def awaits(self) -> str:
+        """What its readiness waits for, in the words of people; "" when the verdict says more."""
+        model = self._runtime.settings.model
+        match self._readiness.awaits:
+            case words.Awaits.LINE if model.lifecycle:
+                file = os.path.basename(self._runtime.settings.hooks.file)
+                return f"waiting for the lifecycle of {file}"
+            case words.Awaits.LINE:
+                return f"waiting for a line with {_any_of(model.ready_log)} in {self._log()}"
+            case words.Awaits.PROBE:
+                last = f" (last: {self._probe_text})" if self._probe_text else ""
+                if model.health:
+                    return f"waiting for GET {model.health} to answer 2xx{last}"
+                return f"waiting for {model.url} to take a connection{last}"
+            case words.Awaits.BENCHMARK:
+                return "measuring capacity (benchmark)"
+            case _:
+                return ""
+
+    def _log(self) -> str:
+        """Where its lines are looked for, and whether there is such a place."""
+        model = self._runtime.settings.model
+        if model.command or not model.log_file:
+            return "its output"
+        try:
+            os.stat(model.log_file)
+        except FileNotFoundError:
+            return f"{model.log_file} (no such file yet)"
+        except OSError as error:
+            return f"{model.log_file} ({error.strerror})"
+        return model.log_file
 
     # ------------------------------------------------------------------ what it hears
 
@@ -216,6 +253,7 @@ class ModelWatch:
         else:
             text = await self._client.reach(model.probe_timeout_s)
             ok = not text
+        self._probe_text = "" if ok else text
         self._do(self._readiness.probe_result(ok, text, time.monotonic()))
 
     def _measure(self, attempt: int) -> None:
@@ -260,3 +298,9 @@ class ModelWatch:
     def _not_measured(self, attempt: int, reason: str) -> None:
         self._stop_measuring()
         self._do(self._readiness.benchmark_failed(attempt, reason, time.monotonic()))
+
+
+def _any_of(texts: Sequence[str]) -> str:
+    """The patterns as people read them; a list may be long."""
+    shown = " or ".join(repr(text) for text in texts[:MAX_PATTERNS])
+    return shown if len(texts) <= MAX_PATTERNS else f"{shown} or {len(texts) - MAX_PATTERNS} more"

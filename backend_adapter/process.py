@@ -134,6 +134,7 @@ class Adapter:
                 "max_perf": round(self._capacity.max_perf, 3),
                 "model_ready": verdict is not None and verdict.ready,
                 "model_reason": "" if verdict is None else verdict.reason,
+                "model_awaits": self._watch.awaits,
                 "connections_opened": self._client.opened,
                 "connections_reused": self._client.reused,
                 "sessions": self._desk.open,

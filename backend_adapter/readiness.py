@@ -31,9 +31,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from backend_adapter.readiness_facts import Facts
 from backend_adapter.readiness_words import (
+    Awaits,
     Backend,
     BackendDown,
     BackendFailed,
@@ -52,32 +53,12 @@ from supervisor.messages import ChildState
 EXTERNAL = "external"
 #: Seconds between probes while it is not known to answer.
 FAST_PROBE_S = 0.25
-FIRST_RETRY_S = 1.0  #: before a failed benchmark is tried again; doubles each time
 LAST_RETRY_S = 60.0
 
 _ALIVE = (ChildState.STARTING, ChildState.READY, ChildState.UNHEALTHY, EXTERNAL)
 #: The supervisor calls it so only after a verdict that it is healthy: its ready line was seen,
 #: maybe by this process before it was restarted.
 _SEEN_HEALTHY = (ChildState.READY, ChildState.UNHEALTHY)
-
-
-@dataclass(slots=True)
-class _Facts:
-    """What is known of one generation."""
-
-    probe_at: float  #: when it is probed next
-    benchmark_at: float  #: not measured before
-    retry_s: float = FIRST_RETRY_S
-    line_seen: bool = False
-    good_at: float | None = None  #: last good probe of this process
-    answered_at: float | None = None  #: last good probe, or when this process heard of one before
-    failures: int = 0  #: bad probes since
-    bad_text: str = ""
-    refused: bool = False  #: a connection was refused after the last good probe
-    refused_at: float = -math.inf  #: when that last began
-    stalled: bool = False
-    load_time_s: float = 0.0
-    verdict: Verdict | None = None  #: what the supervisor was told
 
 
 class Readiness:
@@ -117,7 +98,7 @@ class Readiness:
         self._measuring = False
         self._attempt = 0
         self._benchmark_error = ""
-        self._its = _Facts(probe_at=now, benchmark_at=now)
+        self._its = Facts(probe_at=now, benchmark_at=now)
         self._error_line = ""
         self._error_line_at = now
         self._said_backend: Backend | None = None
@@ -158,7 +139,7 @@ class Readiness:
         if begins or not self._alive:
             self._void = self._probing
         if begins:
-            self._its = _Facts(probe_at=now, benchmark_at=now)
+            self._its = Facts(probe_at=now, benchmark_at=now)
             if not self._loading:
                 self._loading = True
                 self._load_began_at = self._began_to_load(state, started_at, now)
@@ -258,6 +239,18 @@ class Readiness:
         return self._settle(now)
 
     # --------------------------------------------------------------------------- standing
+
+    @property
+    def awaits(self) -> Awaits:
+        """What comes next before it is ready."""
+        if self._ready or not self._alive:
+            return Awaits.NOTHING
+        if not self._probed:
+            return Awaits.LINE
+        if self._its.good_at is None:
+            return Awaits.PROBE
+        measures = self._healthy and not self._benchmark_error
+        return Awaits.BENCHMARK if measures else Awaits.NOTHING
 
     @property
     def _alive(self) -> bool:

@@ -5,6 +5,7 @@ A leaf: frozen data, times in ``time.monotonic()`` seconds, reasons in the words
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 
@@ -70,6 +71,15 @@ class Wake:
     """Call ``tick`` at this time; replaces the time given before."""
 
     at: float
+
+
+class Awaits(enum.Enum):
+    """What the model server's readiness waits for."""
+
+    NOTHING = enum.auto()  #: it is ready; or does not run, or fails: the reasons say more
+    LINE = enum.auto()  #: the log line, or the lifecycle, that says it has loaded
+    PROBE = enum.auto()  #: the first good probe
+    BENCHMARK = enum.auto()
 
 
 Backend = BackendUp | BackendDown | BackendFailed

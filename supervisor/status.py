@@ -21,6 +21,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import supervisor as package
+from supervisor import awaited
 from supervisor.messages import ChildState
 
 if TYPE_CHECKING:
@@ -63,9 +64,7 @@ def unready_reason(supervisor: Supervisor) -> str:
             return supervisor.mask(f"{member.name} is {member.state}" + _because(detail))
     if supervisor.model_ready:
         return ""
-    verdict, model = supervisor.model_verdict, supervisor.members.get("model")
-    detail = (model.life.reason if model is not None else "") or (verdict.reason if verdict else "")
-    return supervisor.mask("the model server is not ready" + _because(detail))
+    return supervisor.mask("the model server is not ready" + _because(awaited.of_model(supervisor)))
 
 
 def _because(detail: str) -> str:
@@ -88,12 +87,11 @@ def _member(supervisor: Supervisor, member: Member, now: float) -> dict[str, Any
 
 def _model(supervisor: Supervisor) -> dict[str, Any]:
     verdict, member = supervisor.model_verdict, supervisor.members.get("model")
-    reason = member.life.reason if member is not None else ""
     return {
         "ready": supervisor.model_ready,
         "healthy": verdict is not None and verdict.healthy,
         "state": str(member.state) if member is not None else "external",
-        "reason": supervisor.mask(reason or (verdict.reason if verdict is not None else "")),
+        "reason": "" if supervisor.model_ready else supervisor.mask(awaited.of_model(supervisor)),
         "generation": member.life.generation if member is not None else 0,
         "url": supervisor.plan.settings.model.url,
     }

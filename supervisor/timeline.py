@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from supervisor import awaited
 from supervisor.messages import ChildState
 from supervisor.screen import Part, Screen, Tone
 
@@ -42,6 +43,7 @@ class Timeline:
         self._ready = False
         self._stopping = False
         self._progress: asyncio.TimerHandle | None = None
+        self._quote = ""  # what was shown of the model's log last
 
     def __call__(self, supervisor: Supervisor, member: Member) -> None:
         """Something changed."""
@@ -97,16 +99,15 @@ class Timeline:
 
     def _say_progress(self, supervisor: Supervisor) -> None:
         self._progress = supervisor.loop.call_later(PROGRESS_S, self._say_progress, supervisor)
-        verdict, model = supervisor.model_verdict, supervisor.members.get("model")
-        lines = []
+        model = supervisor.members.get("model")
+        said, lines = awaited.of_run(supervisor), []
         if model is not None and model.capture is not None:
             lines = [line for line in model.ring.since(model.capture.begins)[0] if line.strip()]
-        if lines:
-            said = f"model: {lines[-1].strip()[:MAX_QUOTE]}"
-        elif verdict is not None and verdict.reason:
-            said = f"model: {verdict.reason}"
-        else:
-            said = f"waiting for {', '.join(_waited_for(supervisor))}"
+        if lines and not supervisor.model_ready:
+            quote = f"model: {lines[-1].strip()[:MAX_QUOTE]}"
+            # a log that stands still does not say what is missing
+            said = f"{quote}   ({said})" if quote == self._quote else quote
+            self._quote = quote
         self._screen.say(f" {_elapsed(supervisor):>7}  {supervisor.mask(said)}", Tone.QUIET)
 
     # ------------------------------------------------------------------ changes
@@ -189,11 +190,6 @@ def _outlook(state: ChildState) -> str:
     if state is ChildState.BACKOFF:
         return "; starting it again"
     return "; giving up on it" if state is ChildState.FAILED else ""
-
-
-def _waited_for(supervisor: Supervisor) -> list[str]:
-    names = [m.name for m in supervisor.members.values() if m.state is not ChildState.READY]
-    return names or ["the engine to take a report"]
 
 
 def _counts_tokens(supervisor: Supervisor) -> bool:

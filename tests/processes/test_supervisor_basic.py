@@ -104,6 +104,26 @@ def test_a_killed_member_comes_back(tmp_path: Path) -> None:
         assert found and before.strip() and "; start 2 ---\n" in after, said
 
 
+def test_a_model_server_that_does_not_come_is_said_to_be_waited_for(tmp_path: Path) -> None:
+    log = tmp_path / "model.log"
+    (tmp_path / "worker.toml").write_text(
+        f'[model]\nurl = "http://127.0.0.1:1"\nhealth = "/health"\nlog_file = "{log}"\n'
+        'ready_log = ["complete"]\n[[route]]\npath = "/x"\n'
+    )
+
+    def said(text: str) -> None:
+        wait_until(lambda: text in worker.status()["reason"], what=text)
+        shown = worker.say("status")
+        assert "○ not ready: the model server is not ready: waiting for" in shown.stdout
+        assert shown.returncode == ExitCode.NOT_READY
+
+    with RunningWorker(tmp_path, "worker.toml") as worker:
+        worker.facts()
+        said(f"waiting for a line with 'complete' in {log} (no such file yet)")
+        log.write_text("complete\n")
+        said("waiting for GET /health to answer 2xx (last: ")
+
+
 def test_started_twice_the_second_names_the_first(tmp_path: Path) -> None:
     with RunningWorker(tmp_path) as worker:
         pid = worker.facts()["pid"]

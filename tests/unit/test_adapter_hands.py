@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -31,6 +32,7 @@ from backend_adapter.process import JOBS_SOCKET, Adapter
 from supervisor import wire
 from supervisor.child import Runtime
 from supervisor.messages import ChildNote, ChildState, ModelState
+from supervisor.ports import free_port
 from supervisor.settings import HooksSettings, ModelSettings, QueueSettings, Settings
 from supervisor.settings_sources import Handoff
 from tests.kit.raw_server import Peer, RawServer, Script
@@ -377,3 +379,69 @@ def test_a_request_that_a_worker_py_passed_on_and_lost_is_a_doubt_about_the_mode
         await stage.settled()
 
     play_hosted(tmp_path, scene)
+
+
+# ------------------------------------------------------------------------- what is waited for
+
+
+async def _said_of(directory: Path, model: ModelSettings, said: str) -> None:
+    """Wait until an adapter in front of this model server says that it waits for ``said``."""
+    settings = Settings(model=model, hooks=HooksSettings(file="/app/worker.py"))
+    runtime = Runtime("backend_adapter", Handoff("run", str(directory), os.getpid(), settings))
+    adapter = Adapter(runtime)
+    await adapter.start()
+    try:
+        adapter.on_control(ModelState("external"))
+        await wait_until_async(
+            lambda: re.match(said, str(adapter.beat().gauges["model_awaits"])), what=said
+        )
+    finally:
+        for timer in runtime._timers.values():
+            timer.cancel()
+        for task in list(runtime._aside):
+            task.cancel()
+        await adapter.stop()
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"log_file": "LOG"}, "waiting for a line with 'up' or 'ready' in LOG (no such file yet)"),
+        ({"log_file": "LOG/below"},
+         "waiting for a line with 'up' or 'ready' in LOG/below (no such file yet)"),
+        ({"log_file": "HERE"}, "waiting for a line with 'up' or 'ready' in HERE"),
+        ({"log_file": "HERE/below"},
+         "waiting for a line with 'up' or 'ready' in HERE/below (Not a directory)"),
+        ({"command": ["model"]}, "waiting for a line with 'up' or 'ready' in its output"),
+        ({"command": ["model"], "ready_log": list("abcde")},
+         "waiting for a line with 'a' or 'b' or 'c' or 2 more in its output"),
+        ({"lifecycle": True}, "waiting for the lifecycle of worker.py"),
+    ],
+)  # fmt: skip
+def test_the_line_that_is_waited_for_is_named(
+    tmp_path: Path, fields: dict[str, Any], said: str
+) -> None:
+    (tmp_path / "here.log").touch()
+    paths = {"LOG": str(tmp_path / "none.log"), "HERE": str(tmp_path / "here.log")}
+    for word, path in paths.items():
+        said = said.replace(word, path)
+        if "log_file" in fields:
+            fields = fields | {"log_file": fields["log_file"].replace(word, path)}
+    model = ModelSettings(**({"url": "http://127.0.0.1:1", "ready_log": ["up", "ready"]} | fields))
+
+    asyncio.run(_said_of(tmp_path, model, re.escape(said) + "$"))
+
+
+@pytest.mark.parametrize(
+    ("health", "said"),
+    [
+        ("/health", "waiting for GET /health to answer 2xx (last: "),
+        ("", "waiting for URL to take a connection (last: cannot connect to "),
+    ],
+)
+def test_the_probe_that_is_waited_for_is_named_with_what_was_wrong(
+    tmp_path: Path, health: str, said: str
+) -> None:
+    url = f"http://127.0.0.1:{free_port('127.0.0.1')}"
+    model = ModelSettings(url=url, health=health)
+    asyncio.run(_said_of(tmp_path, model, re.escape(said.replace("URL", url))))

@@ -8,6 +8,7 @@ import pytest
 
 from backend_adapter.readiness import Readiness
 from backend_adapter.readiness_words import (
+    Awaits,
     BackendDown,
     BackendFailed,
     BackendUp,
@@ -127,6 +128,28 @@ def running(**changes: Any) -> Play:
 
 
 # ------------------------------------------------------------------------------- loading
+
+
+def test_what_it_waits_for_is_known_at_each_step() -> None:
+    play = Play(ready_log=True, benchmark=True)
+    assert play.machine.awaits is Awaits.NOTHING
+    play.state("starting")
+    assert play.machine.awaits is Awaits.LINE
+    play.line()
+    assert play.machine.awaits is Awaits.PROBE
+    for _ in range(3):
+        play.probe(ok=False)
+    assert play.machine.awaits is Awaits.PROBE, "it has never answered"
+    play.probe()
+    assert play.machine.awaits is Awaits.BENCHMARK
+    play.benchmark(ok=False)
+    assert play.machine.awaits is Awaits.NOTHING, "the verdict says what is wrong"
+    play.sleep_until(play.wake)
+    play.benchmark()
+    assert play.machine.awaits is Awaits.NOTHING
+    for _ in range(3):
+        play.probe(ok=False)
+    assert play.machine.awaits is Awaits.NOTHING, "so it does of one that does not answer any more"
 
 
 def test_the_first_good_probe_makes_it_ready() -> None:

@@ -61,7 +61,9 @@ class Child:
     life: lifecycle.Life
     capture: Output | None = None
     last_exit: str = ""
+    detail: str = ""
     ring: Ring = field(default_factory=Ring)
+    gauges: dict[str, Any] = field(default_factory=dict)
 
     @property
     def state(self) -> ChildState:
@@ -186,6 +188,47 @@ def test_a_model_that_loads_long_shows_its_latest_line_masked_every_ten_seconds(
     assert run.screen.said("process before") == 0
     assert run.screen.said(r"model: Loading weights 40% \*\*\*") == 3
     assert run.screen.said("hunter2") == 0
+
+
+def test_what_a_model_that_says_nothing_waits_for_is_named() -> None:
+    run = Run()
+    for name in run.members:
+        run.feed(name, lifecycle.Start(), lifecycle.Spawned(7))
+    run.clock.advance(PROGRESS_S)
+    assert run.screen.said("waiting for backend_adapter, ingress-0, reporter$") == 1
+    for name in ("backend_adapter", "ingress-0", "reporter"):
+        run.feed(name, lifecycle.BecameReady())
+    run.clock.advance(PROGRESS_S)
+    assert run.screen.said("waiting for the model server$") == 1, "no word of the adapter's yet"
+    line = "waiting for a line with 'up' in /tmp/hunter2hunter2.log (no such file yet)"
+    run.members["backend_adapter"].gauges["model_awaits"] = line
+    run.clock.advance(PROGRESS_S)
+    assert run.screen.said(r"waiting for a line with 'up' in /tmp/\*\*\*.log \(no such file") == 1
+    run.feed("model", lifecycle.BecameUnhealthy("GET /health answered 500"))
+    run.members["model"].life.reason = "exit 3"
+    run.clock.advance(PROGRESS_S)
+    assert run.screen.said("no such file yet.; before that: exit 3") == 1
+    assert run.screen.said("engine to take") == 0
+    run.feed("model", lifecycle.BecameReady())
+    run.verdict(healthy=True, ready=True)
+    run.clock.advance(PROGRESS_S)
+    assert run.screen.said("waiting for the engine to take a report") == 1
+
+
+def test_a_log_that_stands_still_does_not_hide_what_is_missing() -> None:
+    run = Run()
+    for name in run.members:
+        run.feed(name, lifecycle.Start(), lifecycle.Spawned(7))
+        if name != "model":
+            run.feed(name, lifecycle.BecameReady())
+    run.members["backend_adapter"].gauges["model_awaits"] = "waiting for a line with 'up'"
+    model = run.members["model"]
+    model.capture = Output()
+    model.ring.extend(["loading"])
+    run.clock.advance(PROGRESS_S)
+    assert run.screen.said("model: loading$") == 1
+    run.clock.advance(PROGRESS_S)
+    assert run.screen.said("model: loading   .waiting for a line with 'up'.$") == 1
 
 
 def test_a_death_is_said_once_and_so_is_the_return() -> None:

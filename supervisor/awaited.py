@@ -1,0 +1,44 @@
+"""What a run that is not ready waits for, in the words of people.
+
+Law: what is named is the first thing that has not come: our processes, then the model server, then
+the engine. What the model server's readiness waits for only the adapter knows; it says so with
+each heartbeat (its gauge ``model_awaits``).
+
+It reads the supervisor and changes nothing. The texts are not masked.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from supervisor.messages import ChildState
+
+if TYPE_CHECKING:
+    from supervisor.process import Supervisor
+
+
+def of_run(supervisor: Supervisor) -> str:
+    """Why it is not ready yet, while nothing is known to be wrong."""
+    late = [
+        f"{member.name} ({member.detail})" if member.detail else member.name
+        for member in supervisor.members.values()
+        if member.state is not ChildState.READY and member.name != "model"
+    ]
+    if late:
+        return f"waiting for {', '.join(late)}"
+    if not supervisor.model_ready:
+        return of_model(supervisor) or "waiting for the model server"
+    return "waiting for the engine to take a report"
+
+
+def of_model(supervisor: Supervisor) -> str:
+    """Why the model server is not ready; "" when nobody has said so."""
+    model, verdict = supervisor.members.get("model"), supervisor.model_verdict
+    adapter = supervisor.members.get("backend_adapter")
+    reason = model.life.reason if model is not None else ""
+    runs = model is None or model.state in (ChildState.STARTING, ChildState.READY)
+    if adapter is not None and adapter.state is ChildState.READY and runs:
+        awaits = str(adapter.gauges.get("model_awaits", ""))
+        if awaits:
+            return f"{awaits}; before that: {reason}" if reason else awaits
+    return reason or (verdict.reason if verdict is not None else "")
