@@ -89,6 +89,11 @@ class Authenticator:
         self._replays = _Replays(replay_window)
         self._suspicion = False
 
+    @property
+    def lacks_key(self) -> bool:
+        """No request can pass: signatures are checked, and no key is known."""
+        return self._mode != "none" and self._key is None
+
     def set_key(self, pem: str) -> None:
         """Take the engine's public key (PEM text); what another key verified is forgotten.
 

@@ -168,6 +168,7 @@ class Ingress:
             detail=detail,
             gauges={
                 "port": self._port,
+                "lacks_key": self._authenticator.lacks_key,
                 "connections": self._server.connections,
                 "in_flight": len(self._admission.jobs),
                 "requests": self._ledger.requests,
@@ -384,7 +385,10 @@ class Ingress:
     def _on_reporter(self, message: Any) -> None:
         if isinstance(message, PublicKey):
             try:
+                lacked = self._authenticator.lacks_key
                 self._authenticator.set_key(message.pem)
+                if lacked:
+                    self._runtime.beat_now()
             except ValueError as error:
                 _log.error("%s; the key from before stays in use", error)
 

@@ -9,12 +9,15 @@ It reads the supervisor and changes nothing. The texts are not masked.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from supervisor.messages import ChildState
 
 if TYPE_CHECKING:
     from supervisor.process import Supervisor
+
+#: What a heartbeat carries.
+Gauges = dict[str, Any]
 
 
 def of_run(supervisor: Supervisor) -> str:
@@ -28,7 +31,24 @@ def of_run(supervisor: Supervisor) -> str:
         return f"waiting for {', '.join(late)}"
     if not supervisor.model_ready:
         return of_model(supervisor) or "waiting for the model server"
+    if lacks_key(supervisor):
+        return "waiting for the engine's public key"
     return "waiting for the engine to take a report"
+
+
+def lacks_key(supervisor: Supervisor) -> bool:
+    """Ingress refuses every signed request: no public key of the engine has come."""
+    return any(member.gauges.get("lacks_key") for member in supervisor.members.values())
+
+
+def engine_knows(gauges: Gauges) -> bool:
+    """It has acknowledged a report that says ready (a gauge of the reporter)."""
+    return bool(gauges.get("reported_ready"))
+
+
+def deciding(gauges: Gauges) -> tuple[bool, bool]:
+    """What of a heartbeat decides whether the worker is ready."""
+    return engine_knows(gauges), bool(gauges.get("lacks_key"))
 
 
 def of_model(supervisor: Supervisor) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from typing import Any, assert_never
 
-from supervisor import lifecycle, process_tree, script, settings_sources, tidings, wire
+from supervisor import awaited, lifecycle, process_tree, script, settings_sources, tidings, wire
 from supervisor.child import CONTROL_SOCKET
 from supervisor.commands import obey
 from supervisor.exit_codes import ExitCode
@@ -186,14 +186,16 @@ class Supervisor:
 
     @property
     def serving(self) -> bool:
-        """Requests can be answered: the model is ready and so is every member."""
+        """Requests can be answered: the model is ready, so is every member, and keys are known."""
+        if awaited.lacks_key(self):
+            return False
         return self.model_ready and all(m.state is ChildState.READY for m in self.members.values())
 
     @property
     def ready(self) -> bool:
         """And the engine knows."""
         reporter = self.members.get("reporter")
-        return self.serving and reporter is not None and _knows(reporter.gauges)
+        return self.serving and reporter is not None and awaited.engine_knows(reporter.gauges)
 
     def _on_stop_signal(self) -> None:
         if self._stopping is None:
@@ -297,9 +299,9 @@ class Supervisor:
         if member is None or member.process is None or beat.pid != member.process.pid:
             return
         member.beaten_at = self.loop.time()
-        knew = _knows(member.gauges)
+        told = awaited.deciding(member.gauges)
         member.gauges, member.detail = beat.gauges, beat.detail
-        if _knows(beat.gauges) != knew:
+        if awaited.deciding(beat.gauges) != told:
             self._on_change(self, member)
         if beat.ready and member.state is not ChildState.READY:
             member.feed(lifecycle.BecameReady())
@@ -388,8 +390,3 @@ class Supervisor:
             _log.critical("the stop itself failed", exc_info=task.exception())
             self._code = ExitCode.BUG
         self._finish(self._code)
-
-
-def _knows(gauges: dict[str, Any]) -> bool:
-    """The engine has acknowledged a report that says ready (a gauge of the reporter)."""
-    return bool(gauges.get("reported_ready"))

@@ -63,8 +63,13 @@ def unready_reason(supervisor: Supervisor) -> str:
             detail = member.life.reason or member.detail
             return supervisor.mask(f"{member.name} is {member.state}" + _because(detail))
     if supervisor.model_ready:
-        return ""
+        return _no_key(supervisor) if awaited.lacks_key(supervisor) else ""
     return supervisor.mask("the model server is not ready" + _because(awaited.of_model(supervisor)))
+
+
+def _no_key(supervisor: Supervisor) -> str:
+    error = str(_gauges(supervisor, "reporter").get("last_post_error", ""))
+    return "no public key from the engine yet, every signed request is refused" + _because(error)
 
 
 def _because(detail: str) -> str:

@@ -153,6 +153,8 @@ class Timeline:
             else:
                 verdict = supervisor.model_verdict
                 reason = "" if supervisor.model_ready or verdict is None else verdict.reason
+                if supervisor.model_ready and awaited.lacks_key(supervisor):
+                    reason = "no public key from the engine"
                 because = f": {supervisor.mask(reason)}" if reason else ""
                 self._screen.say(f" ○ not ready{because}", Tone.BAD)
 

@@ -7,11 +7,13 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from supervisor.exit_codes import ExitCode
+from supervisor.ports import free_port
 from tests.kit import demo_programs
 from tests.kit.running_worker import ANY_PORT, RunningWorker, command, environment
 from tests.kit.wait import wait_until
@@ -122,6 +124,35 @@ def test_a_model_server_that_does_not_come_is_said_to_be_waited_for(tmp_path: Pa
         said(f"waiting for a line with 'complete' in {log} (no such file yet)")
         log.write_text("complete\n")
         said("waiting for GET /health to answer 2xx (last: ")
+
+
+def test_without_the_engines_key_it_is_not_ready(tmp_path: Path) -> None:
+    """Every signed request would be refused, however well the model server is."""
+    port = free_port("127.0.0.1")
+    address = f"http://127.0.0.1:{port}"
+    model_port = free_port("127.0.0.1", {port})
+    model = [sys.executable, "-m", "supervisor.demo.model", "--port", str(model_port)]
+    (tmp_path / "worker.toml").write_text(
+        f'[model]\nurl = "http://127.0.0.1:{model_port}"\nhealth = "/health"\n'
+        f'command = {json.dumps(model)}\n[engine]\naddresses = ["{address}"]\n'
+        '[[route]]\npath = "/generate"\n'
+    )
+    with RunningWorker(tmp_path, "worker.toml") as worker:
+        worker.facts()
+        said = "no public key from the engine yet, every signed request is refused: " + address
+        wait_until(lambda: said in worker.status()["reason"], what="word of the key, and why")
+        status = worker.status()
+        assert status["model"]["ready"] and not status["ready"]
+        shown = worker.say("status")
+        assert "○ not ready: no public key from the engine yet" in shown.stdout
+        assert shown.returncode == ExitCode.NOT_READY
+        engine = [sys.executable, "-m", "supervisor.demo.engine", "--port", str(port)]
+        with subprocess.Popen(engine, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as late:
+            try:
+                worker.until_ready()
+                assert worker.status()["ready"]
+            finally:
+                late.kill()
 
 
 def test_started_twice_the_second_names_the_first(tmp_path: Path) -> None:

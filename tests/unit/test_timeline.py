@@ -112,7 +112,8 @@ class Run:
 
     @property
     def serving(self) -> bool:
-        return self.model_ready and all(
+        lacks_key = any(child.gauges.get("lacks_key") for child in self.members.values())
+        return (self.model_ready and not lacks_key) and all(
             child.state is ChildState.READY for child in self.members.values()
         )
 
@@ -213,6 +214,24 @@ def test_what_a_model_that_says_nothing_waits_for_is_named() -> None:
     run.verdict(healthy=True, ready=True)
     run.clock.advance(PROGRESS_S)
     assert run.screen.said("waiting for the engine to take a report") == 1
+
+
+def test_a_missing_key_is_named_before_and_after_the_start() -> None:
+    run = Run()
+    for name in run.members:
+        run.feed(name, lifecycle.Start(), lifecycle.Spawned(7), lifecycle.BecameReady())
+    ingress = run.members["ingress-0"]
+    ingress.gauges["lacks_key"] = True
+    run.verdict(healthy=True, ready=True)
+    run.clock.advance(PROGRESS_S)
+    assert run.screen.said("waiting for the engine's public key$") == 1
+    ingress.gauges["lacks_key"] = False
+    run.engine_knows = True
+    run.tell()
+    assert run.screen.row[-1].startswith("● ready")
+    ingress.gauges["lacks_key"] = True
+    run.tell("ingress-0")
+    assert run.screen.said("○ not ready: no public key from the engine") == 1
 
 
 def test_a_log_that_stands_still_does_not_hide_what_is_missing() -> None:
