@@ -47,7 +47,7 @@ from backend_adapter.readiness_words import (
     Verdict,
     Wake,
 )
-from supervisor.messages import ChildState
+from supervisor.messages import LIFECYCLE, ChildState
 
 #: ``state`` of a model server that somebody else starts.
 EXTERNAL = "external"
@@ -100,6 +100,7 @@ class Readiness:
         self._benchmark_error = ""
         self._its = Facts(probe_at=now, benchmark_at=now)
         self._error_line = ""
+        self._of_file = False  #: it is what the lifecycle of a worker.py said
         self._error_line_at = now
         self._said_backend: Backend | None = None
         self._said_report: Report | None = None
@@ -167,6 +168,7 @@ class Readiness:
                 self._its.probe_at = now
         else:
             self._error_line = line.strip() or pattern
+            self._of_file = pattern == LIFECYCLE
             self._error_line_at = now
         return self._settle(now)
 
@@ -370,7 +372,8 @@ class Readiness:
         if self._benchmark_error:
             parts.append(self._benchmark_text())
         if self._error_line:
-            parts.append(f"the model server's log says: {self._error_line}")
+            said = self._error_line
+            parts.append(said if self._of_file else f"the model server's log says: {said}")
         return "; ".join(parts)
 
     def _end_text(self) -> str:

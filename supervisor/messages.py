@@ -119,6 +119,10 @@ class ModelState(Message, frozen=True, tag=1):
     max_perf: float = 0.0
 
 
+#: ``LogMatch.pattern`` of what the lifecycle of a worker.py has said.
+LIFECYCLE = "lifecycle"
+
+
 class LogMatch(Message, frozen=True, tag=2):
     """A line of the model server's log contained one of the configured patterns."""
 

@@ -10,7 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from supervisor import lifecycle, tidings
-from supervisor.messages import ChildState, Configured, LifecycleState, LogMatch, ScriptFailed
+from supervisor.messages import (
+    LIFECYCLE,
+    ChildState,
+    Configured,
+    LifecycleState,
+    LogMatch,
+    ScriptFailed,
+)
 from supervisor.settings_sources import SettingsError
 
 if TYPE_CHECKING:
@@ -48,6 +55,6 @@ def heed(supervisor: Supervisor, word: Word) -> None:
             member.feed(lifecycle.Hung(supervisor.mask(str(error)), permanent=True))
     else:
         kind, text = "error" if word.error else "ready", supervisor.mask(word.error)[:512]
-        match = LogMatch(tidings.model_generation(supervisor), kind, "lifecycle", text)
+        match = LogMatch(tidings.model_generation(supervisor), kind, LIFECYCLE, text)
         if match != supervisor.ready_line:
             supervisor.note_ready_line(match)

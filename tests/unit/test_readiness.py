@@ -612,3 +612,10 @@ def test_how_long_it_took_to_load(state: str, started_at: float, load_time_s: fl
     play.probe()
     assert play.report is not None
     assert play.report.load_time_s == load_time_s
+
+
+def test_what_a_lifecycle_says_is_not_called_a_log() -> None:
+    play = running()
+    text = "the lifecycle of worker.py failed: no GPU"
+    play.take(play.machine.log_match(1, "error", LIFECYCLE, text, play.now))
+    assert play.error == text
