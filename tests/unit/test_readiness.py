@@ -20,6 +20,7 @@ from backend_adapter.readiness_words import (
     Verdict,
     Wake,
 )
+from supervisor.messages import LIFECYCLE
 
 
 class Play:
