@@ -22,6 +22,9 @@ from supervisor import child
 from supervisor.exit_codes import ExitCode
 from supervisor.settings_sources import forget_handoff
 
+#: Between two looks at whether the file's threads have ended.
+THREADS_EVERY_S = 0.1
+
 
 def main() -> None:
     """Run the service, then the file; end with the service."""
@@ -63,6 +66,10 @@ def end(code: int) -> NoReturn:
     os._exit(code)
 
 
+def _is_users(thread: threading.Thread) -> bool:
+    return not thread.daemon and thread is not threading.main_thread()
+
+
 def _run_file(host: HookHost, path: str) -> None:
     set_host(host)
     ready_names()
@@ -73,18 +80,17 @@ def _run_file(host: HookHost, path: str) -> None:
         failure, permanent = str(error), error.permanent
     if failure:
         host.ended(failure, permanent)
-    _end_as_python_does()
+    _end_as_python_does(host)
     if not failure:
         host.ended("", permanent=False)
 
 
-def _end_as_python_does() -> None:
-    """Wait for the file's threads, one of which may run its Worker, and call what it registered."""
-    waited = {threading.current_thread()}
-    while left := {t for t in threading.enumerate() if not t.daemon} - waited:
-        thread = left.pop()
-        thread.join()
-        waited.add(thread)
+def _end_as_python_does(host: HookHost) -> None:
+    """Wait for the file's threads, one of which may run its Worker, and call what it registered.
+    Once its Worker has ended, nobody waits for what else it has running.
+    """
+    while not host.over and any(_is_users(thread) for thread in threading.enumerate()):
+        host.wait_over(THREADS_EVERY_S)
     with suppress(Exception):  # whatever user code raises
         atexit._run_exitfuncs()
 

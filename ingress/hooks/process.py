@@ -85,6 +85,7 @@ class HookHost:
         self._server: wire.Server | None = None
         self._main_id = threading.main_thread().ident
         self._main_ended = asyncio.Event()
+        self._over = threading.Event()  # its Worker has ended, or the file has failed
         self._hosted: Hosted | None = None
         self._hosted_idle = asyncio.Event()
         #: of the file's loop
@@ -233,6 +234,7 @@ class HookHost:
             self._loop.call_soon_threadsafe(self._configured, dict(worker.hooked), plain)
             await self._live(worker)
         finally:
+            self._over.set()
             await server.close()
 
     def _heed_variables(self, values: dict[str, Any]) -> None:
@@ -267,6 +269,15 @@ class HookHost:
             self._loop.call_soon_threadsafe(self._lived, LifecycleState(text))
             await self._stopped.wait()
 
+    @property
+    def over(self) -> bool:
+        """Its Worker has ended, or the file has failed: nothing more is to come of it."""
+        return self._over.is_set()
+
+    def wait_over(self, patience_s: float) -> None:
+        """Wait for that, for a while."""
+        self._over.wait(patience_s)
+
     def _on_hosted_idle(self) -> None:
         self._loop.call_soon_threadsafe(self._hosted_idle.set)
 
@@ -281,6 +292,7 @@ class HookHost:
             _log.warning("%s", failure)
             failure = ""
         if failure:
+            self._over.set()
             self._loop.call_soon_threadsafe(self.fail, failure, permanent)
         else:
             self._loop.call_soon_threadsafe(self._on_end)

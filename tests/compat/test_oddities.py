@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,25 @@ worker.run()
         until_said(bench, "the route /ping is answered by the file itself: it is left out")
         bench.until_ready()
         assert bench.json("/run", {})["path"] == "/run"  # no signature is asked for
+
+
+def test_a_worker_that_runs_in_a_thread_and_what_is_registered_for_the_end(tmp_path: Path) -> None:
+    text = """
+import atexit, threading
+atexit.register(lambda: open("ended", "w").close())
+never = threading.Thread(target=threading.Event().wait)
+never.start()
+worker = Worker(WorkerConfig(**MODEL, handlers=[HandlerConfig("/run")]))
+threading.Thread(target=worker.run).start()
+"""
+    with on_the_bench(tmp_path, HEAD + text) as bench:
+        bench.until_ready()
+        assert bench.json("/run", {})["path"] == "/run"
+        began = time.monotonic()
+        bench.signal(signal.SIGTERM)
+        assert bench.until_gone() == 0
+        assert time.monotonic() - began < 8, "nobody waits for the thread that never ends"
+        assert (tmp_path / "ended").exists()
 
 
 def test_headers_that_are_passed_on_whole(tmp_path: Path) -> None:
