@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.kit.certificates import make_pair
-from tests.kit.worker import Worker, running
+from tests.kit.wait import wait_until
+from tests.kit.worker import Worker, post_json, running
 
 vastai = pytest.importorskip("vastai")
 
@@ -83,6 +84,27 @@ def test_requests_and_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert len(workers) == 1
 
     with_client(tmp_path, scene, monkeypatch)
+
+
+def test_a_worker_whose_model_server_is_away_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A 503, and then an answer. (The engine does not hear of the death, and routes on.)"""
+
+    async def scene(client: Any, endpoint: Any, worker: Worker) -> None:
+        post_json(f"{worker.engine}/demo/fault", {"kind": "down", "path": "/worker_status/"})
+        await asyncio.to_thread(worker.kill, "model")
+        told = await endpoint.request("/generate", GENERATE, cost=8)
+        assert told["ok"] and told["response"]["generated_text"]
+
+        def rejected() -> bool:
+            return "Rejected" in [row["status"] for row in worker.record()["requests"]]
+
+        await asyncio.to_thread(wait_until, rejected, what="the one that was refused")
+
+    routes = '[[route]]\npath = "/generate"\nmax_queue_time_s = 0\n'
+    pace = ("--load-seconds", "2")
+    with_client(tmp_path, scene, monkeypatch, routes=routes, model_flags=pace)
 
 
 def test_a_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
