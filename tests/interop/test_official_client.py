@@ -89,8 +89,8 @@ def test_requests_and_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_worker_whose_model_server_is_away_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A 503, or a 502 where the death came in between, and then an answer. (The engine does not hear
-    of it, and routes on.)
+    """A 503, or a 502 where the death came in between, and then an answer. (The engine does not
+    hear of it, and routes on.)
     """
 
     async def scene(client: Any, endpoint: Any, worker: Worker) -> None:
