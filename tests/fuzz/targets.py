@@ -152,12 +152,12 @@ _TOML_WORDS = [
 
 
 def _settings() -> Callable[[bytes], bool]:
-    directory = tempfile.mkdtemp(prefix="fuzz-")
-    path = Path(directory) / "worker.toml"
+    directory = tempfile.TemporaryDirectory(prefix="fuzz-")  # goes with the function below
+    path = Path(directory.name) / "worker.toml"
 
     def take(data: bytes) -> bool:
         path.write_bytes(data)
-        environ: dict[str, str] = {"HOME": directory}
+        environ: dict[str, str] = {"HOME": directory.name}
         try:
             settings: Any = settings_sources.load(path, environ)
             msgspec.msgpack.encode(settings)
