@@ -66,10 +66,12 @@ class SessionDesk:
         self._ledger = ledger
         self._files = files
         self._mirror = mirror
+        mirror.open = self._sessions.open
         self._send = send
         self._revoke = revoke
         #: closed, but the model server has not heard of it yet: session, and who waits for that
         self._closing: dict[str, tuple[Session, list[tuple[str, int]]]] = {}
+        self._closing_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(ON_CLOSE_AT_ONCE)
         self._used: dict[str, Session] = {}  # since they were saved
@@ -94,7 +96,7 @@ class SessionDesk:
             session.expires_at = max(session.expires_at, now + session.lifetime_s)
             session.account = self._ledger.open(UNTOLD_IDX, session.workload, now, counted=False)
             if self._sessions.add(session):
-                self._mirror.opened(session)
+                self._mirror.changed(session.session_id)
             else:  # the settings allow fewer now
                 self._files.drop(session)
                 self._end_account(session, Outcome.CANCELLED, 429)
@@ -145,7 +147,8 @@ class SessionDesk:
                 return
             session = self._new(call)
             if session is None:
-                text = f"{self.open} sessions are open, which is the most that may; retry later"
+                closing = f" and {len(self._closing)} closing" if self._closing else ""
+                text = f"{self.open} sessions are open{closing}: no other may be; retry later"
                 self._reject(caller, "too_many_sessions", text, 1.0)
                 return
         shown = {"session_id": session.session_id, "expiration": session.expiration}
@@ -169,11 +172,11 @@ class SessionDesk:
             expires_at=now + call.lifetime_s,
             account=self._ledger.open(call.request_idx, call.workload, now, call.reqnum),
         )
-        if not self._sessions.add(session):
+        if not self._sessions.add(session, self._closing_bytes):
             self._end_account(session, Outcome.REJECTED, 429)
             return None
         self._files.save(session)
-        self._mirror.opened(session)
+        self._mirror.changed(session.session_id)
         return session
 
     def use(self, session_id: str) -> bool:
@@ -182,7 +185,7 @@ class SessionDesk:
         if session is None:
             return False
         self._used[session_id] = session
-        self._mirror.opened(session)
+        self._mirror.changed(session.session_id)
         return True
 
     def _answer(self, caller: tuple[str, int], status: int, body: bytes) -> None:
@@ -240,7 +243,7 @@ class SessionDesk:
         self._used.pop(session.session_id, None)
         self._end_account(session, Outcome.SUCCESS, 200)
         self._revoke(session.session_id)
-        self._mirror.closed(session)
+        self._mirror.changed(session.session_id)
         if session.on_close_route is None:
             self._files.drop(session)
             self._ended(session, callers)
@@ -256,6 +259,7 @@ class SessionDesk:
 
     def _tell_model(self, session: Session, *callers: tuple[str, int]) -> None:
         self._closing[session.session_id] = session, list(callers)
+        self._closing_bytes += session.size_bytes
         task = asyncio.create_task(self._on_close(session))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -275,6 +279,7 @@ class SessionDesk:
             _log.warning("the model server was not told of a session's end at %s: %s", path, what)
         self._files.drop(session)
         _, callers = self._closing.pop(session.session_id)
+        self._closing_bytes -= session.size_bytes
         self._ended(session, tuple(callers))
 
     def _end_account(self, session: Session, outcome: Outcome, status: int) -> None:

@@ -7,7 +7,7 @@ socket begins, all of them are. It must not know what a session is for.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from backend_adapter.hook_messages import SessionGone, SessionsAnew, SessionSeen
 from backend_adapter.sessions import Session
@@ -22,25 +22,23 @@ class SessionMirror:
 
     def __init__(self) -> None:
         self.tell: Callable[[Message], bool] | None = None
-        self._open: dict[str, Session] = {}
+        #: those that are open, by id: its owner's own
+        self.open: Mapping[str, Session] = {}
         self._changed: dict[str, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def opened(self, session: Session) -> None:
-        """It is open, or it was used."""
-        self._open[session.session_id] = session
-        self._change(session)
-
-    def closed(self, session: Session) -> None:
-        """It is not open any more."""
-        self._open.pop(session.session_id, None)
-        self._change(session)
+    def changed(self, session_id: str) -> None:
+        """It was opened, used or closed."""
+        if self.tell is not None:
+            self._changed[session_id] = None
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(TELL_AFTER_S, self._flush)
 
     def link_up(self) -> None:
         """A session of the socket began: whoever listens knows nothing yet, or too much."""
         if self.tell is not None:
             self.tell(SessionsAnew())
-            self._changed = dict.fromkeys(self._open)
+            self._changed = dict.fromkeys(self.open)
             self._flush()
 
     def stop(self) -> None:
@@ -48,19 +46,13 @@ class SessionMirror:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _change(self, session: Session) -> None:
-        if self.tell is not None:
-            self._changed[session.session_id] = None
-            if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(TELL_AFTER_S, self._flush)
-
     def _flush(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         changed, self._changed = self._changed, {}
         for session_id in changed:
-            session = self._open.get(session_id)
+            session = self.open.get(session_id)
             if self.tell is not None:  # where no session of the socket stands, ``link_up`` tells
                 self.tell(SessionGone(session_id) if session is None else _seen(session))
 

@@ -73,12 +73,14 @@ class Sessions:
         self.open: dict[str, Session] = {}
         self.size_bytes = 0
 
-    def add(self, session: Session) -> bool:
-        """Open one. False: there are as many as may be."""
+    def add(self, session: Session, besides_bytes: int = 0) -> bool:
+        """Open one. False: there are as many as may be, or as large, with ``besides_bytes`` of
+        others that are closed and still kept.
+        """
         if session.session_id in self.open:
             return True
         full = self._most and len(self.open) >= self._most
-        if full or self.size_bytes + session.size_bytes > MAX_BYTES:
+        if full or self.size_bytes + besides_bytes + session.size_bytes > MAX_BYTES:
             return False
         self.open[session.session_id] = session
         self.size_bytes += session.size_bytes

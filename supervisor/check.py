@@ -81,14 +81,15 @@ def _facts(plan: Plan, where: str) -> list[tuple[str, str]]:
     settings, mask = plan.settings, masker(settings_sources.secrets(plan.settings))
     model, benchmark = settings.model, settings.benchmark
     command = shlex.join(map(mask, model.command)) or "(something else starts it)"
+    lanes = [route.concurrency for route in settings.route if route.path == benchmark.route]
+    at_once = min([benchmark.concurrency, *filter(None, lanes)])
     if benchmark.max_perf:
         capacity = f"{benchmark.max_perf:g} work/s, as the settings say"
     elif benchmark.sampled:
-        what = f"{len(benchmark.payloads)} payloads" if benchmark.payloads else "payloads"
-        capacity = f"measured on {benchmark.route}, with {what} of the file:"
-        capacity += f" {benchmark.runs} × {benchmark.concurrency}"
+        capacity = f"measured on {benchmark.route}, with payloads of the file:"
+        capacity += f" {benchmark.runs} × {at_once}"
     elif benchmark.route:
-        capacity = f"measured on {benchmark.route}: {benchmark.runs} × {benchmark.concurrency}"
+        capacity = f"measured on {benchmark.route}: {benchmark.runs} × {at_once}"
     else:
         capacity = "not measured (no benchmark.route)"
     local = " (local, started with the worker)" if plan.local_engine_port else ""

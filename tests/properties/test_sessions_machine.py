@@ -98,6 +98,12 @@ class OpenDesk(Desk):
     most = 0
 
 
+def test_what_is_closed_and_still_kept_takes_its_place() -> None:
+    sessions = Sessions(0)
+    assert not sessions.add(session("a", 1.0), room.MAX_BYTES)
+    assert sessions.add(session("a", 1.0), room.MAX_BYTES - room.OWN_BYTES)
+
+
 @pytest.mark.parametrize(
     ("payload", "names_itself", "words"),
     [
