@@ -1,9 +1,10 @@
 """Whether the process that holds a worker.py takes jobs; looked at only after something went wrong.
 
 A connection to it that breaks before the answer has two causes: that process died, or the model
-server behind it did, and it passed that on. So hosted jobs are held, and its socket is tried until
-it stands: at once means that the model server is to be looked at, later that it was restarted. The
-jobs of the model server go on meanwhile. It must not know the queue: ``Owner`` is told.
+server behind it did, and it passed that on. So hosted jobs are held, and it is asked until it
+answers: at once means that the model server is to be looked at, later that it was restarted. While
+it is being stopped they are held as well. The jobs of the model server go on meanwhile. It must not
+know the queue: ``Owner`` is told.
 """
 
 from __future__ import annotations
