@@ -38,6 +38,7 @@ from ingress.http import Server
 from ingress.management import Management
 from ingress.questions import Questions
 from ingress.routes import compile_routes
+from ingress.strict import guarded
 from ingress.webhooks import WebhookPort
 from reporter.messages import KeySuspect, Outcome, PublicKey
 from reporter.producer import EVENTS_EVERY_S, LAST_ACCOUNTS_S, Producer
@@ -69,13 +70,9 @@ class Ingress:
         self._ledger = self._accounts.ledger
         auth = settings.auth
         self._authenticator = Authenticator(
-            auth.mode,
-            auth.scheme,
-            settings.worker.public_url,
-            auth.check_url,
-            auth.replay_window,
-            auth.cache_entries,
-        )
+            auth.mode, auth.scheme, settings.worker.public_url, auth.check_url,
+            auth.replay_window, auth.cache_entries,
+        )  # fmt: skip
         self._questions = Questions(settings.hooks.timeout_s, secrets.randbits(48))
         self._door = Door(
             compile_routes(settings.route),
@@ -92,7 +89,8 @@ class Ingress:
             writable=self._grant,
         )
         self._grant_at = settings.limits.stream_credit_bytes // 4
-        self._server = Server(self._door, settings.limits, runtime.loop)
+        app = guarded(self._door, settings, self._ledger.refuse)
+        self._server = Server(app, settings.limits, runtime.loop)
         worker = settings.worker
         self._webhooks = WebhookPort(
             self._door, settings.limits, runtime.loop, worker.http_port, worker.processes > 1
@@ -139,7 +137,7 @@ class Ingress:
                 worker.host, worker.port, error.strerror or error, hint,
             )  # fmt: skip
             os._exit(ExitCode.PORT_TAKEN)
-        if settings.auth.mode == "none":
+        if settings.auth.mode == "none" and not settings.auth.clients:
             _log.critical(
                 "AUTHENTICATION IS OFF: everyone who reaches port %s may use the model", self._port
             )

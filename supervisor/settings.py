@@ -108,10 +108,7 @@ class AuthSettings(Section, frozen=True):
     ] = "signature"
     scheme: Annotated[
         Literal["any", "url", "2024"],
-        _doc(
-            "Which signature counts: over the url (today's), over all of auth_data"
-            " (2024's), or either."
-        ),
+        _doc("Which signature counts: of the url (today's), of all of auth_data (2024's), or any."),
     ] = "any"
     check_url: Annotated[
         bool, _doc("Refuse a signature that was made for another worker's URL.")
@@ -122,6 +119,14 @@ class AuthSettings(Section, frozen=True):
     cache_entries: Annotated[
         int, _doc("Verified (url, signature) pairs that are remembered.", ge=1, le=1_000_000)
     ] = 4096
+    clients: Annotated[
+        dict[str, str],
+        _doc(
+            "Strict mode: name → Ed25519 public key (base64) of each client. Each request must be"
+            " signed by one of them, too, and passes once (docs/security.md). Empty: not wanted.",
+            secret=True,
+        ),
+    ] = {}
 
 
 class EngineSettings(Section, frozen=True):
