@@ -29,7 +29,11 @@ _VISIBLE = {
 def masker(secrets: Iterable[str]) -> Mask:
     """A function that replaces every secret in a text by ``***``, also where it stands quoted."""
     known = [secret for secret in secrets if secret]
-    forms = {form for s in known for form in (s, repr(s)[1:-1], quote(s, safe=""))}
+    forms = {
+        form
+        for s in known
+        for form in (s, repr(s)[1:-1], quote(s, safe="", errors="surrogateescape"))
+    }
     hidden = sorted(forms, key=len, reverse=True)
     if not hidden:
         return lambda text: text

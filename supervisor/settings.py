@@ -121,11 +121,7 @@ class AuthSettings(Section, frozen=True):
     ] = 4096
     clients: Annotated[
         dict[str, str],
-        _doc(
-            "Strict mode: name → Ed25519 public key (base64) of each client. Each request must be"
-            " signed by one of them, too, and passes once (docs/security.md). Empty: not wanted.",
-            secret=True,
-        ),
+        _doc("Strict mode (docs/security.md): name → key of each client. {}: off.", secret=True),
     ] = {}
 
 
@@ -166,11 +162,15 @@ class EngineSettings(Section, frozen=True):
 class ModelSettings(Section, frozen=True):
     """The model server: how it is started, reached and judged."""
 
+    # a key may stand in either: a fault's text does not show what was written
     command: Annotated[
         list[str],
-        _doc("Command line that starts it. Empty: something else starts it, we watch its url."),
+        _doc(
+            "Command line that starts it. Empty: something else does, we watch its url.",
+            secret=True,
+        ),
     ] = []
-    env: Annotated[dict[str, str], _doc("Variables added to its environment.")] = {}
+    env: Annotated[dict[str, str], _doc("Variables added to its environment.", secret=True)] = {}
     cwd: Annotated[str, _doc("Directory that it starts in. Empty: ours.")] = ""
     url: Annotated[
         str, _doc("Base URL that it answers on: http://host:port, or unix:///path of a socket.")

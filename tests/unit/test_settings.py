@@ -468,9 +468,9 @@ def test_every_setting_has_a_description_and_a_name_of_its_own() -> None:
     assert len(set(variables)) == len(variables)
     by_path = {field.path: field for field in every}
     assert by_path["engine.token"].secret
-    # the first is public, but somebody may paste the private half
+    # or may hold one: the private half of a key, --api-key, HF_TOKEN
     secret = [field.path for field in every if field.secret]
-    assert secret == ["auth.clients", "engine.token"]
+    assert secret == ["auth.clients", "engine.token", "model.command", "model.env"]
     assert by_path["worker.port"].variable == "WORKER_PORT"
     assert by_path["worker.port"].own_variable == "LIGHTERMAN_WORKER_PORT"
     assert by_path["worker.port"].default == 3000
@@ -664,3 +664,15 @@ def test_clients_that_could_not_sign(tmp_path: Path, clients: str, says: str) ->
     (fault,) = found.values()
     assert list(found) == ["worker.toml:2"] and says in fault.message
     assert "MC4C" not in str(fault)  # somebody may have put the private half there
+
+
+def test_no_fault_shows_a_secret_that_is_known_from_elsewhere(tmp_path: Path) -> None:
+    environ = {"MASTER_TOKEN": "m4ster-of-the-harbour", "HF_TOKEN": "hf_harbour"}
+    text = (
+        '["m4ster-of-the-harbour"]\n[worker]\nhf_harbour = 1\n'
+        'state_dir = ["m4ster-of-the-harbour"]\n'
+        '[model]\ncommand = "serve --api-key k3y-of-mine"\nenv = "A_KEY=k3y-of-mine"\n'
+    )
+    told = "\n".join(map(str, faults(toml(tmp_path, text), environ).values()))
+    assert told.count("***") == 3 and "model.command" in told and "model.env" in told
+    assert not any(word in told for word in ("m4ster", "hf_harbour", "k3y"))
