@@ -115,7 +115,7 @@ class Scene:
         """Nothing is held for any job."""
         await wait_until_async(
             lambda: (
-                not self.adapter._runs
+                not self.adapter._runs.open
                 and (self.gauges["waiting"], self.gauges["running"]) == (0, 0)
                 and self.gauges["held_bytes"] == 0
                 and self.capacity_running == 0
@@ -255,7 +255,7 @@ def test_every_way_out_lets_go_of_everything(tmp_path: Path) -> None:
         bad = await stage.end(stage.submit(path="no slash"))
         assert isinstance(bad, Failed) and bad.kind == "model_failed"
         await wait_until_async(lambda: stage.gauges["running"] == 2)
-        stage.adapter._on_ingress_down("ingress-0")
+        stage.adapter._runs.peer_gone("ingress-0")
         await stage.settled()
         begun = stage.submit()
         await wait_until_async(lambda: stage.gauges["running"] == 1)
