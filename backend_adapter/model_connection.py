@@ -305,7 +305,7 @@ class Connection(asyncio.Protocol):
         elif self.reused and not request.resent and self._loop.time() < stale_until:
             self._owner.resend(request)
         else:
-            request.sink.on_lost(True, reason)
+            request.sink.on_lost(1 + request.resent, reason)
 
     def _detach(self) -> Request | None:
         request, self.request = self.request, None

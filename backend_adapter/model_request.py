@@ -23,10 +23,11 @@ class Sink(Protocol):
     def on_end(self) -> None:
         """It is complete."""
 
-    def on_lost(self, sent: bool, reason: str) -> None:
+    def on_lost(self, sent: int, reason: str) -> None:
         """The connection broke before the response began.
 
-        ``sent`` False: the request certainly never reached the model server.
+        ``sent``: how often it was written to one that ended so; 0: the request certainly never
+        reached the model server.
         """
 
     def on_broken(self, kind: str, message: str) -> None:

@@ -51,8 +51,8 @@ class Owner(Protocol):
     def delivered(self, run: Run) -> None:
         """The terminal message has been sent; nothing is held any more."""
 
-    def lost(self, run: Run, sent: bool, reason: str) -> None:
-        """The connection broke before the response began."""
+    def lost(self, run: Run, sent: int, reason: str) -> None:
+        """The connection broke before the response began; ``sent`` times it was written."""
 
     def broken(self, run: Run, kind: str, message: str) -> None:
         """The response can not be completed."""
@@ -86,8 +86,7 @@ class Run:
             submit.headers,
             submit.body,
             self,
-            # a second attempt takes a new connection: no doubt, and no silent third
-            redeliver=submit.redeliver and not job.attempts,
+            redeliver=job.resend,
         )
         self._owner = owner
         self._credit = submit.credit
@@ -141,7 +140,7 @@ class Run:
         elif not self._held:
             self._end()
 
-    def on_lost(self, sent: bool, reason: str) -> None:
+    def on_lost(self, sent: int, reason: str) -> None:
         """Nothing of the response was seen."""
         self._owner.lost(self, sent, reason)
 

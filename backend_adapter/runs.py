@@ -205,11 +205,11 @@ class Runs:
         self._forget(run.job.key)
         self._check_empty()
 
-    def lost(self, run: Run, sent: bool, reason: str) -> None:
+    def lost(self, run: Run, sent: int, reason: str) -> None:
         """The connection broke before the response began: look at the model server at once."""
         if not self._let_go(run):
             return
-        self._hands.connection_lost(run.client, sent)
+        self._hands.connection_lost(run.client, sent > 0)
         self.carry_out(self._queue.lost(run.job.key, sent, reason, self._clock()))
 
     def broken(self, run: Run, kind: str, message: str) -> None:

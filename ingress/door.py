@@ -66,6 +66,7 @@ class Door:
         management: answers what the engine asks of the worker itself.
         ask: hands a question to the hook host, now or when a session stands; or has one forgotten.
         answers: where jobs go, and what becomes of them.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Door:
         credit_bytes: int,
         ask: Callable[[Prepare | Forget], bool],
         answers: Answers,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.routes = routes
         self.authenticator = authenticator
@@ -93,6 +95,7 @@ class Door:
         self._decode = decode
         self._credit_bytes = credit_bytes
         self._answers = answers
+        self._clock = clock
 
     def on_head(self, exchange: Exchange) -> Problem | None:
         """Refuse before the body is read what needs no body to be refused."""
@@ -129,7 +132,7 @@ class Door:
 
         What else the client sent goes nowhere: the query and the bearer hold the endpoint's key.
         """
-        now = time.monotonic()
+        now = self._clock()
         route = self.routes.find(exchange.path)
         if route is None:
             self._on_own_path(exchange, now)
@@ -322,7 +325,7 @@ class Door:
                 self._ask(Forget(job.message.id))
                 self._ledger.refuse(ErrorKind.CLIENT_GONE)
             return
-        self._answers.leave(job, time.monotonic())
+        self._answers.leave(job, self._clock())
 
     def _unknown_route(self) -> Problem:
         known = ", ".join(self.routes.names[:20])
