@@ -18,82 +18,13 @@ from typing import Protocol, cast
 
 import httptools
 
+from backend_adapter.model_request import Request
 from backend_adapter.response_headers import ResponseHead, read_head
 
 #: Seconds after writing within which a connection that had been closed before shows it.
 STALE_WITHIN_S = 1.0
 HEAD_LIMIT_BYTES = 65_536  #: response head, and framing without any body in between
 _JOIN_BYTES = 65_536  #: a body up to this size is copied into one write with its head
-
-
-class Sink(Protocol):
-    """Who gets the response. Never called before ``send`` or ``cancel`` has returned."""
-
-    def on_head(self, head: ResponseHead) -> None:
-        """The response has begun."""
-
-    def on_body(self, data: bytes) -> None:
-        """The next bytes of its body, never empty."""
-
-    def on_end(self) -> None:
-        """It is complete."""
-
-    def on_lost(self, sent: bool, reason: str) -> None:
-        """The connection broke before the response began.
-
-        ``sent`` False: the request certainly never reached the model server.
-        """
-
-    def on_broken(self, kind: str, message: str) -> None:
-        """It cannot be completed. ``kind``: ``model_failed`` or ``model_timeout``."""
-
-
-class Request:
-    """One request. ``path`` begins with a slash; ``headers`` are lines that end in CRLF, without
-    ``host``, ``content-length`` and ``transfer-encoding``.
-
-    ``redeliver`` False: it must not arrive twice, so it gets a new connection, where a failure can
-    not be mistaken for that of an old one.
-    """
-
-    __slots__ = (
-        "body",
-        "connection",
-        "head",
-        "headers",
-        "method",
-        "path",
-        "redeliver",
-        "resent",
-        "sent_at",
-        "sink",
-    )
-
-    def __init__(
-        self,
-        method: str,
-        path: str,
-        headers: bytes,
-        body: bytes | memoryview,
-        sink: Sink,
-        *,
-        redeliver: bool = True,
-    ) -> None:
-        self.method = method
-        self.path = path
-        self.headers = headers
-        self.body = body
-        self.sink = sink
-        self.redeliver = redeliver
-        self.head = b""  #: as it is written; made by the client
-        self.connection: Connection | None = None  #: None: connecting, or ended
-        self.resent = False  #: it was written before, to a connection that turned out to be stale
-        self.sent_at = 0.0  #: loop time of connecting, later of writing
-
-    def release(self) -> None:
-        """It has ended: let go of its body, and of its sink, which mostly knows the request."""
-        self.body = b""
-        del self.sink
 
 
 class Owner(Protocol):
@@ -374,7 +305,7 @@ class Connection(asyncio.Protocol):
         elif self.reused and not request.resent and self._loop.time() < stale_until:
             self._owner.resend(request)
         else:
-            request.sink.on_lost(True, reason)
+            request.sink.on_lost(1 + request.resent, reason)
 
     def _detach(self) -> Request | None:
         request, self.request = self.request, None

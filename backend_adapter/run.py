@@ -1,4 +1,4 @@
-"""One job on the model server: carries its response to the ingress under credit.
+"""Pure: one job on the model server. Carries its response to the ingress under credit.
 
 A response whose length is known and small leaves as one Answer; everything else as Head, Chunks and
 End. Law 6: no Chunk goes beyond the job's credit; what was read beyond it (at most one read of the
@@ -13,12 +13,27 @@ from typing import Protocol
 
 from backend_adapter.jobs import Job
 from backend_adapter.messages import Answer, Chunk, End, FromAdapter, Head
-from backend_adapter.model_client import ModelClient
-from backend_adapter.model_connection import Request
+from backend_adapter.model_request import Request
 from backend_adapter.response_headers import ResponseHead
 
 #: A response of known length up to this many bytes is gathered into one Answer.
 GATHER_BYTES = 65_536
+
+
+class Sender(Protocol):
+    """The connections that a request is sent on (``model_client.py``)."""
+
+    def send(self, request: Request) -> None:
+        """Send it; its sink hears of it later. ValueError: it can not be sent."""
+
+    def cancel(self, request: Request) -> None:
+        """Close its connection; nothing more is heard of it."""
+
+    def pause(self, request: Request) -> None:
+        """Stop reading its response."""
+
+    def resume(self, request: Request) -> None:
+        """Read on."""
 
 
 class Owner(Protocol):
@@ -36,8 +51,8 @@ class Owner(Protocol):
     def delivered(self, run: Run) -> None:
         """The terminal message has been sent; nothing is held any more."""
 
-    def lost(self, run: Run, sent: bool, reason: str) -> None:
-        """The connection broke before the response began."""
+    def lost(self, run: Run, sent: int, reason: str) -> None:
+        """The connection broke before the response began; ``sent`` times it was written."""
 
     def broken(self, run: Run, kind: str, message: str) -> None:
         """The response can not be completed."""
@@ -61,7 +76,7 @@ class Run:
         "request",
     )
 
-    def __init__(self, owner: Owner, job: Job, client: ModelClient) -> None:
+    def __init__(self, owner: Owner, job: Job, client: Sender) -> None:
         submit = job.submit
         self.client = client
         self.job = job
@@ -71,8 +86,7 @@ class Run:
             submit.headers,
             submit.body,
             self,
-            # a second attempt takes a new connection: no doubt, and no silent third
-            redeliver=submit.redeliver and not job.attempts,
+            redeliver=job.resend,
         )
         self._owner = owner
         self._credit = submit.credit
@@ -126,7 +140,7 @@ class Run:
         elif not self._held:
             self._end()
 
-    def on_lost(self, sent: bool, reason: str) -> None:
+    def on_lost(self, sent: int, reason: str) -> None:
         """Nothing of the response was seen."""
         self._owner.lost(self, sent, reason)
 

@@ -115,7 +115,7 @@ class Scene:
         """Nothing is held for any job."""
         await wait_until_async(
             lambda: (
-                not self.adapter._runs
+                not self.adapter._runs.open
                 and (self.gauges["waiting"], self.gauges["running"]) == (0, 0)
                 and self.gauges["held_bytes"] == 0
                 and self.capacity_running == 0
@@ -187,12 +187,34 @@ def test_a_request_that_ran_for_long_is_not_sent_again_behind_the_queues_back(
 
     async def scene(stage: Scene) -> None:
         assert isinstance(await stage.end(stage.submit()), Answer)
-        end = await stage.end(stage.submit())
-        assert isinstance(end, Failed) and end.kind == "model_failed"
-        assert stage.gauges["connections_opened"] == 1
+        assert isinstance(await stage.end(stage.submit()), Answer)
+        assert (stage.gauges["retried"], stage.gauges["connections_opened"]) == (1, 2)
         await stage.settled()
 
-    play(tmp_path, script, scene, max_attempts=1)
+    play(tmp_path, script, scene)
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_a_request_is_never_sent_more_often_than_is_allowed(tmp_path: Path, attempts: int) -> None:
+    seen = []
+
+    async def script(peer: Peer) -> None:
+        while peer.number > 1:  # the first connection is the probe's
+            _, body = await peer.request()
+            if body == b"deadly":
+                seen.append(peer.number)
+                peer.reset()
+                return
+            await peer.answer()
+
+    async def scene(stage: Scene) -> None:
+        assert isinstance(await stage.end(stage.submit()), Answer)
+        end = await stage.end(stage.submit(body=b"deadly"))
+        assert isinstance(end, Failed) and end.kind == "model_failed"
+        assert len(seen) == attempts
+        await stage.settled()
+
+    play(tmp_path, script, scene, max_attempts=attempts)
 
 
 def test_a_credit_smaller_than_one_read_and_an_end_that_waits_for_it(tmp_path: Path) -> None:
@@ -255,7 +277,7 @@ def test_every_way_out_lets_go_of_everything(tmp_path: Path) -> None:
         bad = await stage.end(stage.submit(path="no slash"))
         assert isinstance(bad, Failed) and bad.kind == "model_failed"
         await wait_until_async(lambda: stage.gauges["running"] == 2)
-        stage.adapter._on_ingress_down("ingress-0")
+        stage.adapter._runs.peer_gone("ingress-0")
         await stage.settled()
         begun = stage.submit()
         await wait_until_async(lambda: stage.gauges["running"] == 1)
