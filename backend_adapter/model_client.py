@@ -18,7 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from backend_adapter.model_connection import Connection, Request
+from backend_adapter.model_connection import Connection
+from backend_adapter.model_request import Request
 from backend_adapter.response_headers import ResponseHead
 
 SWEEP_S = 0.25

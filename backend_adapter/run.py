@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from backend_adapter.file_body import FileBody
 from backend_adapter.jobs import Job
 from backend_adapter.messages import Answer, Chunk, End, FromAdapter, Head
 from backend_adapter.model_client import ModelClient
-from backend_adapter.model_connection import Request
+from backend_adapter.model_request import Request
 from backend_adapter.response_headers import ResponseHead
 
 #: A response of known length up to this many bytes is gathered into one Answer.
@@ -69,7 +70,7 @@ class Run:
             submit.method,
             submit.path,
             submit.headers,
-            submit.body,
+            submit.body if submit.file is None else FileBody(submit.file),
             self,
             # a second attempt takes a new connection: no doubt, and no silent third
             redeliver=submit.redeliver and not job.attempts,

@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 import uvloop
 
-from ingress.connection import HOLD_BYTES, OVERFLOW_CONNECTIONS, WRITE_HIGH_BYTES
+from ingress.connection import HOLD_BYTES, OVERFLOW_CONNECTIONS
 from ingress.errors import KINDS, ErrorKind, Problem
 from ingress.http import Exchange, Server
 from ingress.patience import PIPELINE_S
-from ingress.shared import LINGER_S
+from ingress.shared import LINGER_S, WRITE_HIGH_BYTES
 from supervisor.settings import LimitSettings
 from tests.kit.wait import DEADLINE_S, wait_until_async
 
