@@ -25,7 +25,7 @@ from ingress.exchange import Exchange
 from ingress.management import Management
 from ingress.questions import Question, Questions
 from ingress.routes import SESSION_CALLS, UPDATE_PATH, Route, Routes
-from ingress.spool import Bytes, payload_of, whole_of
+from ingress.spool import RETRY_S, Bytes, payload_of, whole_of
 from ingress.workload import LEAST_WORKLOAD, quantised
 from reporter.messages import Outcome
 from reporter.producer_ledger import ProducerLedger
@@ -250,7 +250,8 @@ class Door:
         if question is not None:
             extra = msgspec.json.decode(answer.extra) if answer.extra else None
             kind = KINDS.get(answer.kind, ErrorKind.HOOK_FAILED)
-            self._turn_away(question, Problem(kind, answer.message, extra=extra))
+            retry_after_s = RETRY_S if kind is ErrorKind.MEMORY else None
+            self._turn_away(question, Problem(kind, answer.message, retry_after_s, extra=extra))
 
     def expire_questions(self, now: float) -> None:
         """Who waited too long for a worker.py's word is told so."""

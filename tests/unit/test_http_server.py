@@ -900,7 +900,7 @@ def test_a_body_of_a_byte_now_and_then_is_refused() -> None:
             assert now < connection._exchange.arrived_at + 22.0
             writer.write(b"x")
             sent += 1
-            await wait_until_async(lambda sent=sent: connection._counted_bytes == sent)
+            await wait_until_async(lambda sent=sent: connection._framer.body_bytes == sent)
             now += 1.0
             rig.server.sweep(now)
         assert rig.server.refused == {ErrorKind.TIMEOUT_READING: 1}
