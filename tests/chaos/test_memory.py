@@ -6,7 +6,6 @@ that these figures follow.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 import subprocess
@@ -130,16 +129,11 @@ def test_row_34_large_bodies_cost_disk_and_not_memory(tmp_path: Path) -> None:
     " they come; a message that waits for a frozen process is a second copy of it, never a third",
 )
 def test_row_34_small_bodies_are_counted_while_nobody_takes_them(tmp_path: Path) -> None:
-    async def crawl(sender: Sender) -> None:
-        """Announce a body that takes a quarter of the room in memory, and send nothing of it."""
-        _, writer = await sender.connect()
-        writer.write(sender.head(4 * MIB))
-        await asyncio.Event().wait()
-
     # without a disk, announced bodies take memory
     with hoarder(tmp_path, "limits.spool_bytes=0") as (worker, sender, model), clients() as start:
         with watched(worker) as peaks:
-            crawling = [start(crawl(sender)) for _ in range(3)]
+            # three bodies are announced, of a quarter of the room each, and nothing of them comes
+            crawling = [start(sender.stall(sender.head(4 * MIB))) for _ in range(3)]
             wait_until(lambda: gauges(worker)["buffered_bytes"] >= 12 * MIB)
             adapter = worker.kill("backend_adapter", signal.SIGSTOP)
             tasks = [start(sender.post(15_000)) for _ in range(800)]
@@ -155,27 +149,24 @@ def test_row_34_small_bodies_are_counted_while_nobody_takes_them(tmp_path: Path)
         bodies = [json.loads(reply.body) for reply in replies]
         assert {(one["bytes"], one["digest"]) for one in bodies} == {sender.payload(15_000)}
         assert peaks.grown("ingress-0") < 2 * 16 * MIB + SLACK, peaks.highest
-    # their clients are gone: so is what they had announced
+        for task in crawling:  # their clients leave, and what they had announced is free
+            task.cancel()
+        let_go(worker, peaks)
 
 
 @row(
     34,
     "clients that do not read the streams that they asked for",
     seen="those that have not read for longest are cut off; the others go on",
-    does="holds at most `limits.unsent_bytes` for all of them and reads no more of the model server",
+    does="holds at most `limits.unsent_bytes` for all of them, and reads no more of the model"
+    " server",
 )
 def test_row_34_unread_streams_are_bounded(tmp_path: Path) -> None:
-    async def ignore(sender: Sender) -> None:
-        """Ask for a stream without end, and read nothing until the worker has had enough."""
-        reader, writer = await sender.connect()
-        writer.transport.pause_reading()
-        writer.write(sender.head(10, "/generate_stream") + b"".join(sender.pieces(10)))
-        await asyncio.Event().wait()
-
     with hoarder(tmp_path, "limits.unsent_bytes=4194304") as (worker, sender, _), clients() as go:
+        request = sender.head(10, "/generate_stream") + b"".join(sender.pieces(10))
         with watched(worker) as peaks:
             for _ in range(80):
-                go(ignore(sender))
+                go(sender.stall(request))
             wait_until(lambda: gauges(worker)["cut_readers"] > 20, 60.0, "some to be cut off")
         left = 80 - gauges(worker)["cut_readers"]
         assert left > 8
@@ -209,7 +200,7 @@ def test_row_34_a_full_disk_refuses_large_bodies_only(tmp_path: Path) -> None:
                         reply = start(sender.post(size)).result(30.0)
                         assert json.loads(reply.body)["bytes"] == sender.payload(size)[0]
             wait_until(lambda: gauges(worker)["spooled_bytes"] == 0)
-            assert not [path for path in disk.rglob("*") if path.is_file()]
+            wait_until(lambda: not [path for path in disk.rglob("*") if path.is_file()])
     finally:
         subprocess.run(["umount", str(disk)], check=True)
     assert not list(disk.iterdir())

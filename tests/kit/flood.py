@@ -6,9 +6,9 @@ import asyncio
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -54,14 +54,25 @@ class Sender:
         framing = "transfer-encoding: chunked" if chunked else f"content-length: {length}"
         return f"POST {path} HTTP/1.1\r\nhost: w\r\n{framing}\r\n\r\n".encode()
 
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection; keep the writer, or it closes."""
-        return await asyncio.open_connection(self._host, self._port, limit=2**16)
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """A connection, closed at the end."""
+        reader, writer = await asyncio.open_connection(self._host, self._port, limit=2**16)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+
+    async def stall(self, data: bytes) -> None:
+        """Send this, read nothing, and stay."""
+        async with self.connected() as (_, writer):
+            writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket's
+            writer.write(data)
+            await asyncio.Event().wait()
 
     async def post(self, size: int, path: str = "/generate", *, chunked: bool = False) -> Reply:
         """One request with a payload's text of this length, on a connection of its own."""
-        reader, writer = await self.connect()
-        try:
+        async with self.connected() as (reader, writer):
             writer.write(self.head(size, path, chunked=chunked))
             reply = asyncio.create_task(_reply(reader))
             sent = 0
@@ -79,8 +90,6 @@ class Sender:
                 pass  # it was refused: the reply says why
             status, headers, body = await reply
             return Reply(status, headers, body, sent)
-        finally:
-            writer.close()
 
     def pieces(self, size: int) -> Iterator[bytes]:
         """The body of such a request."""
