@@ -75,6 +75,7 @@ class Adapter:
             samples=self._script.samples, hosted=self._hosted,
         )  # fmt: skip
         self._runs: dict[Key, Run] = {}
+        self.leaving = 0
         self._gauges: QueueReport | None = None
         self._draining = False
         self._emptied = asyncio.Event()
