@@ -27,6 +27,7 @@ from ingress.management import Management
 from ingress.questions import Questions
 from ingress.routes import compile_routes
 from ingress.spool import Spool
+from ingress.strict import guarded
 from ingress.webhooks import WebhookPort
 from reporter.messages import KeySuspect, PublicKey
 from reporter.producer import EVENTS_EVERY_S, LAST_ACCOUNTS_S, Producer
@@ -59,13 +60,9 @@ class Ingress:
         )
         auth = settings.auth
         self._authenticator = Authenticator(
-            auth.mode,
-            auth.scheme,
-            settings.worker.public_url,
-            auth.check_url,
-            auth.replay_window,
-            auth.cache_entries,
-        )
+            auth.mode, auth.scheme, settings.worker.public_url, auth.check_url,
+            auth.replay_window, auth.cache_entries,
+        )  # fmt: skip
         self._questions = Questions(settings.hooks.timeout_s, secrets.randbits(48))
         self._door = Door(
             compile_routes(settings.route),
@@ -79,12 +76,13 @@ class Ingress:
             ask=self._ask,
             answers=self._answers,
         )
+        app = guarded(self._door, settings, self._ledger.refuse)
         worker = settings.worker
         directory = spool_dir.of_run(settings, runtime.handoff.runtime_dir)
         spool = Spool(directory, runtime.name)
         spool.sweep()
         limits = share(settings.limits, worker.processes)
-        self._server = Server(self._door, limits, runtime.loop, spool)
+        self._server = Server(app, limits, runtime.loop, spool)
         self._webhooks = WebhookPort(
             self._door, settings.limits, runtime.loop, worker.http_port, worker.processes > 1
         )
@@ -113,7 +111,7 @@ class Ingress:
             )
         except OSError as error:
             cannot_listen(worker, error)
-        if settings.auth.mode == "none":
+        if settings.auth.mode == "none" and not settings.auth.clients:
             _log.critical(
                 "AUTHENTICATION IS OFF: everyone who reaches port %s may use the model", self._port
             )
