@@ -338,8 +338,12 @@ def _requests(worker: Worker, engine: Parrot, client: Any, known: dict[str, str]
     with raw(url, out) as send:
         answer = send(request("/generate", envelope()), secretive=True)
         assert b" 200 " in answer.splitlines()[0] and b"generated_text" in answer, answer
+        large = envelope(payload=payload | {"more": known["payload"] * 20_000})  # lies in a file
+        assert b" 200 " in send(request("/generate", large), secretive=True).splitlines()[0]
         for data in (
             request("/generate", envelope(), signed=False),
+            request("/generate", large, signed=False),
+            request("/generate", large[:-1]),
             request("/generate", envelope(), "signature: client=:AAAA:"),
             request("/generate", envelope(auth_data=forged)),
             request("/generate", envelope(auth_data=auth | {"url": f"http://{known['field']}"})),
