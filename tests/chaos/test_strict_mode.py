@@ -185,6 +185,12 @@ def test_row_32_replays(scene: Scene) -> None:
     assert scene.post(body, late)[:2] == (401, "client_signature_expired")
 
 
+@row(
+    32,
+    "strict mode: a client of the owner's asks, and one with another key",
+    seen="the answer; 401 `bad_client_signature`",
+    does="nothing else: `examples/strict_client.py` is a whole client",
+)
 def test_row_32_the_example_asks(scene: Scene) -> None:
     def ask(key: Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
