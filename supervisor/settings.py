@@ -105,7 +105,11 @@ class AuthSettings(Section, frozen=True):
     ] = 4096
     clients: Annotated[
         dict[str, str],
-        doc("Strict mode (docs/security.md): name → key of each client. {}: off.", secret=True),
+        doc(
+            "Strict mode: name → Ed25519 public key (base64) of each client. Each request must be"
+            " signed by one of them, too, and passes once (docs/security.md). Empty: not wanted.",
+            secret=True,
+        ),
     ] = {}
 
 

@@ -47,6 +47,7 @@ from supervisor.demo import model
 
 def tell():
     while True:
+        print("somebody told me THE_TOKEN", flush=True)
         print("given", sys.argv, dict(os.environ), flush=True)
         print("INFO key:", os.environ["HF_TOKEN"], "RuntimeError: Engine", sys.argv[-1], flush=True)
         time.sleep(0.5)
@@ -249,7 +250,7 @@ def test_row_33_no_secret_comes_out(tmp_path: Path) -> None:
     client = strict_client.make_key(tmp_path / "client.pem")
     for file, name in ((key, "tls"), (tmp_path / "client.pem", "strict")):
         known[name] = file.read_text().splitlines()[1][-40:]
-    (tmp_path / "model.py").write_text(MODEL)
+    (tmp_path / "model.py").write_text(MODEL.replace("THE_TOKEN", known["token"]))
     port = free_port("127.0.0.1")
     command = [sys.executable, str(tmp_path / "model.py"), "--port", str(port)]
     command += ["--api-key", known["flag"]]
