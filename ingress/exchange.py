@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ingress import responses
 from ingress.errors import ErrorKind, Problem
 from ingress.framing import Request
+from ingress.responses import JOIN_BYTES
 
 if TYPE_CHECKING:
     from ingress.connection import Connection
-
-#: Bodies up to this size are joined with what frames them, larger ones are never copied, bytes.
-JOIN_BYTES = 65_536
 
 # How far an answer has come, and how a begun one is framed.
 _WAITING, _SIZED, _CHUNKED, _TO_CLOSE, _BODILESS, _ENDED = range(6)

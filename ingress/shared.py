@@ -19,10 +19,22 @@ from supervisor.settings import LimitSettings
 
 if TYPE_CHECKING:
     from ingress.connection import Connection
+    from ingress.secure_port import Handshake
 
 #: Seconds for which the rest of a refused request is thrown away before its connection closes: a
 #: close with unread bytes would reset the connection, and could take the refusal with it.
 LINGER_S = 2.0
+
+#: Bytes of pipelined requests beyond which a connection is not read until its answer has ended.
+HOLD_BYTES = 65_536
+
+#: Unsent bytes of one connection above which, and below which again, ``writable`` changes.
+WRITE_HIGH_BYTES = 65_536
+WRITE_LOW_BYTES = 16_384
+WRITE_BYTES = (WRITE_HIGH_BYTES, WRITE_LOW_BYTES)
+
+#: Connections beyond the limit that are told so at one time; further ones are just closed.
+OVERFLOW_CONNECTIONS = 64
 
 # What a connection waits for. Up to BODY it parses what comes; from LINGER it throws it away.
 IDLE, HEAD, BODY, BUSY, LINGER, CLOSED = range(6)
@@ -42,6 +54,7 @@ class Shared:
         "buffered_bytes",
         "connections",
         "draining",
+        "handshakes",
         "limits",
         "loop",
         "max_connections",
@@ -66,6 +79,8 @@ class Shared:
         self.on_lost = on_lost
         self.prefixes = responses.Prefixes(time.time())
         self.connections: set[Connection] = set()
+        #: Clients of a TLS port whose handshake has not ended, oldest first.
+        self.handshakes: dict[Connection, Handshake] = {}
         #: Exchanges whose head was accepted and whose answer has not ended.
         self.active = 0
         #: Bytes of request bodies held for them.
@@ -82,6 +97,22 @@ class Shared:
             LINGER_S,
             math.inf,
         )
+
+    @property
+    def open_connections(self) -> int:
+        """All of them, also those whose handshake is under way."""
+        return len(self.connections) + len(self.handshakes)
+
+    @property
+    def overrun(self) -> bool:
+        """So many clients are here that a further one is not even told so."""
+        return self.open_connections >= self.max_connections + OVERFLOW_CONNECTIONS
+
+    def refusal(self) -> ErrorKind | None:
+        """What a further client is told; None: it is served."""
+        if len(self.connections) >= self.max_connections:
+            return ErrorKind.OVERLOADED
+        return ErrorKind.DRAINING if self.draining else None
 
     def count_refused(self, kind: ErrorKind) -> None:
         """A request ended before the application took it."""
