@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import select
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -20,6 +19,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from ingress.errors import ErrorKind
 from tests.chaos.table import row
 from tests.kit.bad_requests import Requests
+from tests.kit.raw_client import Answer, Client
 from tests.kit.recording_model import RecordingModel
 from tests.kit.wait import DEADLINE_S
 from tests.kit.worker import Worker, running
@@ -27,64 +27,6 @@ from tests.kit.worker import Worker, running
 #: What ingress may grow by over a whole table: the largest refused bodies are a megabyte.
 MOST_GROWTH = 32 * 2**20
 LIMITS = ("limits.body_bytes=2097152",)
-
-
-@dataclass
-class Answer:
-    """One response, and whether the connection ended after it."""
-
-    status: int
-    headers: dict[str, str]
-    body: Any
-    closed: bool
-
-
-class Client:
-    """A raw connection to the worker."""
-
-    def __init__(self, worker: Worker) -> None:
-        address = urlsplit(worker.url)
-        self.socket = socket.create_connection((address.hostname, address.port), DEADLINE_S)
-        self._read = b""
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.socket.close()
-
-    def send(self, data: bytes) -> None:
-        """All of it, unless the worker has closed meanwhile."""
-        try:
-            self.socket.sendall(data)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
-
-    def answer(self) -> Answer:
-        """Read one response that is framed by its length."""
-        while b"\r\n\r\n" not in self._read:
-            self._more()
-        head, _, self._read = self._read.partition(b"\r\n\r\n")
-        first, *lines = head.decode("latin-1").split("\r\n")
-        headers = {
-            name.lower(): value for name, _, value in (line.partition(": ") for line in lines)
-        }
-        if first.split()[1] == "100":
-            return self.answer()
-        size = int(headers["content-length"])
-        while len(self._read) < size:
-            self._more()
-        body, self._read = self._read[:size], self._read[size:]
-        closed = headers.get("connection") == "close"
-        if closed:
-            assert not self._read
-            assert self.socket.recv(1) == b"", "more than one answer"
-        return Answer(int(first.split()[1]), headers, json.loads(body), closed)
-
-    def _more(self) -> None:
-        piece = self.socket.recv(65_536)
-        assert piece, f"the connection ended after {self._read!r}"
-        self._read += piece
 
 
 class Bench:
@@ -324,3 +266,70 @@ def test_row_29_what_has_one_reading_is_served_once(bench: Bench) -> None:
         for head, _ in bench.model.requests:
             assert head.lower().count(b"\r\ncontent-length:") == 1, name
             assert b"transfer" not in head.lower(), name
+
+
+PIECE = 65_536
+#: What the two kernels' buffers of a connection on loopback may take, and the body that is allowed.
+MOST_SENT = 24 * 2**20
+
+
+def push(client: socket.socket, head: bytes, piece: bytes) -> tuple[int, bytes]:
+    """Send the head, then pieces for as long as the worker takes any.
+
+    :return: bytes of the body that the socket accepted, and what came back.
+    """
+    client.sendall(head)
+    client.setblocking(False)
+    sent, told, reads = 0, b"", [client]
+    while True:
+        readable, writable, _ = select.select(reads, [client], [], DEADLINE_S)
+        assert readable or writable, "the worker neither reads nor closes"
+        try:
+            if writable:
+                sent += client.send(piece)
+            if readable:
+                read = client.recv(PIECE)
+                told += read
+                reads = reads if read else []
+        except BlockingIOError:
+            pass
+        except (BrokenPipeError, ConnectionResetError):
+            break
+        assert sent < 2**30, "the worker reads on and on"
+    return sent, told
+
+
+@row(
+    28,
+    "a body of 4 GB, announced or in chunks without an end",
+    seen="413 body_too_large, at once for what is announced; with Expect: 100-continue nothing but"
+    " that. The connection is closed.",
+    does="holds no more than limits.body_bytes of it, and reads no more than as much again, to"
+    " let a client that only sends find its answer; the rest is left in the client's own socket.",
+)
+@pytest.mark.parametrize("way", ["announced", "one chunk", "chunks without an end", "expected"])
+def test_row_28_four_gigabytes(bench: Bench, way: str) -> None:
+    head = b"POST /generate HTTP/1.1\r\nHost: a\r\n"
+    if way in ("announced", "expected"):
+        head += b"Content-Length: 4294967296\r\n"
+        piece = b"x" * PIECE
+    else:
+        head += b"Transfer-Encoding: chunked\r\n"
+        piece = b"x" * PIECE if way == "one chunk" else b"%x\r\n%b\r\n" % (PIECE, b"x" * PIECE)
+    if way == "expected":
+        head += b"Expect: 100-continue\r\n"
+    head += b"\r\n" + (b"100000000\r\n" if way == "one chunk" else b"")
+    bench.serves()
+    before = bench.rss()
+    with Client(bench.worker) as client:
+        if way == "expected":
+            client.send(head)
+            assert client.answer().status == 413
+        else:
+            sent, told = push(client.socket, head, piece)
+            assert sent < MOST_SENT, sent
+            assert told.startswith(b"HTTP/1.1 413 ")
+            assert b'"kind":"body_too_large"' in told
+    assert bench.rss() - before < MOST_SENT
+    bench.serves()
+    assert bench.worker.pid("ingress-0") == bench.pid
