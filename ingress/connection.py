@@ -307,19 +307,20 @@ class Connection(asyncio.Protocol):
         else:
             self.close()
 
+    def guard(self, on: bool) -> None:
+        """While it is on, whatever ends the connection, this process's own death included, resets
+        it: for an answer whose end is the connection's."""
+        client = self._transport.get_extra_info("socket")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", on, 0))
+
     def cut(self, reset: bool) -> None:
         """End the connection after a broken answer; ``reset`` where a close would look regular."""
         self._forget_exchange()
-        transport = self._transport
-        if not reset:
-            self.close()
-        elif transport.get_extra_info("sslcontext") is not None:
+        if reset and self._transport.get_extra_info("sslcontext") is not None:
             # Without the closing words of TLS, which would vouch for a complete answer.
             self._enter(CLOSED)
-            transport.abort()
+            self._transport.abort()
         else:
-            client = transport.get_extra_info("socket")
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close()
 
     # ------------------------------------------------------------------ ends
@@ -371,6 +372,7 @@ class Connection(asyncio.Protocol):
             self._unsent_bytes = unsent
             self._stall_deadline = now + shared.limits.write_timeout_s
         elif unsent and now >= self._stall_deadline:
+            self.guard(True)  # what the kernel still holds is nothing to wait for
             self._transport.abort()
             return
         exchange = self._exchange

@@ -136,6 +136,8 @@ class Exchange(Request):
             self._phase = _BODILESS
         if connection.shared.draining:
             self.keep_alive = False
+        if self._phase == _TO_CLOSE:
+            connection.guard(True)
         ending = responses.ending(self.keep_alive, self.http10)
         connection.write(b"".join((prefix, headers, framing, ending)))
 
@@ -171,6 +173,8 @@ class Exchange(Request):
         self._phase = _ENDED
         if phase == _CHUNKED:
             self.connection.write(responses.LAST_CHUNK)
+        elif phase == _TO_CLOSE:
+            self.connection.guard(False)
         self.connection.end_exchange(self.keep_alive)
 
     def abort(self) -> None:

@@ -844,14 +844,23 @@ def test_an_answer_may_take_its_time() -> None:
     serve(scenario)
 
 
-def test_a_client_that_reads_nothing_is_cut() -> None:
+def read_all(client: socket.socket) -> None:
+    while client.recv(1 << 20):
+        pass
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_client_that_reads_nothing_is_cut(version: bytes, finished: bool) -> None:
     async def scenario(rig: Rig) -> None:
         rig.server._timer.cancel()  # type: ignore[union-attr]
         with socket.create_connection(("127.0.0.1", rig.port)) as client:
-            client.sendall(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n")
+            client.sendall(b"GET /hold HTTP/%b\r\nHost: a\r\nConnection: close\r\n\r\n" % version)
             exchange = await rig.held()
             exchange.begin(200, b"")
             exchange.write(b"x" * 20_000_000)
+            if finished:
+                exchange.finish()
             await wait_until_async(lambda: not exchange.writable)
             (connection,) = rig.server._shared.connections
             settled = -1
@@ -862,8 +871,12 @@ def test_a_client_that_reads_nothing_is_cut() -> None:
             rig.server.sweep(1e9 + 119)
             await asyncio.sleep(0)
             assert rig.app.gone == []
+            assert rig.server.connections == 1
             rig.server.sweep(1e9 + 120)
-            await wait_until_async(lambda: rig.app.gone == [exchange])
+            await wait_until_async(lambda: not rig.server.connections)
+            assert rig.app.gone == ([] if finished else [exchange])
+            with pytest.raises(ConnectionResetError):
+                read_all(client)
 
     serve(scenario)
 

@@ -236,6 +236,41 @@ def test_streams_refusals_and_aborts_over_tls(paths: tuple[str, str]) -> None:
     uvloop.run(main())
 
 
+def test_a_tls_client_that_reads_nothing_is_cut(paths: tuple[str, str]) -> None:
+    put(paths, *FIRST)
+
+    async def main() -> None:
+        app = Hello()
+        server = Server(app, LimitSettings(), asyncio.get_running_loop())
+        port = await server.listen("127.0.0.1", 0, make_context(*paths))
+        server._timer.cancel()  # type: ignore[union-attr]
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", port, ssl=client_context(FIRST[0]), limit=1024
+        )
+        writer.write(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n")
+        await wait_until_async(lambda: app.held)
+        app.held[0].begin(200, b"")
+        app.held[0].write(b"x" * 20_000_000)
+        (connection,) = server._shared.connections
+        settled = -1
+        while settled != connection.unsent_bytes:  # the kernel's buffers fill for a while
+            settled = connection.unsent_bytes
+            await asyncio.sleep(0.1)
+        server.sweep(1e9)
+        server.sweep(1e9 + 119)
+        await asyncio.sleep(0)
+        assert server.connections == 1
+        server.sweep(1e9 + 120)
+        await wait_until_async(lambda: not server.connections)
+        assert app.gone == 1
+        with pytest.raises(OSError, match=r"reset|EOF"):
+            await asyncio.wait_for(reader.read(), DEADLINE_S)
+        writer.close()
+        server.close()
+
+    uvloop.run(main())
+
+
 def test_what_is_no_tls_harms_nobody(paths: tuple[str, str]) -> None:
     put(paths, *FIRST)
     faults: list[dict[str, Any]] = []
