@@ -23,18 +23,12 @@ from typing import cast
 
 from ingress import responses
 from ingress.errors import ErrorKind, Problem
-from ingress.exchange import JOIN_BYTES, Exchange
+from ingress.exchange import Exchange
 from ingress.framing import Framer, Request
 from ingress.patience import PIPELINE_S, too_slow
-from ingress.shared import BODY, BUSY, CLOSED, HEAD, IDLE, LINGER, Shared
+from ingress.shared import BODY, BUSY, CLOSED, HEAD, HOLD_BYTES, IDLE, LINGER, WRITE_BYTES, Shared
 
 _log = logging.getLogger("ingress")
-
-#: Bytes of pipelined requests beyond which a connection is not read until its answer has ended.
-HOLD_BYTES = 65_536
-
-#: Connections beyond the limit that are told so at one time; further ones are just closed.
-OVERFLOW_CONNECTIONS = 64
 
 
 class Connection(asyncio.Protocol):
@@ -45,7 +39,8 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_deadline", "_exchange", "_framer", "_held", "_parsing", "_reading_paused",
-        "_stall_deadline", "_state", "_transport", "_unsent_bytes", "counted_bytes", "shared",
+        "_stall_deadline", "_state", "_thrown_bytes", "_transport", "_unsent_bytes",
+        "counted_bytes", "shared",
         "writable",
     )  # fmt: skip
 
@@ -68,6 +63,8 @@ class Connection(asyncio.Protocol):
         self.counted_bytes = 0
         self._unsent_bytes = 0
         self._stall_deadline = 0.0
+        #: Read after a refusal, and thrown away.
+        self._thrown_bytes = 0
 
     # ------------------------------------------------------------------ events of the socket
 
@@ -76,16 +73,16 @@ class Connection(asyncio.Protocol):
         transport = cast(asyncio.Transport, transport)  # uvloop has classes of its own
         self._transport = transport
         shared = self.shared
-        open_connections = len(shared.connections)
-        if open_connections >= shared.max_connections + OVERFLOW_CONNECTIONS:
+        shared.handshakes.pop(self, None)
+        if shared.overrun:
             self._state = CLOSED
             transport.abort()
             return
-        shared.add(self, transport)
-        if open_connections >= shared.max_connections:
-            self._refuse(Problem(ErrorKind.OVERLOADED, retry_after_s=1.0))
-        elif shared.draining:
-            self._refuse(Problem(ErrorKind.DRAINING, retry_after_s=1.0))
+        refusal = shared.refusal()
+        shared.connections.add(self)
+        transport.set_write_buffer_limits(*WRITE_BYTES)
+        if refusal is not None:
+            self.refuse(Problem(refusal, retry_after_s=1.0))
 
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes from the client."""
@@ -93,6 +90,8 @@ class Connection(asyncio.Protocol):
             self._parse(data)
         elif self._state <= BUSY:
             self._hold(data)
+        elif self._state == LINGER:
+            self._throw_away(len(data))
 
     def eof_received(self) -> None:
         """asyncio: the client will send no more: it has left. The transport closes itself."""
@@ -192,7 +191,7 @@ class Connection(asyncio.Protocol):
                 else:
                     break
         except Problem as problem:
-            self._refuse(problem)
+            self.refuse(problem)
         finally:
             self._parsing = False
         if start < size and self._state <= BUSY:
@@ -263,7 +262,7 @@ class Connection(asyncio.Protocol):
             self._exchange = None
             shared.active -= 1
 
-    def _refuse(self, problem: Problem) -> None:
+    def refuse(self, problem: Problem) -> None:
         """Answer a request that the application will never see, and close."""
         self.shared.count_refused(problem.kind)
         self.send_whole(
@@ -293,19 +292,10 @@ class Connection(asyncio.Protocol):
         keep_alive: bool,
     ) -> None:
         """Write a complete answer to ``request``, framed by its length."""
-        prefixes = self.shared.prefixes
-        prefix = prefixes.by_status.get(status) or prefixes.of(status)
         ending = responses.ending(keep_alive, request.http10)
-        if status in responses.BODILESS:
-            self._transport.write(prefix + headers + ending)
-            return
-        head = b"%b%bcontent-length: %d\r\n%b" % (prefix, headers, len(body), ending)
-        if request.method == b"HEAD":
-            self._transport.write(head)
-        elif len(body) <= JOIN_BYTES:
-            self._transport.write(head + body)
-        else:
-            self._transport.writelines((head, body))
+        prefixes = self.shared.prefixes
+        head_only = request.method == b"HEAD"
+        self._transport.writelines(prefixes.whole(status, headers, ending, body, head_only))
 
     def end_exchange(self, keep_alive: bool) -> None:
         """The exchange's answer has been written in full."""
@@ -322,18 +312,19 @@ class Connection(asyncio.Protocol):
         else:
             self.close()
 
+    def guard(self, on: bool) -> None:
+        """While it is on, whatever ends the connection, this process's own death included, resets
+        it: for an answer whose end is the connection's."""
+        responses.reset_at_close(self._transport.get_extra_info("socket"), on)
+
     def cut(self, reset: bool) -> None:
         """End the connection after a broken answer; ``reset`` where a close would look regular."""
         self._forget_exchange()
-        transport = self._transport
-        if not reset:
-            self.close()
-        elif transport.get_extra_info("sslcontext") is not None:
+        if reset and self._transport.get_extra_info("sslcontext") is not None:
             # Without the closing words of TLS, which would vouch for a complete answer.
             self._enter(CLOSED)
-            transport.abort()
+            self._transport.abort()
         else:
-            responses.reset_at_close(transport.get_extra_info("socket"))
             self.close()
 
     # ------------------------------------------------------------------ ends
@@ -362,6 +353,13 @@ class Connection(asyncio.Protocol):
         if self._transport.can_write_eof():
             self._transport.write_eof()
 
+    def _throw_away(self, size_bytes: int) -> None:
+        # A client that reads only when all is sent gets its refusal, but not for any price.
+        self._thrown_bytes += size_bytes
+        if self._thrown_bytes >= self.shared.limits.body_bytes and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
     def _enter(self, state: int) -> None:
         self._state = state
         self._deadline = 0.0
@@ -379,6 +377,7 @@ class Connection(asyncio.Protocol):
             self._unsent_bytes = unsent
             self._stall_deadline = now + shared.limits.write_timeout_s
         elif unsent and now >= self._stall_deadline:
+            self.guard(True)  # what the kernel still holds is nothing to wait for
             self._transport.abort()
             return
         exchange = self._exchange
@@ -394,6 +393,8 @@ class Connection(asyncio.Protocol):
             self._deadline = now + shared.timeouts_s[self._state]
         elif now >= self._deadline:
             if self._state == HEAD or self._state == BODY:
-                self._refuse(Problem(ErrorKind.TIMEOUT_READING))
+                self.refuse(Problem(ErrorKind.TIMEOUT_READING))
+            elif self._state == LINGER and self._reading_paused:
+                self._transport.abort()  # a TLS one would read on for the client's last words
             else:
                 self.close()

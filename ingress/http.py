@@ -1,8 +1,9 @@
 """The ingress's HTTP/1.1 server: a listening port and the connections that came through it.
 
-Reads top down: ``http.py`` (port, sweep, drain) → ``connection.py`` (one client) → ``exchange.py``
-(one answer), ``framing.py`` and ``body.py`` (one request's bytes). It serves an ``Application`` and
-knows nothing of authentication, jobs or the other processes.
+Reads top down: ``http.py`` (port, sweep, drain) → ``secure_port.py`` (where there is TLS) →
+``connection.py`` (one client) → ``exchange.py`` (one answer), ``framing.py`` and ``body.py`` (one
+request's bytes). It serves an ``Application`` and knows nothing of authentication, jobs or the
+other processes.
 
 Law: what a client can make this process hold is bounded: connections, bytes of a head, of a body,
 of all bodies together, of pipelined requests, of unsent answers; and every wait has a deadline
@@ -20,6 +21,7 @@ import time
 from ingress.connection import Connection
 from ingress.errors import ErrorKind
 from ingress.exchange import Application, Exchange
+from ingress.secure_port import SecurePort
 from ingress.shared import Shared
 from ingress.spool import Spool
 from supervisor.settings import LimitSettings
@@ -31,10 +33,6 @@ SWEEP_EVERY_S = 1.0
 
 #: Connections that the kernel holds until they are accepted (net.core.somaxconn may allow less).
 BACKLOG = 4096
-
-#: Seconds for a TLS handshake, and for the closing words after the last byte.
-TLS_HANDSHAKE_S = 10.0
-TLS_SHUTDOWN_S = 2.0
 
 #: File descriptors that clients are never given: the other sockets, files, and the moment.
 RESERVED_FDS = 192
@@ -66,13 +64,14 @@ class Server:
             most = max(1, min(most, fds - RESERVED_FDS))
         self._changed = asyncio.Event()
         self._shared = Shared(app, limits, loop, most, self._changed.set, spool)
-        self._listener: asyncio.Server | None = None
+        self._listener: asyncio.Server | SecurePort | None = None
+        self._secure: SecurePort | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def connections(self) -> int:
-        """Open connections."""
-        return len(self._shared.connections)
+        """Open connections, also those whose TLS handshake is under way."""
+        return self._shared.open_connections
 
     @property
     def active(self) -> int:
@@ -119,19 +118,19 @@ class Server:
         :return: the port.
         :raises OSError: the port cannot be had.
         """
-        secure = ssl_context is not None
-        self._listener = await self._loop.create_server(
-            functools.partial(Connection, self._shared),
-            host,
-            port,
-            backlog=BACKLOG,
-            reuse_port=reuse_port,
-            ssl=ssl_context,
-            ssl_handshake_timeout=TLS_HANDSHAKE_S if secure else None,
-            ssl_shutdown_timeout=TLS_SHUTDOWN_S if secure else None,
-        )
+        if ssl_context is not None:
+            self._listener = self._secure = SecurePort(self._shared, ssl_context)
+            bound = self._secure.listen(host, port, BACKLOG, reuse_port)
+        else:
+            self._listener = await self._loop.create_server(
+                functools.partial(Connection, self._shared),
+                host,
+                port,
+                backlog=BACKLOG,
+                reuse_port=reuse_port,
+            )
+            bound = self._listener.sockets[0].getsockname()[1]
         self._tick()
-        bound: int = self._listener.sockets[0].getsockname()[1]
         return bound
 
     def _tick(self) -> None:
@@ -143,6 +142,8 @@ class Server:
         """Enforce every deadline that has passed at ``now`` (monotonic seconds)."""
         for connection in list(self._shared.connections):
             connection.sweep(now)
+        if self._secure is not None:
+            self._secure.sweep(now)
         self._changed.set()
 
     async def drain(self, deadline_s: float) -> bool:
@@ -173,5 +174,7 @@ class Server:
             self._listener.close()
         if self._timer is not None:
             self._timer.cancel()
+        if self._secure is not None:
+            self._secure.cut()
         for connection in list(self._shared.connections):
             connection.abort()
