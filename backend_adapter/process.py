@@ -112,6 +112,7 @@ class Adapter:
         self._desk.restore()
         self._accounts.start()
         self._script.start()
+        self._watch.start()
         self.capacity_changed()
         runtime.every(EXPIRE_EVERY_S, self._expire)
         runtime.every(GAUGES_EVERY_S, self._tell_gauges)
@@ -132,9 +133,7 @@ class Adapter:
                 "held_bytes": queue.held_bytes,
                 "retried": queue.retried,
                 "max_perf": round(self._capacity.max_perf, 3),
-                "model_ready": verdict is not None and verdict.ready,
-                "model_reason": "" if verdict is None else verdict.reason,
-                "model_awaits": self._watch.awaits,
+                **self._watch.gauges,
                 "connections_opened": self._client.opened,
                 "connections_reused": self._client.reused,
                 "sessions": self._desk.open,
@@ -393,6 +392,7 @@ class Adapter:
             queue.retried,
             self._watch.benchmarked,
             self._desk.open,
+            self._watch.gpus,
         )
         if gauges != self._gauges and self._accounts.send(gauges):
             self._gauges = gauges
