@@ -102,7 +102,8 @@ class GpuGate:
     def model_state(self, state: str, generation: int) -> None:
         """Where its process stands; told before the judgement is, whose commands pass next."""
         if generation > self._generation or state not in _RUNS:
-            self._hit = ""
+            self._hit, self._verdict = "", None  # what was judged is gone
+            self._said.pop("verdict", None)
         self._state, self._generation = state, max(generation, self._generation)
 
     def look(self, running: int, progress_at: float, now: float) -> list[Command]:

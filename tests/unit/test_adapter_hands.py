@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -445,3 +446,26 @@ def test_the_probe_that_is_waited_for_is_named_with_what_was_wrong(
     url = f"http://127.0.0.1:{free_port('127.0.0.1')}"
     model = ModelSettings(url=url, health=health)
     asyncio.run(_said_of(tmp_path, model, re.escape(said.replace("URL", url))))
+
+
+@pytest.mark.parametrize(
+    ("module", "why"),
+    [("there", "NVML Shared Library Not Found"), ("missing", "nvidia-ml-py is not installed")],
+)
+def test_without_a_gpu_there_is_no_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, why: str
+) -> None:
+    if module == "missing":
+        monkeypatch.setitem(sys.modules, "pynvml", None)
+    elif any(Path(line).exists() for line in ("/dev/nvidiactl", "/proc/driver/nvidia")):
+        pytest.skip("this machine has NVIDIA's driver")
+
+    async def scene(stage: Scene) -> None:
+        def watch() -> str:
+            return str(stage.gauges["gpu_watch"])
+
+        await wait_until_async(lambda: watch().startswith("off: "), what="the watch to be off")
+        assert why in watch()
+        assert stage.gauges["model_ready"]
+
+    play(tmp_path, status(200), scene)
