@@ -8,8 +8,11 @@ happens. It never waits for NVML, and must not know the model server: ``Owner`` 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import importlib.util
 import logging
+import os
+import signal
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -33,16 +36,18 @@ from backend_adapter.gpu_words import (
     XidEvent,
 )
 from reporter.messages import Gpu
-from supervisor import settings_sources
+from supervisor import process_tree, settings_sources
 from supervisor.child import Runtime
-from supervisor.plan import python_module
-from supervisor.process_scan import CHILD_VARIABLE
 
 #: Name of the reader among the processes of the run. It is in a session of its own and bears
 #: another name than ours: where it cannot be killed, our successor does not wait for its end.
 READER = "gpu-reader"
+#: NVML itself, under the name by which every program asks for it.
+LIBRARY = "libnvidia-ml.so.1"
 TICK_S = 1.0
 MAX_LINE_BYTES = 64 * 1024
+#: Seconds that the reader may take to die at the end.
+DEATH_S = 1.0
 _GIB = 2**30
 _log = logging.getLogger("backend_adapter")
 _decoder: msgspec.json.Decoder[Said] = msgspec.json.Decoder(Said)
@@ -71,7 +76,8 @@ class GpuWatch:
         self._said_fault = ""
         self._said_gone = ""
         self._standing = "off"
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: process_tree.Process | None = None
+        self._rest = b""  #: of a line that has not come whole
         self._timer: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------------ what it knows
@@ -103,17 +109,36 @@ class GpuWatch:
             return
         if importlib.util.find_spec("pynvml") is None:
             self._standing = "off: nvidia-ml-py is not installed (pip install 'lighterman[gpu]')"
-            _log.debug("GPU watch: %s", self._standing)
+        elif not _library_is_there():
+            self._standing = f"off: there is no {LIBRARY} here"
+        else:
+            self._standing = "starting"
+        _log.debug("GPU watch: %s", self._standing)
+        if self._standing != "starting":
             return
-        self._standing = "starting"
         self._do(self._life.start(time.monotonic()))
         self._timer = self._runtime.loop.call_later(TICK_S, self._tick)
 
-    def stop(self) -> None:
-        """No reader and no timer any more."""
+    async def stop(self) -> None:
+        """No reader and no timer any more; one that cannot be killed is left to itself."""
         if self._timer is not None:
             self._timer.cancel()
-        self._kill()
+        process, self._process = self._process, None
+        if process is None:
+            return
+        loop = self._runtime.loop
+        loop.remove_reader(process.output_fd)
+        loop.remove_reader(process.pidfd)
+        dead = asyncio.Event()
+        loop.add_reader(process.pidfd, dead.set)
+        process.signal(signal.SIGKILL)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DEATH_S):
+                await dead.wait()
+        loop.remove_reader(process.pidfd)
+        os.close(process.output_fd)
+        with suppress(BlockingIOError):
+            process.reap()
 
     def _tick(self) -> None:
         self._timer = self._runtime.loop.call_later(TICK_S, self._tick)
@@ -124,39 +149,52 @@ class GpuWatch:
         for command in commands:
             match command:
                 case StartReader():
-                    self._runtime.spawn(self._read())
+                    self._start_reader()
                 case KillReader():
-                    self._kill()
+                    if self._process is not None:
+                        self._process.signal(signal.SIGKILL)
                 case _:
                     assert_never(command)
 
-    def _kill(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                self._process.kill()
+    def _start_reader(self) -> None:
+        from supervisor.plan import python_module  # not needed where there is no GPU
 
-    async def _read(self) -> None:
-        """One life of the reader."""
         environ = settings_sources.inherited_environment(secret_variables=False)
         environ.pop(settings_sources.HANDOFF_VARIABLE, None)
-        environ[CHILD_VARIABLE] = READER
         argv = python_module(environ, "backend_adapter.gpu_reader", str(self._every_s))
+        run_id = self._runtime.handoff.run_id
         try:
-            process = self._process = await asyncio.create_subprocess_exec(
-                *argv, env=environ, stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-                start_new_session=True, limit=MAX_LINE_BYTES,
-            )  # fmt: skip
-        except OSError as error:
-            self._ended(f"NVML cannot be asked: {error.strerror}")
+            process = process_tree.spawn(argv, env=environ, cwd="", run_id=run_id, name=READER)
+        except process_tree.SpawnError as error:
+            self._ended(f"NVML cannot be asked: {error}")
             return
-        assert process.stdout is not None
-        with suppress(ValueError, msgspec.DecodeError):  # no words of ours: let it go
-            while line := await process.stdout.readline():
+        self._process, self._rest = process, b""
+        self._runtime.loop.add_reader(process.output_fd, self._readable, process)
+        self._runtime.loop.add_reader(process.pidfd, self._exited, process)
+
+    def _readable(self, process: process_tree.Process) -> None:
+        try:
+            data = os.read(process.output_fd, MAX_LINE_BYTES)
+        except BlockingIOError:
+            return
+        if not data:
+            self._runtime.loop.remove_reader(process.output_fd)
+            return
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            with suppress(msgspec.DecodeError):  # what a library prints is none of our words
                 self._hear(_decoder.decode(line))
-        self._kill()
-        code = await process.wait()
-        self._ended(f"NVML cannot be asked: its reader ended ({_how(code)})")
+        if len(self._rest) > MAX_LINE_BYTES:
+            self._rest = b""
+
+    def _exited(self, process: process_tree.Process) -> None:
+        self._readable(process)  # its last words
+        for fd in (process.pidfd, process.output_fd):
+            self._runtime.loop.remove_reader(fd)
+        os.close(process.output_fd)
+        self._process = None
+        how = process.reap().describe()
+        self._ended(f"NVML cannot be asked: its reader ended ({how})")
 
     def _ended(self, how: str) -> None:
         self._life.ended(how, time.monotonic())
@@ -206,8 +244,13 @@ class GpuWatch:
                 _log.warning("GPU watch: %s", self._said_gone)
 
 
-def _how(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit {code}"
+def _library_is_there() -> bool:
+    """Loading it touches no device; only what does is left to the reader."""
+    try:
+        ctypes.CDLL(LIBRARY)
+    except OSError:
+        return False
+    return True
 
 
 def _in_words(reading: Reading) -> str:

@@ -230,12 +230,12 @@ class ModelWatch:
             running = client.in_flight + (hosted.in_flight if hosted else 0)
             self._carry_out(self._gate.look(running, client.progress_at, time.monotonic()))
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """No timer and no benchmark any more."""
         self._stop_measuring()
-        self._gpus.stop()
         if self._wake is not None:
             self._wake.cancel()
+        await self._gpus.stop()
 
     # ------------------------------------------------------------------ what it does
 

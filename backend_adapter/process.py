@@ -173,9 +173,9 @@ class Adapter:
 
     async def stop(self) -> None:
         """Close everything."""
-        self._watch.stop()
         self._desk.stop()
         self.backend_down("the worker is stopping")  # what ends now is not sent again
+        await self._watch.stop()
         await self._client.close()
         await self._script.close()
         self._jobs.close()

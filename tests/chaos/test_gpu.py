@@ -210,7 +210,7 @@ def test_row_27_a_library_that_disappears_costs_nothing(tmp_path: Path) -> None:
         (reader,) = readers(worker)
         os.kill(reader, signal.SIGKILL)
         wait_until(lambda: "NVML Shared Library Not Found" in watch(), what="status to say so")
-        assert worker.status()["ready"] and told(worker) == ""
+        wait_until(lambda: worker.status()["ready"] and told(worker) == "", what="ready")
         nvml.show()
         wait_until(lambda: watch() == "on", what="the watch to go on")
         wait_until(lambda: len(readers(worker)) == 1, what="one reader")

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from backend_adapter.gpu_gate import GpuGate
-from backend_adapter.gpu_judge import GpuJudge
+from backend_adapter.gpu_judge import SETTLE_S, GpuJudge
 from backend_adapter.gpu_reader_life import ReaderLife
-from backend_adapter.gpu_words import DEADLY_XIDS, UNUSABLE_XIDS, Hit, Reading, StartReader
+from backend_adapter.gpu_words import Hit, Reading, StartReader
 from backend_adapter.readiness import EXTERNAL, Readiness
 from backend_adapter.readiness_words import (
     BackendDown,
@@ -28,6 +28,7 @@ from backend_adapter.readiness_words import (
 STALL_S = 20.0
 RUNNING = ("starting", "ready", "unhealthy", EXTERNAL)
 GPUS = (0, 1)
+ERRORS = st.sampled_from(["lost", "unknown"])
 
 
 class Gpus(RuleBasedStateMachine):
@@ -45,7 +46,7 @@ class Gpus(RuleBasedStateMachine):
         self.state, self.generation = "waiting", 0
         self.probing = False
         self.words: dict[int, str] = {}  #: what NVML says of each device now
-        self.broken: set[int] = set()  #: by an Xid
+        self.broken: dict[int, float] = {}  #: by an Xid, and when
         self.ecc = dict.fromkeys(GPUS, 0)
         self.read = False
         # What the hands were told last.
@@ -88,7 +89,7 @@ class Gpus(RuleBasedStateMachine):
     def all_is_well(self, state: str) -> None:
         self.it_starts(state)
         self.a_probe_ends(True)
-        self.they_are_read({})
+        self.they_are_read({}, False)
 
     @rule(seconds=st.sampled_from([0.5, 2.0, 6.0, 30.0]))
     def time_passes(self, seconds: float) -> None:
@@ -119,13 +120,17 @@ class Gpus(RuleBasedStateMachine):
         self.probing = False
         self.do(self.gate.passes(self.readiness.probe_result(ok, "no answer", self.now)))
 
-    @rule(words=st.dictionaries(st.sampled_from(GPUS), st.sampled_from(["lost", "unknown"])))
-    def they_are_read(self, words: dict[int, str]) -> None:
+    @rule(words=st.dictionaries(st.sampled_from(GPUS), ERRORS, max_size=1), says=st.booleans())
+    def they_are_read(self, words: dict[int, str], says: bool) -> None:
+        """``says``: the driver tells that nothing is to be done."""
         self.words, self.read = words, True
+        for index, at in list(self.broken.items()):
+            if says and index not in words and self.now - at >= SETTLE_S:
+                del self.broken[index]
         readings = [
             Reading(
                 index=index, name="H100", uuid=f"uuid-{index}", error=words.get(index, ""),
-                fatal=words.get(index) == "lost", ecc=self.ecc[index],
+                fatal=words.get(index) == "lost", ecc=self.ecc[index], recovery=0 if says else -1,
             )
             for index in GPUS
         ]  # fmt: skip
@@ -136,13 +141,14 @@ class Gpus(RuleBasedStateMachine):
         self.ecc[gpu] += 1
 
     @precondition(lambda self: self.read)
-    @rule(gpu=st.sampled_from(GPUS), code=st.sampled_from([13, *UNUSABLE_XIDS, *DEADLY_XIDS]))
+    @rule(gpu=st.sampled_from(GPUS), code=st.sampled_from([13, 79, 48, 74, 94]))
     def an_xid_comes(self, gpu: int, code: int) -> None:
-        if code in UNUSABLE_XIDS:
-            self.broken.add(gpu)
+        if code == 79:
+            self.broken[gpu] = self.now
         self.tell(self.judge.xid(f"uuid-{gpu}", code, self.now))
+        self.the_hands_look(1, 0.0)
 
-    @rule(running=st.integers(0, 2), ago=st.sampled_from([0.0, 5.0, 50.0]))
+    @rule(running=st.integers(0, 2), ago=st.sampled_from([0.0, 5.0, STALL_S, 50.0]))
     def the_hands_look(self, running: int, ago: float) -> None:
         pending, before = self.gate.pending, self.verdict
         self.do(self.gate.look(running, self.now - ago, self.now))
@@ -155,7 +161,7 @@ class Gpus(RuleBasedStateMachine):
 
     @invariant()
     def a_fault_is_told_as_long_as_it_lasts(self) -> None:
-        wrong = set(self.words) | self.broken
+        wrong = set(self.words) | set(self.broken)
         assert bool(self.judge.fault) == bool(wrong)
         for index in wrong:
             assert f"GPU {index} (H100): " in self.judge.fault
@@ -228,7 +234,7 @@ class ReaderLives(RuleBasedStateMachine):
             assert not self.life.silent
 
 
-Gpus.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+Gpus.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 TestGpus = Gpus.TestCase
 ReaderLives.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestReaderLives = ReaderLives.TestCase

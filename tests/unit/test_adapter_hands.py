@@ -450,7 +450,7 @@ def test_the_probe_that_is_waited_for_is_named_with_what_was_wrong(
 
 @pytest.mark.parametrize(
     ("module", "why"),
-    [("there", "NVML Shared Library Not Found"), ("missing", "nvidia-ml-py is not installed")],
+    [("there", "there is no libnvidia-ml.so.1 here"), ("missing", "nvidia-ml-py is not installed")],
 )
 def test_without_a_gpu_there_is_no_watch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, why: str
