@@ -103,7 +103,7 @@ def test_row_27_a_gpu_that_fell_off_is_told_in_its_own_words(tmp_path: Path) -> 
     nvml.set(used_1=8 << 30)
     with worker_with(nvml, tmp_path) as worker:
         wait_until(
-            lambda: worker.status()["queue"]["gpu_1"] == "Fake H100, 8.0 of 80.0 GiB, 50% busy",
+            lambda: worker.status()["queue"].get("gpu_1") == "Fake H100, 8.0 of 80.0 GiB, 50% busy",
             what="status to show the GPUs",
         )
         labels = '{gpu="1",name="Fake H100"}'
@@ -145,7 +145,7 @@ def test_row_27_an_uncorrectable_error_costs_one_restart_of_the_model(tmp_path: 
     nvml = FakeNvml(tmp_path)
     nvml.set(ecc_0=7)  # from before the worker's time
     with worker_with(nvml, tmp_path) as worker:
-        wait_until(lambda: worker.status()["queue"]["gpu_watch"] == "on", what="the watch")
+        wait_until(lambda: worker.status()["queue"].get("gpu_watch") == "on", what="the watch")
         model = worker.pid("model")
         nvml.xid(0, 13)  # an application's own fault, which is its own matter
 
@@ -175,7 +175,7 @@ def test_row_27_an_uncorrectable_error_costs_one_restart_of_the_model(tmp_path: 
 def test_row_27_a_hanging_driver_hangs_nothing_of_ours(tmp_path: Path) -> None:
     nvml = FakeNvml(tmp_path)
     with worker_with(nvml, tmp_path) as worker:
-        wait_until(lambda: worker.status()["queue"]["gpu_watch"] == "on", what="the watch")
+        wait_until(lambda: worker.status()["queue"].get("gpu_watch") == "on", what="the watch")
         pids = {name: member["pid"] for name, member in worker.members().items()}
 
         def hang() -> None:
