@@ -19,6 +19,7 @@ from backend_adapter.capacity import Capacity
 from backend_adapter.jobs import Job, Key
 from backend_adapter.messages import (
     Cancel,
+    Cancelled,
     Credit,
     Failed,
     FromAdapter,
@@ -199,6 +200,9 @@ class Adapter:
                     run.grant(message.size)
             elif kind is Cancel:
                 key = (peer, message.id)
+                run = self._runs.get(key)
+                began = run.job.dispatched_at if run is not None else 0.0
+                self._answer(peer, Cancelled(message.id, began))
                 self._carry_out(self._queue.cancel(key, now))
                 self._forget(key)  # complete, but not delivered
                 self._check_empty()
@@ -265,17 +269,9 @@ class Adapter:
         return True
 
     def _reject(self, command: jobs.Reject) -> None:
-        job = command.job
-        self.tell(
-            job,
-            Rejected(
-                job.submit.id,
-                command.kind,
-                command.message,
-                command.retry_after_s,
-                command.position,
-            ),
-        )
+        job, retry_after_s = command.job, command.retry_after_s
+        text, position = command.message, command.position
+        self.tell(job, Rejected(job.submit.id, command.kind, text, retry_after_s, position))
 
     def _fail(self, job: Job, kind: str, message: str) -> None:
         self.tell(job, Failed(job.submit.id, kind, message, job.dispatched_at))

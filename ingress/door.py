@@ -15,7 +15,7 @@ import msgspec
 
 from backend_adapter.hook_messages import ROUTE_HEADER, TICKET_HEADER, Forget, Prepare, Prepared
 from backend_adapter.hook_messages import Refused as HookRefused
-from backend_adapter.messages import Submit
+from backend_adapter.messages import Cancelled, Submit
 from ingress import session_calls
 from ingress.admission import Admission, Job
 from ingress.auth import Authenticator
@@ -34,6 +34,8 @@ from reporter.producer_ledger import ProducerLedger
 _NOT_JSON = (b"multipart/", b"audio/", b"video/", b"image/")
 #: Requests of one process that may wait for a worker.py's word.
 MAX_QUESTIONS = 2_000
+#: Jobs of one process whose client left, and of which the adapter has not said when they began.
+MAX_DEPARTED = 20_000
 #: After which a client may try again whose signature could not be checked.
 KEY_RETRY_S = 2.0
 #: Workload where a worker.py says none that can be used.
@@ -66,7 +68,7 @@ class Door:
         management: answers what the engine asks of the worker itself.
         ask: hands a question to the hook host, now or when a session stands; or has one forgotten.
         submit: hands a taken job to the adapter, now or when a session stands.
-        cancel: tells the adapter that nobody wants a job any more.
+        cancel: tells the adapter that nobody wants a job any more; False: nothing will be heard.
         writable: the client of a streaming job has room again.
     """
 
@@ -83,7 +85,7 @@ class Door:
         credit_bytes: int,
         ask: Callable[[Prepare | Forget], bool],
         submit: Callable[[Job], None],
-        cancel: Callable[[Job], None],
+        cancel: Callable[[Job], bool],
         writable: Callable[[Job], None],
     ) -> None:
         self.routes = routes
@@ -99,6 +101,8 @@ class Door:
         self._submit = submit
         self._cancel = cancel
         self._writable = writable
+        #: work whose client left before it was known when it began: id → key, route, when
+        self._departed: dict[int, tuple[int, str, float]] = {}
 
     def on_head(self, exchange: Exchange) -> Problem | None:
         """Refuse before the body is read what needs no body to be refused."""
@@ -330,9 +334,12 @@ class Door:
             return
         if self._admission.settle(job.submit.id) is None:
             return
-        self._cancel(job)
+        answers = self._cancel(job)
         if not job.key:
             self._ledger.refuse(ErrorKind.CLIENT_GONE)
+            return
+        if answers and not job.started_at and len(self._departed) < MAX_DEPARTED:
+            self._departed[job.submit.id] = (job.key, job.route, time.monotonic())
             return
         self._ledger.close(
             job.key,
@@ -344,6 +351,20 @@ class Door:
             first_byte_at=job.first_byte_at,
             sent_bytes=job.sent_bytes,
         )
+
+    def on_cancelled(self, message: Cancelled) -> None:
+        """The adapter says when a job began whose client has left."""
+        departed = self._departed.pop(message.id, None)
+        if departed is not None:
+            key, route, at = departed
+            self._ledger.close(
+                key, Outcome.CANCELLED, at, route=route, status=499, started_at=message.started_at
+            )
+
+    def close_departed(self) -> None:
+        """It will not say so any more."""
+        for job_id in list(self._departed):
+            self.on_cancelled(Cancelled(job_id))
 
     def _unknown_route(self) -> Problem:
         known = ", ".join(self.routes.names[:20])

@@ -19,6 +19,7 @@ from backend_adapter.hook_messages import HOOKS_SOCKET, Forget, FromHooks, Prepa
 from backend_adapter.messages import (
     Answer,
     Cancel,
+    Cancelled,
     Chunk,
     Credit,
     End,
@@ -69,13 +70,9 @@ class Ingress:
         self._ledger = self._accounts.ledger
         auth = settings.auth
         self._authenticator = Authenticator(
-            auth.mode,
-            auth.scheme,
-            settings.worker.public_url,
-            auth.check_url,
-            auth.replay_window,
-            auth.cache_entries,
-        )
+            auth.mode, auth.scheme, settings.worker.public_url, auth.check_url,
+            auth.replay_window, auth.cache_entries,
+        )  # fmt: skip
         self._questions = Questions(settings.hooks.timeout_s, secrets.randbits(48))
         self._door = Door(
             compile_routes(settings.route),
@@ -104,6 +101,7 @@ class Ingress:
             End: self._on_end,
             Failed: self._on_failed,
             Rejected: self._on_rejected,
+            Cancelled: self._door.on_cancelled,
         }
         self._certificate: CertificateWatch | None = None
         self._jobs: wire.Client
@@ -161,11 +159,10 @@ class Ingress:
 
     def beat(self) -> Beat:
         """Ready means: the port is open. An adapter that is away is the adapter's own matter."""
-        detail = "" if self._jobs.up else "waiting for the adapter"
         return Beat(
             pid=os.getpid(),
             ready=True,
-            detail=detail,
+            detail="" if self._jobs.up else "waiting for the adapter",
             gauges={
                 "port": self._port,
                 "lacks_key": self._authenticator.lacks_key,
@@ -196,6 +193,7 @@ class Ingress:
         if not await self._server.drain(deadline_s):
             self._give_up()
         await self._webhooks.drain(LAST_ACCOUNTS_S)
+        self._door.close_departed()
         self._send_accounts()
         await self._accounts.settle(end)
 
@@ -245,14 +243,16 @@ class Ingress:
         if self._admission.take(job):
             self._jobs.send(job.submit)
 
-    def _cancel(self, job: Job) -> None:
+    def _cancel(self, job: Job) -> bool:
+        """True: the adapter will answer with a Cancelled."""
         submit = job.submit
         if isinstance(submit, Submit):
-            self._jobs.send(Cancel(submit.id))
-        elif submit.call == "create":  # nobody will ever name it
+            return self._jobs.send(Cancel(submit.id))
+        if submit.call == "create":  # nobody will ever name it
             self._jobs.send(
                 SessionCall(self._admission.next_id(), "end", submit.session_id, submit.auth)
             )
+        return False
 
     def _jobs_up(self) -> None:
         for job in self._admission.link_up():
@@ -261,6 +261,7 @@ class Ingress:
 
     def _jobs_down(self) -> None:
         self._lose(self._admission.link_down(time.monotonic()))
+        self._door.close_departed()
         self._runtime.beat_now()
 
     def _lose(self, lost: list[Lost]) -> None:
@@ -319,8 +320,8 @@ class Ingress:
         job = self._admission.settle(message.id)
         if job is None:
             return
-        exchange, job.exchange.context = job.exchange, None
-        exchange.finish()
+        job.exchange.context = None
+        job.exchange.finish()
         self._close(job, Outcome.SUCCESS if job.status < 500 else Outcome.ERROR)
 
     def _on_failed(self, message: Failed) -> None:

@@ -20,6 +20,7 @@ from backend_adapter.hook_messages import HOSTED_SOCKET
 from backend_adapter.messages import (
     Answer,
     Cancel,
+    Cancelled,
     Chunk,
     Credit,
     End,
@@ -99,6 +100,10 @@ class Scene:
 
     def heard(self, job_id: int) -> list[Any]:
         return [message for message in self.messages if message.id == job_id]
+
+    def last(self, job_id: int) -> Any:
+        heard = self.heard(job_id)
+        return heard[-1] if heard else None
 
     def body(self, job_id: int) -> bytes:
         return b"".join(bytes(m.body) for m in self.heard(job_id) if isinstance(m, Chunk))
@@ -221,6 +226,7 @@ def test_a_credit_smaller_than_one_read_and_an_end_that_waits_for_it(tmp_path: P
         stage.ingress.send(Credit(job, 1))  # after the end: nothing
         stage.ingress.send(Cancel(job))
         await stage.settled()
+        await wait_until_async(lambda: stage.last(job) == Cancelled(job), what="the last word")
 
     play(tmp_path, script, scene)
 
@@ -253,6 +259,11 @@ def test_every_way_out_lets_go_of_everything(tmp_path: Path) -> None:
         await wait_until_async(lambda: stage.gauges["running"] == 4)
         stage.ingress.send(Cancel(running[0]))
         stage.ingress.send(Cancel(running[1]))
+        await wait_until_async(
+            lambda: all(type(heard) is Cancelled for heard in map(stage.last, running[:2]))
+        )
+        for job in running[:2]:
+            assert 0 < stage.last(job).started_at <= time.monotonic()
         bad = await stage.end(stage.submit(path="no slash"))
         assert isinstance(bad, Failed) and bad.kind == "model_failed"
         await wait_until_async(lambda: stage.gauges["running"] == 2)
