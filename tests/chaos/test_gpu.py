@@ -80,8 +80,12 @@ def until_unready(worker: Worker, words: str) -> None:
     """Status, the engine and the page say so."""
     wait_until(lambda: words in worker.status().get("reason", ""), what=f"status to say {words}")
     wait_until(lambda: words in told(worker), what=f"the engine to hear {words}")
-    status, body = page(worker, "/readyz")
-    assert status == 503 and words in body
+
+    def shown() -> bool:
+        status, body = page(worker, "/readyz")
+        return status == 503 and words in body
+
+    wait_until(shown, what=f"the page to say {words}")
 
 
 def until_well(worker: Worker) -> None:
