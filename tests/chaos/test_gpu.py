@@ -18,9 +18,9 @@ from tests.kit.load import Load
 from tests.kit.wait import wait_until
 from tests.kit.worker import ROUTES, Worker, running
 
-#: The stream takes two seconds, and a request may wait one.
+#: A stream takes six seconds, which is long beside what happens meanwhile; a request may wait one.
 PACE = ("--tokens-per-second", "25")
-STREAM: dict[str, Any] = {"prompt": "x", "max_tokens": 75, "stream": True}
+STREAM: dict[str, Any] = {"prompt": "x", "max_tokens": 150, "stream": True}
 UNARY: dict[str, Any] = {"inputs": "x", "parameters": {"max_new_tokens": 2}}
 IMPATIENT = ROUTES.replace('path = "/generate"\n', 'path = "/generate"\nmax_queue_time_s = 1\n')
 EVERY_S = 1.0
