@@ -134,11 +134,10 @@ class Ingress:
 
     def beat(self) -> Beat:
         """Ready means: the port is open. An adapter that is away is the adapter's own matter."""
-        detail = "" if self._jobs.up else "waiting for the adapter"
         return Beat(
             pid=os.getpid(),
             ready=True,
-            detail=detail,
+            detail="" if self._jobs.up else "waiting for the adapter",
             gauges={
                 "port": self._port,
                 "lacks_key": self._authenticator.lacks_key,
@@ -172,6 +171,7 @@ class Ingress:
         if not await self._server.drain(deadline_s):
             self._give_up()
         await self._webhooks.drain(LAST_ACCOUNTS_S)
+        self._answers.close_departed()
         self._send_accounts()
         await self._accounts.settle(end)
 

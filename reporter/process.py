@@ -38,7 +38,7 @@ from reporter.records import Change, DropRows, State
 from reporter.store import Store
 from supervisor import wire
 from supervisor.child import Runtime
-from supervisor.messages import Beat, ChildNote, ChildState, ModelState
+from supervisor.messages import Beat, ChildNote, ChildState, ModelState, Unready
 from supervisor.settings import Settings
 
 EVENTS_SOCKET = "events"
@@ -81,6 +81,7 @@ class Reporter:
         self._model_state = ModelState(ChildState.WAITING)
         self._queue = QueueReport(0, 0, 0, 0)
         self._children: dict[str, ChildNote] = {}
+        self._waits_for = ""  #: in the words of ``status``
         self._was_ready = False
         self._told_ready = False  #: the engine has accepted a report that says so
         self._last_error = ""
@@ -145,6 +146,8 @@ class Reporter:
                 return  # what was wrong is over when it is ready again, not when it starts
             if self._faults.set(message.name, self._runtime.mask(text)):
                 self._outbox.changed()
+        elif isinstance(message, Unready):
+            self._waits_for = message.reason
         elif isinstance(message, ModelState):
             self._model_state = message
             down = message.state in (ChildState.BACKOFF, ChildState.FAILED)
@@ -353,9 +356,8 @@ class Reporter:
         down = [note.name for note in self._children.values() if note.state not in _LIVE]
         stop = self._children.get("worker")  # there is word of it only when all of it stops
         ready = self._is_ready() and stop is None
-        reason = f"the worker is stopping: {stop.reason}" if stop else self._faults.current
-        if not reason and not ready:
-            reason = "the model server is not ready yet" if not self._model.ready else "no key yet"
+        reason = f"the worker is stopping: {stop.reason}" if stop else self._waits_for
+        reason = reason or self._faults.current or "not ready yet"
         totals = self._load.totals
         return View(
             live=not down,

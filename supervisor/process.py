@@ -99,6 +99,7 @@ class Supervisor:
         self._replanner = Replanner(plan, reread, self._handoff)
         self._published = False
         self._tail_error = ""
+        self._told_wait: tidings.Tiding | None = None
         self.ready_line: LogMatch | None = None  # of the model's present life
         self._programs: Programs
         self._control: wire.Server
@@ -267,6 +268,10 @@ class Supervisor:
                 member.feed(lifecycle.Hung(f"no heartbeat for {mute_s:.1f} s"))
         known = {m.process.pid for m in self.members.values() if m.process is not None}
         process_tree.reap_orphans(known)
+        wait = tidings.of_wait(self)
+        if wait != self._told_wait:
+            self._told_wait = wait
+            self._send([wait])
         self._handoff.keep()
         if not self._published:  # the disk was full: commands do not find us
             self._published = self._lock.publish()

@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,16 @@ def test_a_model_server_that_does_not_come_is_said_to_be_waited_for(tmp_path: Pa
         said(f"waiting for a line with 'complete' in {log} (no such file yet)")
         log.write_text("complete\n")
         said("waiting for GET /health to answer 2xx (last: ")
+        page = worker.facts()["admin_url"] + "/readyz"
+
+        def same() -> bool:
+            with pytest.raises(urllib.error.HTTPError, match="503") as answer:
+                urllib.request.urlopen(page, timeout=30)
+            with answer.value:
+                reason = json.load(answer.value)["reason"]
+            return bool("waiting for GET /health" in reason and reason == worker.status()["reason"])
+
+        wait_until(same, what="the page to say it in the same words")
 
 
 def test_without_the_engines_key_it_is_not_ready(tmp_path: Path) -> None:
