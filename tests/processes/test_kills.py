@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from supervisor import process_tree
 from supervisor.link import DEAD_AFTER_S
 from tests.kit.load import Load
@@ -91,89 +89,6 @@ def test_streams_that_had_begun_fail_visibly_when_the_model_server_dies(tmp_path
         for outcome in asyncio.run(scene(worker, worker.auth())):
             assert outcome.kind == "broken" and outcome.status == 200
             assert b'"kind":"model_failed"' in outcome.body.rpartition(b"data: ")[2]
-
-
-@pytest.mark.parametrize("name", ["backend_adapter", "reporter"])
-def test_kill_of_adapter_or_reporter_loses_no_request(tmp_path: Path, name: str) -> None:
-    async def scene(worker: Worker, auth: dict[str, Any]) -> Counter[str]:
-        async with Load(worker.url, auth) as load:
-            for _ in range(30):
-                load.start("/generate", UNARY)
-            await until(lambda: stats(worker)["running"] == 30, "the model to run all 30")
-            old = await asyncio.to_thread(worker.kill, name)
-            outcomes = await load.outcomes()
-            await asyncio.to_thread(worker.wait_replaced, name, old)
-            return outcomes
-
-    with paced(tmp_path) as worker:
-        others = {n: m["pid"] for n, m in worker.members().items() if n != name}
-        assert asyncio.run(scene(worker, worker.auth())) == {"ok": 30}
-        assert {n: m["pid"] for n, m in worker.members().items() if n != name} == others
-        wait_until(
-            lambda: served(worker) >= 30 * 25 and len(worker.record()["requests"]) >= 30,
-            what="everything to be reported",
-        )
-        wait_until(lambda: accounted(worker), what="the accounts to settle")
-        wait_until(lambda: not reports(worker)[-1]["error_msg"], what="the error to be cleared")
-        told = [report["error_msg"] for report in reports(worker)]
-        assert any(name in text for text in told) or name == "reporter"  # who was away hears less
-        rows = worker.record()["requests"]
-        assert Counter(row["request_idx"] for row in rows) == Counter(range(1, 31))
-        assert served(worker) == 30 * 25
-
-
-def test_begun_streams_end_visibly_when_the_adapter_dies(tmp_path: Path) -> None:
-    async def scene(worker: Worker, auth: dict[str, Any]) -> list[Any]:
-        async with Load(worker.url, auth) as load:
-            tasks = [load.start("/v1/completions", STREAM) for _ in range(5)]
-            await until(lambda: stats(worker)["served_tokens"] > 50, "the streams to begin")
-            await asyncio.to_thread(worker.kill, "backend_adapter")
-            return list(await asyncio.gather(*tasks))
-
-    with paced(tmp_path) as worker:
-        for outcome in asyncio.run(scene(worker, worker.auth())):
-            assert outcome.kind == "broken" and outcome.status == 200
-            assert b'"kind":"adapter_down"' in outcome.body.rpartition(b"data: ")[2]
-        wait_until(lambda: stats(worker)["running"] == 0, what="the model's slots to be free")
-
-
-def test_kill_of_ingress_frees_the_model_and_settles_the_accounts(tmp_path: Path) -> None:
-    async def scene(worker: Worker, auth: dict[str, Any]) -> Counter[str]:
-        async with Load(worker.url, auth) as load:
-            for _ in range(20):
-                load.start("/generate", {"inputs": "x", "parameters": {"max_new_tokens": 5000}})
-            await until(lambda: stats(worker)["running"] == 20, "the model to run all 20")
-            await until(
-                lambda: reports(worker)[-1]["num_requests_working"] == 20, "the load to be told"
-            )
-            old = await asyncio.to_thread(worker.kill, "ingress-0")
-            outcomes = await load.outcomes()
-            await asyncio.to_thread(worker.wait_replaced, "ingress-0", old)
-            return outcomes
-
-    with paced(tmp_path) as worker:
-        auth = worker.auth()
-        assert asyncio.run(scene(worker, auth)) == {"broken": 20}
-        wait_until(lambda: stats(worker)["running"] == 0, what="the model's slots to be free")
-        wait_until(lambda: accounted(worker), what="the accounts to settle")
-        rows = worker.record()["requests"]
-        assert Counter(r["request_idx"] for r in rows) == Counter(range(1, 21))
-        assert {r["status"] for r in rows} == {"Cancelled"}
-
-        async def again() -> Counter[str]:
-            async with Load(worker.url, auth) as load:
-                load.start("/generate", UNARY)
-                return await load.outcomes()
-
-        assert asyncio.run(again()) == {"ok": 1}
-
-
-def test_a_frozen_child_is_killed_and_replaced(tmp_path: Path) -> None:
-    with paced(tmp_path) as worker:
-        for name in ("backend_adapter", "ingress-0", "reporter"):
-            old = worker.kill(name, signal.SIGSTOP)
-            worker.wait_replaced(name, old)
-            assert "no heartbeat" in worker.printed
 
 
 def test_kill_of_the_supervisor_leaves_nothing(tmp_path: Path) -> None:
