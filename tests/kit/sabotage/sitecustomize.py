@@ -3,16 +3,19 @@
 Every interpreter that finds this directory on ``PYTHONPATH`` imports it before anything else.
 SIGUSR1: the main thread does nothing any more, and its event loop with it, for ``BLOCKED_S``
 seconds; signals stay pending, other threads go on. SIGUSR2: memory is taken and filled, up to
-``MOST_BYTES``.
+``MOST_BYTES``. SIGRTMIN: it forks a child in a session of its own that forks and ends, and so does
+each of its children, ``GENERATIONS`` times: no look at /proc finds one that still lives.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 
 BLOCKED_S = 300.0
 MOST_BYTES, STEP_BYTES = 2**31, 2**24
+GENERATIONS = 50_000
 _hoard: list[bytearray] = []
 
 
@@ -27,5 +30,15 @@ def _bloat(_number: int, _frame: object) -> None:
         _hoard.append(bytearray(b"x") * STEP_BYTES)
 
 
+def _fork(_number: int, _frame: object) -> None:
+    if os.fork() == 0:
+        os.setsid()
+        for _ in range(GENERATIONS):
+            if os.fork():
+                os._exit(0)
+        os._exit(0)
+
+
+signal.signal(signal.SIGRTMIN, _fork)
 signal.signal(signal.SIGUSR1, _block)
 signal.signal(signal.SIGUSR2, _bloat)
