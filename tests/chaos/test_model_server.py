@@ -274,7 +274,7 @@ def test_row_06_it_crashes_at_each_start(tmp_path: Path) -> None:
             what="the engine to be told",
         )
         for _ in range(2):
-            told = post_json(f"{worker.url}/generate", {"payload": {"inputs": "x"}})
+            told = post_json(f"{worker.url}/generate", {"payload": unary("later", 5)})
             assert told["error"]["kind"] == "model_down" and "exit 3" in told["error"]["message"]
         assert worker.process.poll() is None
         assert worker.stop() == ExitCode.CLEAN

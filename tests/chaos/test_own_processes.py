@@ -199,7 +199,7 @@ def test_row_04_the_event_loop_is_blocked(tmp_path: Path) -> None:
         assert all(mute_s(after[name]) < FAR_LESS_THAN_A_SCRIPTS_S for name in names)
         assert {n for n in after if after[n]["pid"] != before[n]["pid"]} == set(names)
         wait_until(lambda: worker.status()["ready"], what="ready again")
-        body = {"auth_data": worker.auth(), "payload": {"inputs": "x"}}
+        body = {"auth_data": worker.auth(), "payload": unary("later", 5)}
         assert "generated_text" in post_json(f"{worker.url}/generate", body)
 
 
