@@ -7,9 +7,17 @@ import os
 import re
 import signal
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+from supervisor import lifecycle, process_tree, script
 from supervisor.exit_codes import ExitCode
+from supervisor.logs import Capture
+from supervisor.member import Member, Program
+from supervisor.plan import Plan
+from supervisor.process import Supervisor
+from supervisor.restart import Policy
+from supervisor.settings import Settings
 from tests.chaos.deaths import (
     SABOTAGE,
     SCRIPT,
@@ -29,7 +37,7 @@ from tests.chaos.deaths import (
 from tests.chaos.table import row
 from tests.kit import demo_programs
 from tests.kit.load import Load, Outcome
-from tests.kit.wait import wait_until
+from tests.kit.wait import wait_until, wait_until_async
 from tests.kit.worker import Worker, post_json, running
 
 #: What runs a worker.py may be mute for 30 s, because it holds Python's lock; not because it is
@@ -181,8 +189,7 @@ def test_row_03_each_of_ours_is_frozen(tmp_path: Path) -> None:
 @row(
     4,
     "the event loop of one of our processes is blocked, though its process lives",
-    seen="as when it is frozen; the process of a worker.py has 30 s instead, because a library "
-    "may hold Python's lock for that long",
+    seen="as when it is frozen",
     does="the loop itself sends the heartbeats, never a thread: three are missed, it is killed "
     "and started again",
 )
@@ -201,6 +208,49 @@ def test_row_04_the_event_loop_is_blocked(tmp_path: Path) -> None:
         wait_until(lambda: worker.status()["ready"], what="ready again")
         body = {"auth_data": worker.auth(), "payload": unary("later", 5)}
         assert "generated_text" in post_json(f"{worker.url}/generate", body)
+
+
+@row(
+    4,
+    "a library that a worker.py uses holds Python's lock, and the event loop with it",
+    seen="nothing for 30 s; then as above",
+    does="is patient for that long with the process of a worker.py, unless it is stopped "
+    "(`kill -STOP`): then it holds nothing",
+)
+def test_row_04_a_worker_py_may_hold_the_lock() -> None:
+    def patience_s(member: Member) -> float:
+        supervisor = SimpleNamespace(plan=Plan(Settings()))
+        return script.patience_s(cast(Supervisor, supervisor), member)
+
+    async def scene() -> None:
+        run_id = f"patience-{os.getpid()}"
+        program = Program(
+            ["sleep", "60"], dict(os.environ), "", lambda _, fd, ring: Capture(fd, ring=ring)
+        )
+        hooks, other = (
+            Member(
+                name, program, Policy(0, 600, 0, 1, 60, 30, 10), run_id,
+                on_change=lambda _: None, on_give_up=lambda _: None,
+            )
+            for name in ("hooks", "reporter")
+        )  # fmt: skip
+        try:
+            for member in (hooks, other):
+                member.feed(lifecycle.Start())
+                member.feed(lifecycle.BecameReady())
+            assert (patience_s(hooks), patience_s(other)) == (script.HELD_S, 3.0)
+            assert hooks.process is not None
+            os.kill(hooks.process.pid, signal.SIGSTOP)
+            await wait_until_async(lambda: patience_s(hooks) == 3.0, what="it to be stopped")
+            os.kill(hooks.process.pid, signal.SIGCONT)
+            await wait_until_async(lambda: patience_s(hooks) == script.HELD_S, what="it to go on")
+        finally:
+            process_tree.sweep(run_id)
+            for member in (hooks, other):
+                await wait_until_async(lambda m=member: m.process is None, what="its end")
+                member.close()
+
+    asyncio.run(scene())
 
 
 @row(
