@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tests.kit.load import Load, Outcome
 from tests.kit.wait import wait_until
 from tests.kit.worker import Worker, get_json, post_json, running
 
+T = TypeVar("T")
 PACE = ("--tokens-per-second", "25", "--load-seconds", "0.3")
 #: ``/serial`` and ``/hasty`` share one lane, in which one request runs at a time.
 ROUTES = """
@@ -60,9 +61,9 @@ def paced(directory: Path, **options: Any) -> Iterator[Worker]:
         yield worker
 
 
-async def until(condition: Callable[[], Any], what: str) -> None:
-    """Wait while requests go on."""
-    await asyncio.to_thread(wait_until, condition, 60.0, what)
+async def until(condition: Callable[[], T], what: str) -> T:
+    """Wait while requests go on; returns what the condition returned."""
+    return await asyncio.to_thread(wait_until, condition, 60.0, what)
 
 
 def stats(worker: Worker) -> dict[str, Any]:
