@@ -154,8 +154,9 @@ async def freeze_amid(worker: Worker, auth: dict[str, Any], names: tuple[str, ..
         asked = load.start("/generate", unary(names[0], 25))
         await until(lambda: stats(worker)["running"] == 1, "the model to run it")
         old = {name: await asyncio.to_thread(worker.kill, name, signal.SIGSTOP) for name in names}
-        for pid in old.values():
-            os.kill(pid, signal.SIGTERM)  # pending: it does not come to act on it
+        for name, pid in old.items():
+            if name != "hooks":  # the kernel itself acts on SIGTERM there, while it still stops
+                os.kill(pid, signal.SIGTERM)  # pending: it does not come to act on it
         for name, pid in old.items():
             await asyncio.to_thread(worker.wait_replaced, name, pid)
         return (await asked).kind
