@@ -1,4 +1,4 @@
-"""SIGKILL of each process while requests run: every request has one outcome, and life goes on."""
+"""Pauses, restarts by command and losses that are no failure: life goes on."""
 
 from __future__ import annotations
 
@@ -34,21 +34,6 @@ def stats(worker: Worker) -> dict[str, Any]:
 
 async def until(condition: Any, what: str) -> None:
     await asyncio.to_thread(wait_until, condition, 60.0, what)
-
-
-def reports(worker: Worker) -> list[dict[str, Any]]:
-    return [entry.get("report", entry) for entry in worker.record()["status"]]
-
-
-def accounted(worker: Worker) -> bool:
-    """The engine has heard the end of everything: nothing works, and the sums agree."""
-    told = reports(worker)
-    newest = told[-1]
-    return bool(newest["cur_load"] == 0 and newest["num_requests_working"] == 0)
-
-
-def served(worker: Worker) -> float:
-    return sum(report["cur_perf"] for report in reports(worker))
 
 
 def test_a_pause_of_the_whole_worker_costs_no_stream(tmp_path: Path) -> None:

@@ -8,9 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +17,6 @@ from supervisor.settings_sources import RUN_VARIABLE
 from tests.kit.load import Load
 from tests.kit.wait import wait_until
 from tests.kit.worker import Worker, post_json, running
-
-#: Two heartbeats of a child, and a little.
-TWO_BEATS_S = 2.5
-
-
-def holds(condition: Callable[[], bool], for_s: float) -> bool:
-    """It is true at every look for so long."""
-    until = time.monotonic() + for_s
-    while time.monotonic() < until:
-        if not condition():
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def test_a_verdict_does_not_outlive_the_adapter_that_gave_it(tmp_path: Path) -> None:
