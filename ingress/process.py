@@ -127,7 +127,9 @@ class Ingress:
                 runtime.address(HOOKS_SOCKET), runtime.name, FromHooks, self._on_hooks,
                 on_up=self._hooks_up, max_message_bytes=size,
             )  # fmt: skip
-            runtime.every(HOUSEKEEPING_EVERY_S, self._expire_questions)
+            runtime.every(
+                HOUSEKEEPING_EVERY_S, lambda: self._door.expire_questions(time.monotonic())
+            )
         await self._webhooks.open()
         runtime.every(EVENTS_EVERY_S, self._send_accounts)
         runtime.every(HOUSEKEEPING_EVERY_S, self._housekeep)
@@ -153,9 +155,11 @@ class Ingress:
         )
 
     def on_control(self, message: Any) -> None:
-        """Is the worker.py gone for good?"""
+        """Is the worker.py, or the adapter, gone for good?"""
         if isinstance(message, ChildNote) and message.name == "hooks":
             self._door.hooks_failed(message.state == ChildState.FAILED)
+        elif isinstance(message, ChildNote) and message.state == ChildState.FAILED:
+            self._lose(self._admission.give_up())
 
     def reload(self, settings: Settings) -> None:
         """New routes and certificates; what runs goes on as it was taken."""
@@ -207,9 +211,6 @@ class Ingress:
                 self._door.on_prepared(message, now)
             else:
                 self._door.on_refused(message)
-
-    def _expire_questions(self) -> None:
-        self._door.expire_questions(time.monotonic())
 
     # ------------------------------------------------------------------ jobs
 

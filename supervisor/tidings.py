@@ -37,6 +37,10 @@ def of_change(supervisor: Supervisor, member: Member) -> Iterator[Tiding]:
                 yield name, _note(supervisor, member)
             if _starts_model(supervisor):
                 yield "backend_adapter", model_state(supervisor)
+        elif member.name == "backend_adapter" and member.state is ChildState.FAILED:
+            for name in supervisor.members:  # nobody will answer what runs and what waits
+                if name.startswith("ingress-"):
+                    yield name, _note(supervisor, member)
 
 
 def of_stop(supervisor: Supervisor) -> Iterator[Tiding]:

@@ -82,15 +82,6 @@ def test_sigterm_ends_it_cleanly_and_leaves_no_file_behind(tmp_path: Path) -> No
         assert not runtime_dir.exists()
 
 
-def test_a_killed_supervisor_leaves_nothing_and_the_next_start_works(tmp_path: Path) -> None:
-    with RunningWorker(tmp_path) as worker:
-        worker.until_ready()
-        worker.kill()
-        wait_until(lambda: not worker.left_over(), what="everything to be gone")
-    with RunningWorker(tmp_path) as again:
-        assert again.until_ready()["ready"]
-
-
 def test_a_killed_member_comes_back(tmp_path: Path) -> None:
     with RunningWorker(tmp_path) as worker:
         status = worker.until_ready()
@@ -228,22 +219,6 @@ def test_without_a_terminal_every_line_is_a_log_line(tmp_path: Path, style: str)
         told = [json.loads(line) for line in lines]
         assert any(entry["message"].startswith("● ready in") for entry in told)
         assert {"supervisor", "ingress-0"} <= {entry["process"] for entry in told}
-
-
-def test_a_model_that_cannot_run_is_reported_and_the_worker_stays(tmp_path: Path) -> None:
-    (tmp_path / "worker.toml").write_text(
-        '[model]\ncommand = ["/bin/sh", "-c", "exit 3"]\nurl = "http://127.0.0.1:9"\n'
-        '[restart]\nbudget = 0\n[[route]]\npath = "/generate"\n'
-    )
-    with RunningWorker(tmp_path) as worker:
-        worker.facts()
-        wait_until(lambda: worker.member("model")["state"] == "failed", what="giving up")
-        status = worker.status()
-        assert not status["ready"] and status["model"]["state"] == "failed"
-        assert "exit 3; gave up" in worker.member("model")["reason"]
-        assert worker.process.poll() is None
-        worker.signal(signal.SIGTERM)
-        assert worker.until_gone() == ExitCode.CLEAN
 
 
 def test_what_is_not_there_is_a_fault_of_the_settings(tmp_path: Path) -> None:
