@@ -97,22 +97,6 @@ def test_logs_that_cannot_be_kept_do_not_keep_the_worker_from_running(tmp_path: 
         assert worker.status()["ready"]
 
 
-def test_reload_takes_routes_and_says_what_needs_a_restart(tmp_path: Path) -> None:
-    with running(tmp_path) as worker:
-        url, text = worker.url, worker.file.read_text()
-        more = '[[route]]\npath = "/more"\nupstream = "/generate"\n'
-        worker.file.write_text(f"[worker]\ndrain_s = 1\nadmin_port = 1\n{text}{more}")
-        said = worker.command("reload")
-        assert said == "routes taken; start the worker anew for what changed in worker"
-        wait_until(lambda: "worker" in worker.printed.rpartition("reload: ")[2], what="a word")
-        assert worker.status()["urls"]["worker"] == url
-        old = worker.kill("reporter")
-        worker.wait_replaced("reporter", old)
-        wait_until(lambda: worker.status()["ready"], what="ready, on the ports from before")
-        body = {"auth_data": worker.auth(), "payload": {"inputs": "x"}}
-        assert "generated_text" in post_json(f"{url}/more", body)
-
-
 def test_a_child_of_ours_lives_before_the_model_server_does(tmp_path: Path) -> None:
     """Were the supervisor killed between two spawns, somebody has to end the model server."""
     with running(tmp_path) as worker:
