@@ -12,7 +12,6 @@ import ssl
 import subprocess
 import threading
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +24,7 @@ from tests.chaos.table import row
 from tests.kit import demo_programs
 from tests.kit.certificates import make_pair
 from tests.kit.load import Load
+from tests.kit.raw_client import Clients, raw_request
 from tests.kit.recording_engine import RecordingEngine
 from tests.kit.running_worker import ANY_PORT, RunningWorker, command, environment
 from tests.kit.wait import wait_until
@@ -142,44 +142,6 @@ def test_row_22_a_stale_lock_file_is_harmless(tmp_path: Path) -> None:
 def body_of(auth: dict[str, Any], tokens: int) -> bytes:
     payload = {"inputs": "x", "parameters": {"max_new_tokens": tokens}}
     return json.dumps({"auth_data": auth, "payload": payload}).encode()
-
-
-def raw_request(path: str, body: bytes) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nhost: w\r\ncontent-length: {len(body)}\r\n\r\n"
-    return head.encode() + body
-
-
-class Client:
-    """One kept-alive connection."""
-
-    def __init__(self, url: str, context: ssl.SSLContext | None = None) -> None:
-        address = urlsplit(url)
-        self.socket = socket.create_connection((address.hostname, address.port), 60)
-        if context is not None:
-            self.socket = context.wrap_socket(self.socket)
-        self.file = self.socket.makefile("rb")
-
-    def send(self, path: str, body: bytes) -> None:
-        self.socket.sendall(raw_request(path, body))
-
-    def answer(self) -> tuple[int, dict[str, str], bytes]:
-        """The next answer; its body is framed by a content-length."""
-        status = int(self.file.readline().split()[1])
-        headers = {}
-        while (line := self.file.readline().decode().strip()) != "":
-            name, _, value = line.partition(":")
-            headers[name.lower()] = value.strip()
-        return status, headers, self.file.read(int(headers["content-length"]))
-
-
-class Clients(ExitStack):
-    """Connections that are closed when it is left."""
-
-    def of(self, url: str, context: ssl.SSLContext | None = None) -> Client:
-        client = Client(url, context)
-        self.callback(client.socket.close)
-        self.callback(client.file.close)
-        return client
 
 
 @row(
