@@ -272,10 +272,3 @@ def test_a_model_server_that_cannot_start_is_reported_and_answered_for(tmp_path:
         assert post_json(f"{worker.url}/generate", body)["error"]["kind"] == "missing_parameter"
     finally:
         end(worker)
-
-
-def test_an_engine_that_lost_its_memory_routes_here_again(tmp_path: Path) -> None:
-    with paced(tmp_path) as worker:
-        old = worker.kill("engine")
-        worker.wait_replaced("engine", old)
-        worker.auth()
