@@ -19,6 +19,7 @@ from backend_adapter.response_headers import ResponseHead
 
 #: A response of known length up to this many bytes is gathered into one Answer.
 GATHER_BYTES = 65_536
+_SERVER = "the model server"
 
 
 class Owner(Protocol):
@@ -128,11 +129,11 @@ class Run:
 
     def on_lost(self, sent: bool, reason: str) -> None:
         """Nothing of the response was seen."""
-        self._owner.lost(self, sent, reason)
+        self._owner.lost(self, sent, self._of_whom(reason))
 
     def on_broken(self, kind: str, message: str) -> None:
         """It can not be completed."""
-        self._owner.broken(self, kind, message)
+        self._owner.broken(self, kind, self._of_whom(message))
 
     # ------------------------------------------------------------------ the ingress's word
 
@@ -158,6 +159,12 @@ class Run:
         self.request.release()
 
     # ------------------------------------------------------------------ inside
+
+    def _of_whom(self, text: str) -> str:
+        """A hosted job is worker.py's, which may have ended, or have lost the model server."""
+        if not self.job.submit.hosted:
+            return text
+        return text.replace(_SERVER, f"worker.py (or {_SERVER} behind it)", 1)
 
     def _push(self, data: bytes) -> None:
         credit = self._credit
