@@ -54,12 +54,8 @@ class Server:
         self, app: Application, limits: LimitSettings, loop: asyncio.AbstractEventLoop
     ) -> None:
         self._loop = loop
-        fds = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        most = limits.connections
-        if fds != resource.RLIM_INFINITY:
-            most = max(1, min(most, fds - RESERVED_FDS))
         self._changed = asyncio.Event()
-        self._shared = Shared(app, limits, loop, most, self._changed.set)
+        self._shared = Shared(app, limits, loop, _most_connections(limits), self._changed.set)
         self._listener: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -121,6 +117,7 @@ class Server:
     def _tick(self) -> None:
         self._timer = self._loop.call_later(SWEEP_EVERY_S, self._tick)
         self._shared.prefixes.tick(time.time())
+        self._shared.max_connections = _most_connections(self._shared.limits)
         self.sweep(time.monotonic())
 
     def sweep(self, now: float) -> None:
@@ -159,3 +156,11 @@ class Server:
             self._timer.cancel()
         for connection in list(self._shared.connections):
             connection.abort()
+
+
+def _most_connections(limits: LimitSettings) -> int:
+    """What the settings allow, and the file descriptors, whose limit others may change."""
+    fds = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if fds == resource.RLIM_INFINITY:
+        return limits.connections
+    return max(1, min(limits.connections, fds - RESERVED_FDS))

@@ -35,6 +35,9 @@ from supervisor.settings_sources import Handoff, SettingsError, read_handoff
 CONTROL_SOCKET = "control"
 #: File descriptors that a child of ours may have, where the system lets it.
 MAX_FILES = 65_536
+#: Mean nothing to us, and would end a process that says nothing of them. A handler, not SIG_IGN,
+#: which the programs that we start would inherit.
+STRAY_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF)
 _log = logging.getLogger("child")
 
 
@@ -131,8 +134,8 @@ class Runtime:
         self.loop.set_exception_handler(self._unexpected)
         if self._signals:
             self.loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
-            self.loop.add_signal_handler(signal.SIGINT, lambda: None)
-            self.loop.add_signal_handler(signal.SIGHUP, lambda: None)
+            for number in (signal.SIGINT, signal.SIGHUP, *STRAY_SIGNALS):
+                self.loop.add_signal_handler(number, lambda: None)
         service = build(self)
         await service.start()
         self._service = service
