@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -210,3 +213,41 @@ def test_row_26_hooks_that_end_their_process(tmp_path: Path) -> None:
         pids = {m["name"]: m["pid"] for m in bench.status()["members"]}
         changed = {name for name in pids if pids[name] != others_pids[name]}
         assert changed == {"hooks"}
+
+
+@row(
+    18,
+    "the socket files of a worker.py are deleted",
+    seen="requests that need it are answered; within 5 s the files are there again",
+    does="looks for its files, the one for whole requests too, and binds them anew",
+)
+def test_row_18_socket_files_of_a_worker_py_are_deleted(tmp_path: Path) -> None:
+    with on_the_bench(tmp_path, WORKER) as bench:
+        bench.until_ready()
+        directory = Path(bench.facts()["runtime_dir"])
+        with others(bench) as flow:
+            for name in ("hooks", "hosted"):
+                assert (directory / name).is_socket()
+                (directory / name).unlink()
+                wait_until((directory / name).is_socket, 5.0, f"{name} to be there again")
+                flow.go_on()
+            replace_adapter(bench)  # its successor connects to both
+            flow.go_on()
+            shutil.rmtree(directory)
+            files = [directory / name for name in ("hooks", "hosted", "control", "jobs")]
+            wait_until(lambda: all(file.exists() for file in files), 10.0, "all of them")
+            replace_adapter(bench)
+            flow.go_on()
+        restarts = {m["name"]: m["restarts"] for m in bench.status()["members"] if m["restarts"]}
+        assert restarts == {"backend_adapter": 2}
+
+
+def replace_adapter(bench: Bench) -> None:
+    old = bench.member("backend_adapter")["pid"]
+    os.kill(old, signal.SIGKILL)
+
+    def replaced() -> bool:
+        member = bench.member("backend_adapter")
+        return member["pid"] not in (0, old) and member["state"] == "ready"
+
+    wait_until(replaced, 60.0, "another adapter")
