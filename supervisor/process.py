@@ -265,6 +265,8 @@ class Supervisor:
                 mute_s = now - member.beaten_at
                 member.beaten_at = None
                 member.feed(lifecycle.Hung(f"no heartbeat for {mute_s:.1f} s"))
+        if mute := awaited.mute_engine(self):
+            self.members["engine"].feed(lifecycle.Hung(mute))
         known = {m.process.pid for m in self.members.values() if m.process is not None}
         process_tree.reap_orphans(known)
         self._handoff.keep()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -51,6 +52,7 @@ class Engine:
         self._directory = directory
         self.port = free_port("127.0.0.1")
         self.url = f"http://127.0.0.1:{self.port}"
+        self.environ = {"REPORT_ADDR": self.url, "MASTER_TOKEN": "t0k3n", "CONTAINER_ID": "5"}
         self._process: subprocess.Popen[bytes] | None = None
 
     def come(self) -> None:
@@ -121,9 +123,8 @@ def gauge(worker: Worker, name: str) -> Any:
 )
 def test_row_20_what_the_engine_missed_it_is_told_once(tmp_path: Path) -> None:
     with own_engine(tmp_path) as engine:
-        environ = {"REPORT_ADDR": engine.url, "MASTER_TOKEN": "t0k3n", "CONTAINER_ID": "5"}
         settings = ("engine.retry_s=0.1", "engine.tries=1", "engine.report_every_s=1")
-        worker = Worker(tmp_path, environ=environ, settings=settings).start()
+        worker = Worker(tmp_path, environ=engine.environ, settings=settings).start()
         try:
             worker.wait_ready()
             auth = worker.auth()
@@ -172,7 +173,10 @@ def gauge_of(worker: Worker) -> Any:
 )
 def test_row_20_an_engine_that_answers_nonsense_costs_no_report(tmp_path: Path) -> None:
     settings = ("engine.retry_s=0.1", "engine.timeout_s=0.5", "engine.report_every_s=1")
-    with running(tmp_path, settings=settings) as worker:
+    with (
+        own_engine(tmp_path) as engine,
+        running(tmp_path, settings=settings, environ=engine.environ) as worker,
+    ):
         auth = worker.auth()
         for number, (kind, said) in enumerate(
             (("garbage", "no JSON"), ("slow", "no answer in 0.5 s"), ("down", "HTTP 503"),
@@ -188,6 +192,16 @@ def test_row_20_an_engine_that_answers_nonsense_costs_no_report(tmp_path: Path) 
             wait_until(lambda n=requests: told(worker)[1] >= WORK * n, 60.0, f"work after {kind}")  # type: ignore[misc]
             assert told(worker) == (requests, WORK * requests)
         assert {member["restarts"] for member in worker.members().values()} == {0}
+
+
+def until_accepted(worker: Worker) -> None:
+    """An engine that was started anew has another key: one request, signed with it, is answered."""
+
+    def accepted() -> bool:
+        body = {"auth_data": worker.auth(), "payload": SHORT}
+        return "generated_text" in post_json(f"{worker.url}/generate", body)
+
+    wait_until(accepted, what="the new key to be known")
 
 
 def told(worker: Worker) -> tuple[int, float]:
@@ -274,4 +288,28 @@ def test_row_20_an_engine_that_lost_its_memory_routes_here_again(tmp_path: Path)
     with running(tmp_path) as worker:
         old = worker.kill("engine")
         worker.wait_replaced("engine", old)
-        serve(worker, worker.auth(), 1)
+        until_accepted(worker)
+
+
+@row(
+    20,
+    "the local engine is frozen (SIGSTOP): it takes connections and answers nobody",
+    seen="requests are answered; `status` says why reports fail; then clients are routed again",
+    does="kills and restarts it when it has answered no report for as long as three may take"
+    " (engine.timeout_s); the reports that it missed follow at once",
+)
+def test_row_20_a_frozen_local_engine_is_replaced(tmp_path: Path) -> None:
+    settings = ("engine.timeout_s=1", "engine.retry_s=0.1", "engine.report_every_s=1")
+    with running(tmp_path, settings=settings) as worker:
+        auth = worker.auth()
+        old = worker.kill("engine", signal.SIGSTOP)
+        serve(worker, auth, 10)
+        wait_until(
+            lambda: "no answer in 1 s" in gauge(worker, "last_post_error"), what="word of it"
+        )
+        worker.wait_replaced("engine", old)
+        assert "answers none of them" in worker.members()["engine"]["last_exit"]
+        until_accepted(worker)
+        serve(worker, worker.auth(), 9)
+        wait_until(lambda: told(worker) == (20, WORK * 20), 60.0, "all the reports")
+        assert {n for n, m in worker.members().items() if m["restarts"]} == {"engine"}
