@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import resource
 import ssl
 import time
 
@@ -21,6 +20,7 @@ from ingress.connection import Connection
 from ingress.errors import ErrorKind
 from ingress.exchange import Application, Exchange
 from ingress.shared import Shared
+from supervisor import file_limit
 from supervisor.settings import LimitSettings
 
 __all__ = ["Application", "Exchange", "Server"]
@@ -34,9 +34,6 @@ BACKLOG = 4096
 #: Seconds for a TLS handshake, and for the closing words after the last byte.
 TLS_HANDSHAKE_S = 10.0
 TLS_SHUTDOWN_S = 2.0
-
-#: File descriptors that clients are never given: the other sockets, files, and the moment.
-RESERVED_FDS = 192
 
 
 class Server:
@@ -55,7 +52,8 @@ class Server:
     ) -> None:
         self._loop = loop
         self._changed = asyncio.Event()
-        self._shared = Shared(app, limits, loop, _most_connections(limits), self._changed.set)
+        most = file_limit.connections(limits.connections)
+        self._shared = Shared(app, limits, loop, most, self._changed.set)
         self._listener: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -117,7 +115,8 @@ class Server:
     def _tick(self) -> None:
         self._timer = self._loop.call_later(SWEEP_EVERY_S, self._tick)
         self._shared.prefixes.tick(time.time())
-        self._shared.max_connections = _most_connections(self._shared.limits)
+        most = self._shared.limits.connections  # others may change the limit of descriptors
+        self._shared.max_connections = file_limit.connections(most)
         self.sweep(time.monotonic())
 
     def sweep(self, now: float) -> None:
@@ -156,11 +155,3 @@ class Server:
             self._timer.cancel()
         for connection in list(self._shared.connections):
             connection.abort()
-
-
-def _most_connections(limits: LimitSettings) -> int:
-    """What the settings allow, and the file descriptors, whose limit others may change."""
-    fds = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if fds == resource.RLIM_INFINITY:
-        return limits.connections
-    return max(1, min(limits.connections, fds - RESERVED_FDS))

@@ -233,6 +233,27 @@ def test_row_15_no_descriptors_left_to_start_a_process_with(tmp_path: Path) -> N
         until_told(worker, 10)
 
 
+@row(
+    15,
+    "the system grants a process fewer descriptors than model.max_connections",
+    seen="requests beyond them wait in the queue, and are answered",
+    does="runs no more at once than there are descriptors for; the model server never looks dead"
+    " because nobody can connect to it",
+)
+def test_row_15_fewer_descriptors_than_requests_may_run(tmp_path: Path) -> None:
+    pace = ("--tokens-per-second", "20", "--slots", "1000")
+    with running(tmp_path, model_flags=pace) as worker:
+        auth = worker.auth()
+        resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE, (230, 230))
+        old = worker.kill("backend_adapter")  # the next one inherits that
+        worker.wait_replaced("backend_adapter", old)
+        wait_until(lambda: worker.status()["ready"], what="ready again")
+        assert serve(worker, auth, 300) == {"ok": 300}
+        status = worker.status()
+        assert status["ready"] and sum(m["restarts"] for m in status["members"]) == 1
+        assert "does not answer" not in worker.printed
+
+
 # ---------------------------------------------------------------------------- row 16
 
 
