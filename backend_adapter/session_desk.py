@@ -48,6 +48,7 @@ class SessionDesk:
         mirror: shows them to a worker.py.
         send: answers a process by its name.
         revoke: ends the requests of a session.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class SessionDesk:
         *,
         send: Callable[[str, FromAdapter], Any],
         revoke: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sessions = Sessions(most)
         self._client = client
@@ -69,6 +71,7 @@ class SessionDesk:
         mirror.open = self._sessions.open
         self._send = send
         self._revoke = revoke
+        self._clock = clock
         #: closed, but the model server has not heard of it yet: session, and who waits for that
         self._closing: dict[str, tuple[Session, list[tuple[str, int]]]] = {}
         self._closing_bytes = 0
@@ -88,7 +91,7 @@ class SessionDesk:
         The engine was told that their requests are over, when that one's account ended; as load
         they go on. Each gets its lifetime anew: nobody could use it meanwhile.
         """
-        now = time.monotonic()
+        now = self._clock()
         for session in self._files.load():
             if session.closing:
                 self._tell_model(session)
@@ -156,7 +159,7 @@ class SessionDesk:
 
     def _new(self, call: SessionCall) -> Session | None:
         self._close_expired()
-        now = time.monotonic()
+        now = self._clock()
         session = Session(
             session_id=call.session_id,
             auth=call.auth,
@@ -190,7 +193,7 @@ class SessionDesk:
 
     def _answer(self, caller: tuple[str, int], status: int, body: bytes) -> None:
         peer, number = caller
-        self._send(peer, Answer(number, status, JSON_TYPE, time.monotonic(), body))
+        self._send(peer, Answer(number, status, JSON_TYPE, self._clock(), body))
 
     def _reject(
         self, caller: tuple[str, int], kind: str, text: str, retry_after_s: float = 0.0
@@ -215,7 +218,7 @@ class SessionDesk:
             self._used[session.session_id] = session  # the next sweep tries again
 
     def _close_expired(self) -> None:
-        for session in self._sessions.expired(time.monotonic()):
+        for session in self._sessions.expired(self._clock()):
             self._close(session)
 
     async def drain(self, last: asyncio.Event) -> None:
@@ -289,7 +292,7 @@ class SessionDesk:
         self._ended(session, tuple(callers))
 
     def _end_account(self, session: Session, outcome: Outcome, status: int) -> None:
-        now = time.monotonic()
+        now = self._clock()
         began = session.opened_at if outcome is Outcome.SUCCESS else 0.0
         self._ledger.close(
             session.account, outcome, now, route=SESSION_ROUTE, status=status, started_at=began
