@@ -27,7 +27,7 @@ from backend_adapter.session_desk import SWEEP_EVERY_S, SessionDesk
 from backend_adapter.session_files import SessionFiles
 from reporter.messages import QueueReport
 from reporter.producer import EVENTS_EVERY_S, LAST_ACCOUNTS_S, Producer
-from supervisor import wire
+from supervisor import file_limit, wire
 from supervisor.child import Runtime
 from supervisor.messages import Beat, ChildNote, LogMatch, ModelState
 from supervisor.settings import Settings
@@ -52,7 +52,7 @@ class Adapter:
         self._queue = Queue(
             max_jobs=settings.queue.max_jobs,
             max_bytes=settings.queue.max_bytes,
-            max_running=model.max_connections,
+            max_running=file_limit.connections(model.max_connections),
             max_attempts=settings.queue.max_attempts,
         )
         self._client = self._client_of(model.url)

@@ -109,6 +109,10 @@ class Answers:
         self._lose(self._admission.link_down(now), now)
         self.close_departed()
 
+    def adapter_failed(self, now: float) -> None:
+        """There will be no further session."""
+        self._lose(self._admission.give_up(), now)
+
     def hear(self, messages: Sequence[Any], now: float) -> None:
         """The adapter's words, in order."""
         handlers = self._handlers

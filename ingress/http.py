@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import resource
 import ssl
 import time
 
@@ -24,6 +23,7 @@ from ingress.exchange import Application, Exchange
 from ingress.secure_port import SecurePort
 from ingress.shared import Shared
 from ingress.spool import Spool
+from supervisor import file_limit
 from supervisor.settings import LimitSettings
 
 __all__ = ["Application", "Exchange", "Server"]
@@ -33,9 +33,6 @@ SWEEP_EVERY_S = 1.0
 
 #: Connections that the kernel holds until they are accepted (net.core.somaxconn may allow less).
 BACKLOG = 4096
-
-#: File descriptors that clients are never given: the other sockets, files, and the moment.
-RESERVED_FDS = 192
 
 
 class Server:
@@ -58,11 +55,8 @@ class Server:
         spool: Spool | None = None,
     ) -> None:
         self._loop = loop
-        fds = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        most = limits.connections
-        if fds != resource.RLIM_INFINITY:
-            most = max(1, min(most, fds - RESERVED_FDS))
         self._changed = asyncio.Event()
+        most = file_limit.connections(limits.connections)
         self._shared = Shared(app, limits, loop, most, self._changed.set, spool)
         self._listener: asyncio.Server | SecurePort | None = None
         self._secure: SecurePort | None = None
@@ -136,6 +130,8 @@ class Server:
     def _tick(self) -> None:
         self._timer = self._loop.call_later(SWEEP_EVERY_S, self._tick)
         self._shared.prefixes.tick(time.time())
+        most = self._shared.limits.connections  # others may change the limit of descriptors
+        self._shared.max_connections = file_limit.connections(most)
         self.sweep(time.monotonic())
 
     def sweep(self, now: float) -> None:

@@ -159,7 +159,7 @@ class Ingress:
         if isinstance(message, ChildNote) and message.name == "hooks":
             self._door.hooks_failed(message.state == ChildState.FAILED)
         elif isinstance(message, ChildNote) and message.state == ChildState.FAILED:
-            self._lose(self._admission.give_up())
+            self._answers.adapter_failed(time.monotonic())
 
     def reload(self, settings: Settings) -> None:
         """New routes and certificates; what runs goes on as it was taken."""

@@ -84,7 +84,7 @@ class Reporter:
         self._waits_for = ""  #: in the words of ``status``
         self._was_ready = False
         self._told_ready = False  #: the engine has accepted a report that says so
-        self._last_error = ""
+        self._last_error: EngineError | None = None  #: of the newest post
         self._last_post_at = 0.0
         self._started_at = time.monotonic()
         self._server: wire.Server
@@ -121,7 +121,8 @@ class Reporter:
                 "max_perf": round(self._model.max_perf, 3),
                 "error": self._faults.text,
                 "last_post_s": round(time.monotonic() - since, 1) if since else -1.0,
-                "last_post_error": self._last_error,
+                "last_post_error": str(self._last_error or ""),
+                "last_post_kind": getattr(self._last_error, "kind", ""),
                 "posted": self._outbox.status.posted,
                 "rows_waiting": self._outbox.waiting,
                 "drift": self._load.drift,
@@ -136,8 +137,9 @@ class Reporter:
         if isinstance(message, ChildNote) and message.name == LOCAL_ENGINE:
             if message.state == ChildState.READY and message.restarts:
                 self._load.tell_load_time_again()
-                self._keyring.suspect()
+                self._keyring.hasten()
                 self._outbox.changed()
+                self._outbox.status.hasten()
         elif isinstance(message, ChildNote):
             self._children[message.name] = message
             text = "" if message.state in _WELL else message.reason or f"it is {message.state}"
@@ -291,11 +293,11 @@ class Reporter:
         try:
             await post
         except EngineError as error:
-            if str(error) != self._last_error:
+            if str(error) != str(self._last_error):
                 _log.warning("%s", error)
-            self._last_error = str(error)
+            self._last_error = error
             return False
-        self._last_error = ""
+        self._last_error = None
         self._last_post_at = time.monotonic()
         return True
 

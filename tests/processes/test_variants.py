@@ -7,19 +7,16 @@ import asyncio
 import json
 import os
 import socket
-import ssl
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 import psutil
 
 from supervisor.plan import free_port
-from tests.kit.certificates import make_pair
 from tests.kit.load import Load
 from tests.kit.wait import wait_until
 from tests.kit.worker import Worker, end, running
@@ -136,30 +133,6 @@ def test_a_model_server_that_something_else_starts(tmp_path: Path) -> None:
     finally:
         model.kill()
         model.wait()
-
-
-def test_tls_and_a_new_certificate_without_a_restart(tmp_path: Path) -> None:
-    cert, key = make_pair(tmp_path, "first")
-    settings = ("tls.enabled=true", f"tls.cert={cert}", f"tls.key={key}")
-
-    def subject(worker: Worker) -> bytes:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        address = urlsplit(worker.url)
-        with (
-            socket.create_connection((address.hostname, address.port), 30) as plain,
-            context.wrap_socket(plain) as secure,
-        ):
-            assert secure.version() in ("TLSv1.2", "TLSv1.3")
-            return secure.getpeercert(binary_form=True) or b""
-
-    with running(tmp_path, settings=settings) as worker:
-        assert worker.url.startswith("https://")
-        assert post(worker, "/generate", {"inputs": "x"})[0] == 200
-        old, pid = subject(worker), worker.pid("ingress-0")
-        make_pair(tmp_path, "second")
-        wait_until(lambda: subject(worker) != old, what="the new certificate to be used")
-        assert worker.pid("ingress-0") == pid
 
 
 def test_several_ingress_processes_share_the_port(tmp_path: Path) -> None:
