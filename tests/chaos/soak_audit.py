@@ -70,7 +70,11 @@ class Verdict:
     unaccounted: list[str] = field(default_factory=list)
     workload: dict[str, float] = field(default_factory=dict)
     sent_work: int = 0
-    lost_with_ingress: Counter[str] = field(default_factory=Counter)
+    #: what a death took with it: requests by outcome, and their work
+    untold: Counter[str] = field(default_factory=Counter)
+    untold_work: int = 0
+    #: served, and told as cancelled because of a death
+    told_cancelled: int = 0
     rows_told_twice: int = 0
     reports_told_twice: int = 0
 
@@ -245,8 +249,10 @@ class Audit:
                 text = f"{self._name(seen)}: its row says {state or 'nothing'}"
                 verdict.unaccounted.append(text)
             elif not state and expected != {""}:
-                verdict.lost_with_ingress["requests"] += 1
-                verdict.lost_with_ingress["work"] += ask.work
+                verdict.untold[seen.outcome] += 1
+                verdict.untold_work += ask.work
+            elif state == "cancelled" and seen.outcome == "ok":
+                verdict.told_cancelled += 1
             if state:
                 certain[state] += ask.work
             if ask.kind == "create":
