@@ -11,7 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from reporter.messages import Ack, FromReporter
+from reporter import key_file
+from reporter.messages import Ack, FromReporter, PublicKey
 from reporter.producer_ledger import ProducerLedger
 from supervisor import wire
 from supervisor.messages import Message
@@ -49,10 +50,15 @@ class Producer:
         self._client: wire.Client | None = None
 
     def start(self) -> None:
-        """Connect. ``flush`` is to be called every ``EVENTS_EVERY_S``."""
+        """Connect. ``flush`` is to be called every ``EVENTS_EVERY_S``.
+
+        The engine's key is told at once where it is known already: the reporter may be away.
+        """
         self._client = wire.Client(
             self._address, self._name, FromReporter, self._on_messages, on_up=self._up
         )
+        if pem := key_file.read(self._address):
+            self._on_word(PublicKey(pem))
 
     def close(self) -> None:
         """Close the socket."""

@@ -30,14 +30,12 @@ BATCH_S = 0.75
 COMMIT_S = 0.75
 #: A death is felt until its peers have noticed.
 FELT_S = 1.0
-#: A new ingress has the engine's key this much later than the reporter is there, at most.
-KEY_S = 5.0
 MAX_ATTEMPTS = 2
 STATES = ("served", "errored", "cancelled", "rejected")
 _STATE_OF = {
     "Success": "served", "Error": "errored", "Cancelled": "cancelled", "Rejected": "rejected",
 }  # fmt: skip
-REFUSED = ("bad_signature", "no_public_key", "overloaded", "unknown_session", "bad_token")
+REFUSED = ("bad_signature", "unknown_session")
 REJECTED = ("queue_full", "queue_time", "model_down", "not_ready", "draining", "too_many_sessions")
 
 
@@ -158,14 +156,6 @@ class Audit:
         if outcome == "cut":
             begun = seen.status == 200 and (adapter or model)
             return "" if ingress or begun else "nothing died that it hung on"
-        if outcome == "no_public_key":
-            young = any(
-                d.name.startswith(("ingress", "reporter"))
-                and d.hurt_at <= seen.ended_at
-                and seen.began_at <= d.back_at + KEY_S
-                for d in self._deaths
-            )
-            return "" if young else "the key was known"
         if outcome.endswith("model_failed"):
             enough = model + adapter >= (1 if seen.status == 200 else MAX_ATTEMPTS)
             return "" if enough and model else "the model server did not die so often"
