@@ -95,7 +95,7 @@ class Soak:
         """All of it."""
         tasks = [asyncio.create_task(self.watch.run()), asyncio.create_task(self.record.run())]
         try:
-            await self._visits(Mix(self._seed, 10_000_001).visits(WARM_UP))
+            await self._visits(Mix(self._seed, 10_000_001).visits(WARM_UP, slow=False))
             await self._calm()
             first = census(self._worker, self.watch.members)
             files = names_in(self._directory)
@@ -109,10 +109,11 @@ class Soak:
             harming.cancel()
             self.seconds = time.monotonic() - began
 
-            await self._visits(Mix(self._seed, 20_000_001).visits(WARM_UP))
+            await self._visits(Mix(self._seed, 20_000_001).visits(WARM_UP, slow=False))
             await self._calm()
             before = census(self._worker, self.watch.members)
-            await self._visits(Mix(self._seed, 30_000_001).visits(WARM_UP + self._requests // 20))
+            more = WARM_UP + self._requests // 20
+            await self._visits(Mix(self._seed, 30_000_001).visits(more, slow=False))
             await self._calm()
             self.holdings = census(self._worker, self.watch.members)
             before["supervisor"] = first["supervisor"]  # it alone has lived through all of it

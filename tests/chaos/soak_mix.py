@@ -89,11 +89,12 @@ class Mix:
         self._seed = seed
         self._next = first
 
-    def visits(self, requests: int) -> Iterator[Visit]:
-        """So many requests, in visits."""
+    def visits(self, requests: int, *, slow: bool = True) -> Iterator[Visit]:
+        """So many requests, in visits. ``slow``: some clients read slowly."""
         left = requests
+        shares = {kind: share for kind, share in SHARES.items() if slow or kind != "slow"}
         while left > 0:
-            (kind,) = self._random.choices(list(SHARES), list(SHARES.values()))
+            (kind,) = self._random.choices(list(shares), list(shares.values()))
             if kind == "session" and left >= 4:
                 inside = min(self._random.randint(2, 6), left - 2)
                 visit = [self._create(), *(self._ask("inside") for _ in range(inside)), self._end()]
