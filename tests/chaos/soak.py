@@ -153,7 +153,10 @@ class Soak:
     async def _calm(self) -> None:
         """Wait until everybody is ready, nothing works, and all has been told."""
         self.client.close()
-        await asyncio.to_thread(wait_until, self._settled, 120.0, "the worker to settle")
+        try:
+            await asyncio.to_thread(wait_until, self._settled, 60.0, "the worker to settle")
+        except AssertionError:
+            self.leaked.append(f"the worker does not settle: {self._metrics()}")
         await self.watch.look()
 
     def _settled(self) -> bool:
