@@ -2,9 +2,9 @@
 
 What dies takes with it what only it knew, and this says exactly what that can be:
 
-- ingress knows of a request until a batch of its accounts has reached the reporter: every 0.1 s,
-  later while the reporter is away. A request that touches the last ``BATCH_S`` of an ingress may
-  have no row, or one that says Cancelled although its client was answered.
+- ingress alone knows of a request until it writes a batch of its accounts down, every 0.1 s. A
+  request that touches the last ``BATCH_S`` of an ingress may have no row, or one that says
+  Cancelled although its client was answered.
 - the adapter knows the same of its sessions.
 - the reporter may die between an answer of the engine and writing that down: what the last post
   before its death told may be told twice. Such rows and sums are counted apart.
@@ -109,17 +109,11 @@ class Audit:
 
     def _forgets(self, role: str) -> list[Span]:
         """When what this role learns may die with it."""
-        away = [(d.hurt_at, d.back_at + FELT_S) for d in self._deaths if d.name == "reporter"]
-        spans = []
-        for death in self._deaths:
-            if not death.name.startswith(role):
-                continue
-            start, end = death.hurt_at - BATCH_S, death.died_at + FELT_S
-            for gone, back in sorted(away, reverse=True):
-                if gone <= end and back >= start:
-                    start = min(start, gone - BATCH_S)
-            spans.append((start, end))
-        return spans
+        return [
+            (death.hurt_at - BATCH_S, death.died_at + FELT_S)
+            for death in self._deaths
+            if death.name.startswith(role)
+        ]
 
     def run(self) -> Verdict:
         """All of it."""

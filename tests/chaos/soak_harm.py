@@ -75,7 +75,8 @@ class Watch:
         self.mute += not members
         self.members = members or self.members
         self.ticks += 1
-        held = {pid for _, pid in self._held.values()}
+        # the status may be older than a death that was seen meanwhile
+        held = {pid for _, pid in self._held.values()} | {death.pid for death in self.deaths}
         for name, member in members.items():
             pid = member["pid"]
             if name != SPARED and pid and pid not in held:
