@@ -6,9 +6,11 @@ import os
 import signal
 from pathlib import Path
 
+from reporter.spool import Spool
 from tests.chaos.soak import soak
 from tests.chaos.table import row
-from tests.kit.worker import post_json, running
+from tests.kit.wait import wait_until
+from tests.kit.worker import Worker, post_json, running
 
 SEED = 7
 
@@ -48,3 +50,37 @@ def test_row_01_a_new_ingress_knows_the_key_while_the_reporter_is_frozen(tmp_pat
             assert refused["error"]["kind"] == "bad_signature"
         finally:
             os.kill(frozen, signal.SIGCONT)
+
+
+def written_down(worker: Worker, producer: str) -> int:
+    """Ends of requests that this producer has written down and nobody has confirmed."""
+    spool = Spool(f"ipc://{worker.facts()['runtime_dir']}/events", producer)
+    try:
+        return sum(len(batch.closed) for batch in spool.open())
+    finally:
+        spool.close()
+
+
+@row(
+    1,
+    "Ingress and the reporter die together",
+    seen="The engine is told of every request that was answered, once, as it ended.",
+    does="Writes its accounts down before it sends them; the next ingress tells those first.",
+)
+def test_row_01_what_was_answered_is_told_though_ingress_and_reporter_died(tmp_path: Path) -> None:
+    with running(tmp_path, settings=("restart.missed_beats=60",)) as worker:
+        auth = worker.auth()
+        frozen = worker.kill("reporter", signal.SIGSTOP)
+        for idx in range(1, 6):
+            body = {"auth_data": {**auth, "request_idx": idx, "reqnum": idx}}
+            answer = post_json(f"{worker.url}/generate", {**body, "payload": {"inputs": "x"}})
+            assert "generated_text" in answer
+        wait_until(lambda: written_down(worker, "ingress-0") == 5, what="the accounts")
+        worker.wait_replaced("ingress-0", worker.kill("ingress-0"))
+        os.kill(frozen, signal.SIGKILL)
+        worker.wait_replaced("reporter", frozen)
+        wait_until(lambda: len(worker.record()["requests"]) >= 5, what="the rows")
+        wait_until(lambda: not written_down(worker, "ingress-0"), what="the confirmations")
+        rows = [(row["request_idx"], row["status"]) for row in worker.record()["requests"]]
+        assert rows == [(idx, "Success") for idx in range(1, 6)]
+        wait_until(lambda: worker.status()["load"].get("load") == 0, what="no load")
