@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
+
 from tests.chaos.soak_audit import Audit, Told, Verdict
 from tests.chaos.soak_client import Client
 from tests.chaos.soak_harm import SPARED, Holding, Watch, census, harm, names_in, strays
@@ -45,6 +47,7 @@ SETTINGS = (
 )  # fmt: skip
 #: Files and threads that a process may hold more of after a calm stretch than before it.
 SLACK = 2
+SAMPLE_S = 5.0
 
 
 class Record:
@@ -88,6 +91,7 @@ class Soak:
         self.leaked: list[str] = []
         self.seconds = 0.0
         self.holdings: dict[str, Holding] = {}
+        self.samples: list[dict[str, Holding]] = []
         self._admin = worker.status()["urls"]["admin"]
         self._directory = Path(worker.facts()["runtime_dir"])
 
@@ -101,12 +105,14 @@ class Soak:
             files = names_in(self._directory)
 
             began = time.monotonic()
-            harming = asyncio.create_task(
-                harm(self.watch, self._seed, self._every_s, self._victims)
-            )
-            tasks.append(harming)
+            meanwhile = [asyncio.create_task(self._sample())]
+            if self._every_s:
+                work = harm(self.watch, self._seed, self._every_s, self._victims)
+                meanwhile.append(asyncio.create_task(work))
+            tasks += meanwhile
             await self._visits(Mix(self._seed).visits(self._requests))
-            harming.cancel()
+            for task in meanwhile:
+                task.cancel()
             self.seconds = time.monotonic() - began
 
             await self._visits(Mix(self._seed, 20_000_001).visits(WARM_UP, slow=False))
@@ -124,6 +130,21 @@ class Soak:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         return Audit(self.client.seen, self.watch.deaths, told).run()
+
+    async def _sample(self) -> None:
+        while True:
+            with suppress(psutil.Error):  # one that has just died
+                self.samples.append(census(self._worker, self.watch.members))
+            await asyncio.sleep(SAMPLE_S)
+
+    def held(self) -> dict[str, list[list[float]]]:
+        """Of each process that lived all the time: memory (MB), files, threads, by quarters."""
+        every = self.samples[:: max(1, len(self.samples) // 4)]
+        names = {"supervisor", *(self.watch.members if not self.watch.deaths else ())} - {SPARED}
+        return {
+            name: [[h.rss_mb, h.files, h.threads] for h in (sample[name] for sample in every)]
+            for name in sorted(names)
+        }
 
     def _victims(self) -> list[str]:
         return [name for name in self.watch.members if name != SPARED]
@@ -298,6 +319,7 @@ def report(
         "untold_work": verdict.untold_work,
         "told_cancelled": verdict.told_cancelled,
         **{f"work_{state}": amount for state, amount in verdict.workload.items()},
+        "rss_files_threads": this.held(),
         "rows_told_twice": verdict.rows_told_twice,
         "reports_told_twice": verdict.reports_told_twice,
     }
@@ -313,7 +335,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.soak")
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--every", type=float, default=2.0, help="seconds between two kills")
+    parser.add_argument(
+        "--every", type=float, default=2.0, help="seconds between two kills; 0: none"
+    )
     parser.add_argument("--ingresses", type=int, default=2, help="ingress processes")
     parser.add_argument("--keep", type=Path, help="directory to work in, which stays")
     given = parser.parse_args(argv)
