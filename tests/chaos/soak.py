@@ -1,6 +1,7 @@
 """Requests under load while processes are killed: every request has one outcome, nothing is left.
 
     python -m tests.chaos.soak [--requests 10000] [--seed N] [--every 2] [--ingresses 2]
+        [--worker-py]
 
 Starts a real worker in front of the demo model server. Every ``--every`` seconds one process of
 ours, or the model server, is killed (SIGKILL) or frozen (SIGSTOP) once it is ready. Prints one line
@@ -33,57 +34,29 @@ import psutil
 from tests.chaos.soak_audit import Audit, Told, Verdict
 from tests.chaos.soak_client import Client
 from tests.chaos.soak_harm import SPARED, Holding, Watch, census, harm, names_in, strays
-from tests.chaos.soak_mix import ROUTES, Mix, Oracle, Visit
+from tests.chaos.soak_mix import Mix, Oracle, Visit
+from tests.chaos.soak_worker import Record, make
 from tests.kit.wait import wait_until
-from tests.kit.worker import Worker, end, get_json
+from tests.kit.worker import Worker, end
 
 CLIENTS = 48
 WARM_UP = 40
-MODEL = ("--tokens-per-second", "150", "--load-seconds", "0.2")
-SETTINGS = (
-    "restart.budget=1000000", "restart.first_delay_s=0.05", "restart.max_delay_s=0.5",
-    "model.probe_every_s=0.5", "model.probe_timeout_s=1", "model.stall_timeout_s=3",
-    "engine.report_every_s=1", "limits.sessions=64", "limits.stream_credit_bytes=16384",
-)  # fmt: skip
 #: Files and threads that a process may hold more of after a calm stretch than before it.
 SLACK = 2
 SAMPLE_S = 5.0
 
 
-class Record:
-    """The engine's record, read piece by piece, because it forgets the oldest."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._url = worker.engine
-        self._next = 0
-        self._offset_s = time.monotonic() - time.time()
-        self.rows: list[dict[str, Any]] = []
-        self.statuses: list[dict[str, Any]] = []
-
-    def read(self) -> None:
-        """What is new."""
-        told = get_json(f"{self._url}/demo/record?since={self._next}")
-        self._next = told["next"]
-        for entry in (*told["requests"], *told["status"]):
-            entry["received_at"] += self._offset_s
-        self.rows += told["requests"]
-        self.statuses += told["status"]
-
-    async def run(self) -> None:
-        """Until cancelled."""
-        while True:
-            await asyncio.to_thread(self.read)
-            await asyncio.sleep(0.5)
-
-
 class Soak:
     """One soak of one ready worker."""
 
-    def __init__(self, worker: Worker, requests: int, seed: int, every_s: float) -> None:
+    def __init__(
+        self, worker: Worker, requests: int, seed: int, every_s: float, worker_py: bool
+    ) -> None:
         self._worker = worker
         self._requests = requests
         self._seed = seed
         self._every_s = every_s
+        self._worker_py = worker_py
         self.oracle = Oracle()
         self.watch = Watch(worker)
         self.record = Record(worker)
@@ -99,7 +72,9 @@ class Soak:
         """All of it."""
         tasks = [asyncio.create_task(self.watch.run()), asyncio.create_task(self.record.run())]
         try:
-            await self._visits(Mix(self._seed, 10_000_001).visits(WARM_UP, slow=False))
+            await self._visits(
+                Mix(self._seed, 10_000_001).visits(WARM_UP, slow=False, serial=not self._worker_py)
+            )
             await self._calm()
             first = census(self._worker, self.watch.members)
             files = names_in(self._directory)
@@ -110,16 +85,20 @@ class Soak:
                 work = harm(self.watch, self._seed, self._every_s, self._victims)
                 meanwhile.append(asyncio.create_task(work))
             tasks += meanwhile
-            await self._visits(Mix(self._seed).visits(self._requests))
+            await self._visits(Mix(self._seed).visits(self._requests, serial=not self._worker_py))
             for task in meanwhile:
                 task.cancel()
             self.seconds = time.monotonic() - began
 
-            await self._visits(Mix(self._seed, 20_000_001).visits(WARM_UP, slow=False))
+            await self._visits(
+                Mix(self._seed, 20_000_001).visits(WARM_UP, slow=False, serial=not self._worker_py)
+            )
             await self._calm()
             before = census(self._worker, self.watch.members)
             more = WARM_UP + self._requests // 20
-            await self._visits(Mix(self._seed, 30_000_001).visits(more, slow=False))
+            await self._visits(
+                Mix(self._seed, 30_000_001).visits(more, slow=False, serial=not self._worker_py)
+            )
             await self._calm()
             self.holdings = census(self._worker, self.watch.members)
             before["supervisor"] = first["supervisor"]  # it alone has lived through all of it
@@ -129,7 +108,7 @@ class Soak:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        return Audit(self.client.seen, self.watch.deaths, told).run()
+        return Audit(self.client.seen, self.watch.deaths, told, asks=self._worker_py).run()
 
     async def _sample(self) -> None:
         while True:
@@ -268,17 +247,19 @@ class Soak:
 
 
 def soak(
-    directory: Path, *, requests: int, seed: int, every_s: float, ingresses: int
+    directory: Path,
+    *,
+    requests: int,
+    seed: int,
+    every_s: float,
+    ingresses: int,
+    worker_py: bool = False,
 ) -> tuple[dict[str, Any], list[str]]:
     """Run one; the line to print, and what was wrong."""
-    worker = Worker(
-        directory,
-        routes=ROUTES,
-        model_flags=MODEL,
-        settings=(f"worker.processes={ingresses}", *SETTINGS),
-    ).start()
+    worker = make(directory, ingresses, worker_py)
+    worker.start()
     try:
-        this = Soak(worker.wait_ready(), requests, seed, every_s)
+        this = Soak(worker.wait_ready(), requests, seed, every_s, worker_py)
         verdict = asyncio.run(this.run())
         this.after(worker.stop())
     finally:
@@ -339,6 +320,7 @@ def main(argv: list[str] | None = None) -> int:
         "--every", type=float, default=2.0, help="seconds between two kills; 0: none"
     )
     parser.add_argument("--ingresses", type=int, default=2, help="ingress processes")
+    parser.add_argument("--worker-py", action="store_true", help="through a worker.py")
     parser.add_argument("--keep", type=Path, help="directory to work in, which stays")
     given = parser.parse_args(argv)
     print(f"seed {given.seed}", file=sys.stderr, flush=True)
@@ -347,7 +329,7 @@ def main(argv: list[str] | None = None) -> int:
         directory.mkdir(parents=True, exist_ok=True)
         line, wrong = soak(
             directory, requests=given.requests, seed=given.seed, every_s=given.every,
-            ingresses=given.ingresses,
+            ingresses=given.ingresses, worker_py=given.worker_py,
         )  # fmt: skip
     for text in wrong[:200]:
         print(text, file=sys.stderr)

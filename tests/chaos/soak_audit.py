@@ -35,7 +35,7 @@ STATES = ("served", "errored", "cancelled", "rejected")
 _STATE_OF = {
     "Success": "served", "Error": "errored", "Cancelled": "cancelled", "Rejected": "rejected",
 }  # fmt: skip
-REFUSED = ("bad_signature", "unknown_session")
+REFUSED = ("bad_signature", "hook_failed", "unknown_session")
 REJECTED = ("queue_full", "queue_time", "model_down", "not_ready", "draining", "too_many_sessions")
 
 
@@ -86,9 +86,17 @@ def touches(spans: Iterable[Span], seen: Seen) -> int:
 
 
 class Audit:
-    """The judge of one soak."""
+    """The judge of one soak.
 
-    def __init__(self, seen: Sequence[Seen], deaths: Sequence[Death], told: Told) -> None:
+    Args:
+        asks: a worker.py is asked about each request: one whose client leaves meanwhile has not
+            become work.
+    """
+
+    def __init__(
+        self, seen: Sequence[Seen], deaths: Sequence[Death], told: Told, *, asks: bool = False
+    ) -> None:
+        self._asks = asks
         self._seen = seen
         self._told = told
         self.verdict = Verdict(workload=told.workload)
@@ -156,6 +164,9 @@ class Audit:
         if outcome.endswith("adapter_down"):
             enough = adapter >= (1 if seen.status == 200 else 3)
             return "" if enough else "the adapter did not die so often"
+        if outcome == "hook_failed":
+            enough = touches(self._spans["hooks"], seen) >= 2
+            return "" if enough else "the worker.py did not die so often"
         if outcome == "unknown_session" and kind == "end":
             return ""  # an end whose answer was cut is asked for again
         return "it has no reason"
@@ -187,7 +198,7 @@ class Audit:
         if kind == "forged":
             return {""}
         if outcome == "left":
-            states = {"served", "cancelled", "errored"}
+            states = {"served", "cancelled", "errored", *([""] if self._asks else [])}
         elif outcome == "cut":
             states = {"served", "cancelled", "errored", "rejected", ""}
         elif outcome in REFUSED:

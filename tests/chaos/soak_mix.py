@@ -19,22 +19,6 @@ from supervisor.demo.model import CORPUS
 from supervisor.demo.model_api import Context, Result
 from supervisor.demo.voice_tgi import parse_generate, parse_generate_stream
 
-ROUTES = """
-[[route]]
-path = "/generate"
-workload = { field = "work", default = 10 }
-max_queue_time_s = 120
-[[route]]
-path = "/generate_stream"
-workload = { field = "work", default = 10 }
-max_queue_time_s = 120
-[[route]]
-path = "/serial"
-upstream = "/generate"
-concurrency = 1
-workload = { field = "work", default = 10 }
-max_queue_time_s = 120
-"""
 #: Kinds of requests, and how often each is drawn.
 SHARES = {
     "unary": 36, "stream": 28, "serial": 8, "large": 3, "leaver": 8, "leaving_stream": 4,
@@ -89,10 +73,13 @@ class Mix:
         self._seed = seed
         self._next = first
 
-    def visits(self, requests: int, *, slow: bool = True) -> Iterator[Visit]:
-        """So many requests, in visits. ``slow``: some clients read slowly."""
+    def visits(self, requests: int, *, slow: bool = True, serial: bool = True) -> Iterator[Visit]:
+        """So many requests, in visits. ``slow``: some clients read slowly; ``serial``: some
+        requests run one at a time.
+        """
         left = requests
-        shares = {kind: share for kind, share in SHARES.items() if slow or kind != "slow"}
+        without = {"slow": not slow, "serial": not serial}
+        shares = {kind: share for kind, share in SHARES.items() if not without.get(kind)}
         while left > 0:
             (kind,) = self._random.choices(list(shares), list(shares.values()))
             if kind == "session" and left >= 4:
