@@ -6,6 +6,8 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from reporter.spool import Spool
 from tests.chaos.soak import soak
 from tests.chaos.table import row
@@ -15,6 +17,8 @@ from tests.kit.worker import Worker, post_json, running
 SEED = 7
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 @row(
     31,
     "Any of our processes or the model server is killed or frozen every two seconds, under load",
@@ -24,11 +28,11 @@ SEED = 7
     " and tells the engine of each request once; keeps no process, port, file or thread.",
 )
 def test_row_31_a_soak_loses_duplicates_and_leaks_nothing(tmp_path: Path) -> None:
-    line, wrong = soak(tmp_path, requests=900, seed=SEED, every_s=2.0, ingresses=2)
+    line, wrong = soak(tmp_path, requests=400, seed=SEED, every_s=1.5, ingresses=2)
     print(line)
     assert wrong == []
-    assert sum(line["kills"].values()) >= 3
-    assert line["outcomes"]["ok"] > 500
+    assert sum(line["kills"].values()) >= 2
+    assert line["outcomes"]["ok"] > 200
 
 
 @row(
