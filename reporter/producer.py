@@ -2,8 +2,8 @@
 
 Law: what was accounted reaches the reporter, whatever becomes of a session or of this process: what
 is unconfirmed is sent again in the next session (``producer_ledger.py``), and by the process after
-this one (``spool.py``), which sends its own only when all of that is confirmed. What a death costs
-is what changed since the last ``flush``. It must not know what is accounted.
+this one (``daybook.py``), which sends its own only when all of that is confirmed. What a death
+costs is what changed since the last ``flush``. It must not know what is accounted.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from contextlib import suppress
 from typing import Any
 
 from reporter import key_file
+from reporter.daybook import Daybook
 from reporter.messages import Ack, Events, FromReporter, PublicKey
 from reporter.producer_ledger import ProducerLedger
-from reporter.spool import Spool
 from supervisor import wire
 from supervisor.messages import Message
 
@@ -55,7 +55,7 @@ class Producer:
         self._on_word = on_word
         self._on_up = on_up
         self._acked = asyncio.Event()
-        self._spool = Spool(address, name)
+        self._daybook = Daybook(address, name)
         #: batches of lives before this one, oldest first; only those of the oldest are under way
         self._inherited: deque[Events] = deque()
         self._up_at = 0.0
@@ -66,7 +66,7 @@ class Producer:
 
         The engine's key is told at once where it is known already: the reporter may be away.
         """
-        self._inherited.extend(self._spool.open())
+        self._inherited.extend(self._daybook.open())
         self._client = wire.Client(
             self._address, self._name, FromReporter, self._on_messages, on_up=self._up
         )
@@ -75,7 +75,7 @@ class Producer:
 
     def close(self) -> None:
         """Close the socket."""
-        self._spool.close()
+        self._daybook.close()
         if self._client is not None:
             self._client.close()
 
@@ -101,10 +101,10 @@ class Producer:
         events = self.ledger.batch()
         if events is None:
             return
-        if self._spool.full:
-            self._spool.rewrite((*self._inherited, *self.ledger.unacked()))
+        if self._daybook.full:
+            self._daybook.rewrite((*self._inherited, *self.ledger.unacked()))
         else:
-            self._spool.append(events)
+            self._daybook.append(events)
         if not self._inherited:
             self.send(events)
 
@@ -144,11 +144,11 @@ class Producer:
         elif ack.epoch == self.ledger.epoch:
             self.ledger.acked(ack.seq)
             if not self.ledger.unacked():
-                self._spool.clear()
+                self._daybook.clear()
         self._acked.set()
 
     def _next_life(self) -> None:
-        self._spool.rewrite((*self._inherited, *self.ledger.unacked()))
+        self._daybook.rewrite((*self._inherited, *self.ledger.unacked()))
         self._send_unconfirmed()
 
     def _on_messages(self, messages: list[Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reporter.spool import Spool
+from reporter.daybook import Daybook
 from tests.chaos.soak import soak
 from tests.chaos.table import row
 from tests.kit.wait import wait_until
@@ -58,11 +58,11 @@ def test_row_01_a_new_ingress_knows_the_key_while_the_reporter_is_frozen(tmp_pat
 
 def written_down(worker: Worker, producer: str) -> int:
     """Ends of requests that this producer has written down and nobody has confirmed."""
-    spool = Spool(f"ipc://{worker.facts()['runtime_dir']}/events", producer)
+    daybook = Daybook(f"ipc://{worker.facts()['runtime_dir']}/events", producer)
     try:
-        return sum(len(batch.closed) for batch in spool.open())
+        return sum(len(batch.closed) for batch in daybook.open())
     finally:
-        spool.close()
+        daybook.close()
 
 
 @row(

@@ -8,11 +8,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from reporter import daybook as daybook_room
 from reporter import producer as producer_room
-from reporter import spool as spool_room
+from reporter.daybook import Daybook
 from reporter.messages import Ack, Events, Outcome, ToReporter, Totals
 from reporter.producer import Producer
-from reporter.spool import Spool
 from supervisor import wire
 from tests.kit.wait import wait_until_async
 
@@ -23,13 +23,13 @@ def batch(seq: int, epoch: int = 1, size: int = 0) -> Events:
     return Events(NAME, epoch, seq, [], [], Totals(received=seq), {"x" * size: 1} if size else {})
 
 
-def spool(directory: Path) -> Spool:
-    return Spool(f"ipc://{directory}/events", NAME)
+def daybook(directory: Path) -> Daybook:
+    return Daybook(f"ipc://{directory}/events", NAME)
 
 
 def left(directory: Path) -> list[Events]:
     """What a successor would find."""
-    other = spool(directory)
+    other = daybook(directory)
     try:
         return other.open()
     finally:
@@ -37,7 +37,7 @@ def left(directory: Path) -> list[Events]:
 
 
 def test_what_was_written_is_found_again(tmp_path: Path) -> None:
-    file = spool(tmp_path)
+    file = daybook(tmp_path)
     assert file.open() == []
     for seq in (1, 2, 3):
         file.append(batch(seq))
@@ -54,7 +54,7 @@ def test_what_was_written_is_found_again(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_was_not_written_to_its_end_is_left_out(tmp_path: Path) -> None:
-    file = spool(tmp_path)
+    file = daybook(tmp_path)
     file.open()
     file.append(batch(1))
     file.append(batch(2))
@@ -68,25 +68,25 @@ def test_a_batch_that_was_not_written_to_its_end_is_left_out(tmp_path: Path) -> 
 
 
 def test_it_says_when_it_is_time_to_leave_out_what_was_confirmed(tmp_path: Path) -> None:
-    file = spool(tmp_path)
+    file = daybook(tmp_path)
     file.open()
     seq = 0
     while not file.full:
         seq += 1
         file.append(batch(seq, size=2**20))
-    assert seq * 2**20 <= spool_room.MAX_BYTES + 2**20
+    assert seq * 2**20 <= daybook_room.MAX_BYTES + 2**20
     file.rewrite([batch(seq)])
     assert not file.full
     assert left(tmp_path) == [batch(seq)]
 
 
 def test_a_disk_that_fails_costs_no_more_than_the_file(tmp_path: Path) -> None:
-    nowhere = spool(tmp_path / "gone")
+    nowhere = daybook(tmp_path / "gone")
     assert nowhere.open() == []
     nowhere.append(batch(1))
     nowhere.rewrite([batch(1)])
     nowhere.clear()
-    file = spool(tmp_path)
+    file = daybook(tmp_path)
     file.open()
     file.append(batch(1))
     full = os.open("/dev/full", os.O_RDWR)

@@ -30,7 +30,7 @@ _decode = msgspec.msgpack.Decoder(Events).decode
 _log = logging.getLogger("reporter")
 
 
-class Spool:
+class Daybook:
     """The file.
 
     Args:
