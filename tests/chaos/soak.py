@@ -222,6 +222,8 @@ class Soak:
                 self.leaked.append(f"{name} holds {now.connections} connections")
         self.leaked += strays(self._worker, self.watch.members)
         more_files = names_in(self._directory) - files - {"sessions"}
+        spool = self._worker.state_dir / "spool"
+        more_files |= {str(path) for path in spool.rglob("*") if path.is_file()}
         self.leaked += [f"file {name}" for name in sorted(more_files)]
 
     def after(self, code: int) -> None:
@@ -232,7 +234,10 @@ class Soak:
         if self._directory.exists():
             self.leaked.append(f"directory {self._directory}")
         state = self._worker.state_dir
-        self.leaked += [f"file {n}" for n in names_in(state) if n.endswith((".new", ".tmp"))]
+        left = (name for name in names_in(state) if name.endswith((".new", ".tmp")))
+        self.leaked += [f"file {name}" for name in left]
+        if (state / "spool").exists() and names_in(state / "spool"):
+            self.leaked.append(f"spool {names_in(state / 'spool')}")
         with closing(sqlite3.connect(state / "reports.sqlite")) as store:
             (rows,) = store.execute("select count(*) from rows").fetchone()
         if rows:
