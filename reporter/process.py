@@ -16,7 +16,7 @@ from typing import Any, assert_never
 
 import psutil
 
-from reporter import outbox
+from reporter import key_file, outbox
 from reporter.engine_client import EngineClient, EngineError
 from reporter.faults import Faults
 from reporter.health_pages import HealthPages, HealthPagesError, View
@@ -340,6 +340,7 @@ class Reporter:
         if self._keyring.fetched(pem, time.monotonic()):
             self._faults.clear("engine-key")
             self._outbox.changed()
+            key_file.write(self._runtime.address(EVENTS_SOCKET), pem)
             for peer in self._server.peers:
                 self._server.send(peer, PublicKey(pem))
 
