@@ -24,31 +24,28 @@ from typing import cast
 from ingress import responses
 from ingress.errors import ErrorKind, Problem
 from ingress.exchange import Exchange
-from ingress.framing import Framer, Request
+from ingress.framing import Framer
 from ingress.patience import PIPELINE_S, too_slow
+from ingress.sender import Sender
 from ingress.shared import BODY, BUSY, CLOSED, HEAD, HOLD_BYTES, IDLE, LINGER, WRITE_BYTES, Shared
 
 _log = logging.getLogger("ingress")
 
 
-class Connection(asyncio.Protocol):
+class Connection(Sender):
     """The protocol of one client socket.
 
     :param shared: what it has in common with the server's other connections.
+    :param below: with TLS, the transport that carries it.
     """
 
     __slots__ = (
-        "_deadline", "_exchange", "_framer", "_held", "_parsing", "_reading_paused",
-        "_stall_deadline", "_state", "_thrown_bytes", "_transport", "_unsent_bytes",
-        "counted_bytes", "shared",
-        "writable",
+        "_deadline", "_exchange", "_framer", "_held", "_parsing", "_reading_paused", "_state",
+        "_thrown_bytes", "counted_bytes",
     )  # fmt: skip
 
-    _transport: asyncio.Transport
-
-    def __init__(self, shared: Shared) -> None:
-        self.shared = shared
-        self.writable = True
+    def __init__(self, shared: Shared, below: asyncio.Transport | None = None) -> None:
+        super().__init__(shared, below)
         self._framer = Framer(shared.limits, functools.partial(Exchange, self))
         #: The accepted exchange whose answer has not ended.
         self._exchange: Exchange | None = None
@@ -61,8 +58,6 @@ class Connection(asyncio.Protocol):
         self._reading_paused = False
         #: Its share of the budget's memory, but for what is held back.
         self.counted_bytes = 0
-        self._unsent_bytes = 0
-        self._stall_deadline = 0.0
         #: Read after a refusal, and thrown away.
         self._thrown_bytes = 0
 
@@ -73,7 +68,6 @@ class Connection(asyncio.Protocol):
         transport = cast(asyncio.Transport, transport)  # uvloop has classes of its own
         self._transport = transport
         shared = self.shared
-        shared.handshakes.pop(self, None)
         if shared.overrun:
             self._state = CLOSED
             transport.abort()
@@ -90,7 +84,7 @@ class Connection(asyncio.Protocol):
             self._parse(data)
         elif self._state <= BUSY:
             self._hold(data)
-        elif self._state == LINGER:
+        else:
             self._throw_away(len(data))
 
     def eof_received(self) -> None:
@@ -263,7 +257,9 @@ class Connection(asyncio.Protocol):
             shared.active -= 1
 
     def refuse(self, problem: Problem) -> None:
-        """Answer a request that the application will never see, and close."""
+        """Answer a request that the application will never see, and close, unless it is over."""
+        if self._state >= LINGER:
+            return
         self.shared.count_refused(problem.kind)
         self.send_whole(
             self._framer.request, problem.status, problem.header_lines(), problem.body(), False
@@ -274,28 +270,6 @@ class Connection(asyncio.Protocol):
         self._linger()
 
     # ------------------------------------------------------------------ answers
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Send, soon: uvloop joins what is written within one turn of the loop."""
-        self._transport.write(data)
-
-    def write_pieces(self, pieces: tuple[bytes | memoryview, ...]) -> None:
-        """Send without copying."""
-        self._transport.writelines(pieces)
-
-    def send_whole(
-        self,
-        request: Request,
-        status: int,
-        headers: bytes,
-        body: bytes | memoryview,
-        keep_alive: bool,
-    ) -> None:
-        """Write a complete answer to ``request``, framed by its length."""
-        ending = responses.ending(keep_alive, request.http10)
-        prefixes = self.shared.prefixes
-        head_only = request.method == b"HEAD"
-        self._transport.writelines(prefixes.whole(status, headers, ending, body, head_only))
 
     def end_exchange(self, keep_alive: bool) -> None:
         """The exchange's answer has been written in full."""
@@ -312,15 +286,10 @@ class Connection(asyncio.Protocol):
         else:
             self.close()
 
-    def guard(self, on: bool) -> None:
-        """While it is on, whatever ends the connection, this process's own death included, resets
-        it: for an answer whose end is the connection's."""
-        responses.reset_at_close(self._transport.get_extra_info("socket"), on)
-
     def cut(self, reset: bool) -> None:
         """End the connection after a broken answer; ``reset`` where a close would look regular."""
         self._forget_exchange()
-        if reset and self._transport.get_extra_info("sslcontext") is not None:
+        if reset and self._below is not None:
             # Without the closing words of TLS, which would vouch for a complete answer.
             self._enter(CLOSED)
             self._transport.abort()
@@ -332,7 +301,15 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Close once everything written has left."""
         self._enter(CLOSED)
-        self._transport.close()
+        if self._below is None:
+            self._transport.close()
+        else:
+            # TLS allows its closing words, and all that is still before them, a moment only.
+            self.shared.loop.call_soon(self._close_if_flushed)
+
+    def _close_if_flushed(self) -> None:
+        if self._state == CLOSED and not self.unsent_bytes:
+            self._transport.close()
 
     def abort(self) -> None:
         """Close at once; an exchange under way ends in ``on_disconnect``."""
@@ -364,22 +341,14 @@ class Connection(asyncio.Protocol):
         self._state = state
         self._deadline = 0.0
 
-    @property
-    def unsent_bytes(self) -> int:
-        """Bytes written that have not left this process."""
-        return self._transport.get_write_buffer_size()
-
     def sweep(self, now: float) -> None:
         """Look at the deadlines; called about once a second with the monotonic time."""
         shared = self.shared
-        unsent = self._transport.get_write_buffer_size()
-        if unsent != self._unsent_bytes:
-            self._unsent_bytes = unsent
-            self._stall_deadline = now + shared.limits.write_timeout_s
-        elif unsent and now >= self._stall_deadline:
+        if self.stalled(now):
             self.guard(True)  # what the kernel still holds is nothing to wait for
             self._transport.abort()
             return
+        self._close_if_flushed()
         exchange = self._exchange
         if exchange is not None:
             if self._state == BODY:

@@ -1,6 +1,6 @@
 """The ingress's HTTP/1.1 server: a listening port and the connections that came through it.
 
-Reads top down: ``http.py`` (port, sweep, drain) → ``secure_port.py`` (where there is TLS) →
+Reads top down: ``http.py`` (port, sweep, drain) → ``greeting.py`` (where there is TLS) →
 ``connection.py`` (one client) → ``exchange.py`` (one answer), ``framing.py`` and ``body.py`` (one
 request's bytes). It serves an ``Application`` and knows nothing of authentication, jobs or the
 other processes.
@@ -13,14 +13,13 @@ that one timer, the sweep, looks after.
 from __future__ import annotations
 
 import asyncio
-import functools
 import ssl
 import time
 
 from ingress.connection import Connection
 from ingress.errors import ErrorKind
 from ingress.exchange import Application, Exchange
-from ingress.secure_port import SecurePort
+from ingress.greeting import Greeting
 from ingress.shared import Shared
 from ingress.spool import Spool
 from supervisor import file_limit
@@ -58,8 +57,7 @@ class Server:
         self._changed = asyncio.Event()
         most = file_limit.connections(limits.connections)
         self._shared = Shared(app, limits, loop, most, self._changed.set, spool)
-        self._listener: asyncio.Server | SecurePort | None = None
-        self._secure: SecurePort | None = None
+        self._listener: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -112,18 +110,15 @@ class Server:
         :return: the port.
         :raises OSError: the port cannot be had.
         """
-        if ssl_context is not None:
-            self._listener = self._secure = SecurePort(self._shared, ssl_context)
-            bound = self._secure.listen(host, port, BACKLOG, reuse_port)
-        else:
-            self._listener = await self._loop.create_server(
-                functools.partial(Connection, self._shared),
-                host,
-                port,
-                backlog=BACKLOG,
-                reuse_port=reuse_port,
-            )
-            bound = self._listener.sockets[0].getsockname()[1]
+        shared = self._shared
+        self._listener = await self._loop.create_server(
+            lambda: Greeting(shared, ssl_context) if ssl_context else Connection(shared),
+            host,
+            port,
+            backlog=BACKLOG,
+            reuse_port=reuse_port,
+        )
+        bound: int = self._listener.sockets[0].getsockname()[1]
         self._tick()
         return bound
 
@@ -138,8 +133,9 @@ class Server:
         """Enforce every deadline that has passed at ``now`` (monotonic seconds)."""
         for connection in list(self._shared.connections):
             connection.sweep(now)
-        if self._secure is not None:
-            self._secure.sweep(now)
+        for greeting in list(self._shared.handshakes):
+            if now - greeting.began_at >= self._shared.limits.header_timeout_s:
+                greeting.abort()
         self._changed.set()
 
     async def drain(self, deadline_s: float) -> bool:
@@ -170,7 +166,7 @@ class Server:
             self._listener.close()
         if self._timer is not None:
             self._timer.cancel()
-        if self._secure is not None:
-            self._secure.cut()
+        for greeting in list(self._shared.handshakes):
+            greeting.abort()
         for connection in list(self._shared.connections):
             connection.abort()

@@ -22,7 +22,7 @@ from supervisor.settings import LimitSettings
 
 if TYPE_CHECKING:
     from ingress.connection import Connection
-    from ingress.secure_port import Handshake
+    from ingress.greeting import Greeting
 
 #: Seconds for which the rest of a refused request is thrown away before its connection closes: a
 #: close with unread bytes would reset the connection, and could take the refusal with it.
@@ -86,7 +86,7 @@ class Shared:
         self.prefixes = responses.Prefixes(time.time())
         self.connections: set[Connection] = set()
         #: Clients of a TLS port whose handshake has not ended, oldest first.
-        self.handshakes: dict[Connection, Handshake] = {}
+        self.handshakes: dict[Greeting, None] = {}
         #: Exchanges whose head was accepted and whose answer has not ended.
         self.active = 0
         #: What is held of their requests …

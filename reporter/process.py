@@ -34,7 +34,7 @@ from reporter.messages import (
 )
 from reporter.metrics import Gauges, Metrics
 from reporter.outbox import Outbox
-from reporter.records import Change, DropRows, State
+from reporter.records import DropRows, State
 from reporter.store import Store
 from supervisor import wire
 from supervisor.child import Runtime
@@ -70,9 +70,8 @@ class Reporter:
         self._outbox = Outbox(settings.engine)
         self._store = Store(Path(settings.worker.state_dir))
         self._engine = EngineClient(settings.engine, settings.worker.id, runtime.mask)
-        wants_key = settings.auth.mode == "signature"
-        self._keyring = Keyring(settings.engine.addresses if wants_key else ())
-        self._wants_key = wants_key
+        self._wants_key = settings.auth.mode == "signature"
+        self._keyring = Keyring(settings.engine.addresses if self._wants_key else ())
         self._metrics = Metrics(route.path for route in settings.route)
         self._pages = HealthPages(
             settings.worker.admin_host, settings.worker.admin_port, self._view, self._render
@@ -240,9 +239,6 @@ class Reporter:
         if applied.ack is not None:
             self._server.send(applied.producer, Ack(applied.ack, applied.epoch))
 
-    def _commit(self, *changes: Change) -> None:
-        self._store.commit(changes)
-
     # ------------------------------------------------------------------ posts
 
     def _step(self) -> None:
@@ -263,7 +259,7 @@ class Reporter:
             case outbox.LoadRows():
                 self._runtime.spawn(self._load_rows(command))
             case DropRows():
-                self._commit(command)
+                self._store.commit([command])
             case _:
                 assert_never(command)
 
@@ -272,7 +268,7 @@ class Reporter:
         report = self._load.status_report(facts)
         accepted = await self._accepted(self._engine.post_status(address, report.body))
         if accepted:
-            self._commit(self._load.report_acknowledged(report))
+            self._store.commit([self._load.report_acknowledged(report)])
             if self._faults.told(faults):
                 self._outbox.changed()
             told_ready = facts.load_time_s > 0 and not facts.error_msg

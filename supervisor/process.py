@@ -134,12 +134,9 @@ class Supervisor:
                 admin_url=self.plan.admin_url,
                 engine_url=self.plan.engine_url,
             )
-            self._start()
+            self._add_members()
+            self._watch()
             return await self._finished
-
-    def _start(self) -> None:
-        self._add_members()
-        self._watch()
 
     def _add_members(self) -> None:
         """Start everyone who is not there yet."""

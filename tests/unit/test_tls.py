@@ -274,6 +274,40 @@ def test_a_tls_client_that_reads_nothing_is_cut(paths: tuple[str, str]) -> None:
     uvloop.run(main())
 
 
+def test_a_tls_client_that_reads_late_gets_all_of_it(
+    paths: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The moment that TLS has for its closing words is none for the answer before them."""
+    put(paths, *FIRST)
+    monkeypatch.setattr("ingress.greeting.SHUTDOWN_S", 0.2)
+
+    async def main() -> None:
+        app = Hello()
+        server = Server(app, LimitSettings(keepalive_s=0.2), asyncio.get_running_loop())
+        port = await server.listen("127.0.0.1", 0, make_context(*paths))
+        for number, line in enumerate((b"Connection: close\r\n", b"")):
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", port, ssl=client_context(FIRST[0]), limit=1024
+            )
+            writer.write(b"GET /hold HTTP/1.1\r\nHost: a\r\n%b\r\n" % line)
+            await wait_until_async(lambda number=number: len(app.held) > number)
+            app.held[number].respond(200, b"", b"x" * 20_000_000)
+            (connection,) = server._shared.connections
+            assert not server.idle
+            await asyncio.sleep(2.5)  # two sweeps, and many times what is allowed for the closing
+            assert connection.unsent_bytes > 1_000_000
+            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE_S)
+            body = await asyncio.wait_for(reader.readexactly(20_000_000), DEADLINE_S)
+            assert body == b"x" * 20_000_000
+            assert await asyncio.wait_for(reader.read(), DEADLINE_S) == b""
+            writer.close()
+        await wait_until_async(lambda: not server.connections)
+        assert app.gone == 0
+        server.close()
+
+    uvloop.run(main())
+
+
 def test_what_is_no_tls_harms_nobody(paths: tuple[str, str]) -> None:
     put(paths, *FIRST)
     faults: list[dict[str, Any]] = []
@@ -308,7 +342,7 @@ def test_a_handshake_counts_and_is_cut_at_its_deadline(paths: tuple[str, str]) -
         slow[1].write(b"\x16\x03\x01\x02")
         await wait_until_async(lambda: server.connections == 2)
         await wait_until_async(
-            lambda: sum(one.task is not None for one in server._shared.handshakes.values()) == 1
+            lambda: sum(one._task is not None for one in server._shared.handshakes) == 1
         )
         server.sweep(began + 4.9)
         assert server.connections == 2
