@@ -10,7 +10,21 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
+import msgspec
+
 from supervisor.messages import Message
+
+
+class FilePart(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A body that is too large for a message: where it lies until the job has ended."""
+
+    path: str
+    offset: int
+    size: int  #: bytes
+
+    def __len__(self) -> int:
+        return self.size
+
 
 # --------------------------------------------------------------------- ingress → adapter
 
@@ -34,6 +48,7 @@ class Submit(Message, frozen=True, tag=1):
     body: bytes = b""
     hosted: bool = False  #: it goes to the process that holds the worker.py
     session_id: str = ""  #: it belongs to this session, and is taken only while that is open
+    file: FilePart | None = None  #: in place of ``body``
 
 
 class Cancel(Message, frozen=True, tag=2):

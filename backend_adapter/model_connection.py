@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import partial
 from typing import Protocol, cast
 
 import httptools
 
+from backend_adapter.file_body import Feeder
+from backend_adapter.messages import FilePart
 from backend_adapter.model_request import Request
 from backend_adapter.response_headers import ResponseHead, read_head
 
@@ -51,6 +54,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_complete",
         "_excess",
+        "_feeder",
         "_first",
         "_head",
         "_head_bytes",
@@ -85,6 +89,7 @@ class Connection(asyncio.Protocol):
         self._lines: list[tuple[bytes, bytes]] = []
         self._last_at = 0.0
         self._paused = False
+        self._feeder: Feeder | None = None  #: of a body that lies in a file
         self.counted = counted
         self.reused = False
         self.request: Request | None = None  #: None: idle, or closed
@@ -114,11 +119,30 @@ class Connection(asyncio.Protocol):
         request.connection = self
         request.sent_at = self._loop.time()
         body = request.body
-        if len(body) <= _JOIN_BYTES:
+        if isinstance(body, FilePart):
+            transport.write(request.head)
+            failed = partial(self._unreadable, request)
+            self._feeder = Feeder(body, transport, self._loop, failed)
+            self._feeder.start()
+        elif len(body) <= _JOIN_BYTES:
             transport.write(b"".join((request.head, body)))
         else:
             transport.write(request.head)
             transport.write(body)
+
+    def _unreadable(self, request: Request, reason: str) -> None:
+        if self.request is request:
+            self.break_off("internal", reason)
+
+    def pause_writing(self) -> None:
+        """asyncio: the model server does not take what was sent."""
+        if self._feeder is not None:
+            self._feeder.pause()
+
+    def resume_writing(self) -> None:
+        """asyncio: it does again."""
+        if self._feeder is not None:
+            self._feeder.resume()
 
     def pause(self) -> None:
         """Read no more for now: the model server's socket fills up and slows it down."""
@@ -279,6 +303,7 @@ class Connection(asyncio.Protocol):
     def _finish(self, request: Request, problem: str) -> None:
         # A server that answers before it has read the body leaves the rest of it in our buffer.
         unread = self._open_transport().get_write_buffer_size() > 0
+        unread = unread or (self._feeder is not None and not self._feeder.done)
         reusable = self._keep_alive and not (self._excess or problem or unread) and self.usable
         self.resume()
         self._detach()
@@ -311,6 +336,9 @@ class Connection(asyncio.Protocol):
         request, self.request = self.request, None
         if request is not None:
             request.connection = None
+        if self._feeder is not None:
+            self._feeder.stop()
+            self._feeder = None
         return request
 
     def _open_transport(self) -> asyncio.Transport:

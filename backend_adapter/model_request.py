@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from backend_adapter.messages import FilePart
 from backend_adapter.response_headers import ResponseHead
 
 
@@ -60,7 +61,7 @@ class Request:
         method: str,
         path: str,
         headers: bytes,
-        body: bytes | memoryview,
+        body: bytes | memoryview | FilePart,
         sink: Sink,
         *,
         redeliver: bool = True,

@@ -18,6 +18,9 @@ from backend_adapter.response_headers import ResponseHead
 
 #: A response of known length up to this many bytes is gathered into one Answer.
 GATHER_BYTES = 65_536
+#: Complete responses whose clients have not read them, each of up to one read of a socket, that
+#: hold no slot. Further ones keep theirs until they are delivered: else they would be without end.
+MAX_LEAVING = 256
 
 
 class Sender(Protocol):
@@ -38,6 +41,8 @@ class Sender(Protocol):
 
 class Owner(Protocol):
     """What a run needs of the process around it."""
+
+    leaving: int  #: runs that are complete, hold no slot, and are not delivered; kept by the runs
 
     def tell(self, job: Job, message: FromAdapter) -> None:
         """Send to the ingress that the job came from."""
@@ -69,6 +74,8 @@ class Run:
         "_gathering",
         "_head",
         "_held",
+        "_keeps_slot",
+        "_leaving",
         "_owner",
         "_paused",
         "client",
@@ -84,7 +91,7 @@ class Run:
             submit.method,
             submit.path,
             submit.headers,
-            submit.body,
+            submit.body if submit.file is None else submit.file,
             self,
             redeliver=job.resend,
         )
@@ -95,6 +102,8 @@ class Run:
         self._held: list[bytes] = []
         self._paused = False
         self._complete = False
+        self._leaving = False
+        self._keeps_slot = False
 
     # ------------------------------------------------------------------ the client's calls
 
@@ -125,10 +134,16 @@ class Run:
             self._push(data)
 
     def on_end(self) -> None:
-        """The slot is free now; the terminal message follows what is still held."""
+        """The slot is free now, mostly; the terminal message follows what is still held."""
         head = self._head
         assert head is not None
         self._complete = True
+        if self._held and not self._gathering:
+            if self._owner.leaving >= MAX_LEAVING:
+                self._keeps_slot = True
+                return
+            self._owner.leaving += 1
+            self._leaving = True
         self._owner.ended(self, head.status)
         job = self.job
         if self._gathering:
@@ -169,6 +184,8 @@ class Run:
     def release(self) -> None:
         """It has ended. Run and request know each other: apart, their memory is free at once."""
         self._held.clear()
+        self._owner.leaving -= self._leaving
+        self._leaving = False
         self.request.release()
 
     # ------------------------------------------------------------------ inside
@@ -189,5 +206,8 @@ class Run:
             self.client.pause(self.request)
 
     def _end(self) -> None:
+        if self._keeps_slot:
+            assert self._head is not None
+            self._owner.ended(self, self._head.status)
         self._owner.tell(self.job, End(self.job.submit.id))
         self._owner.delivered(self)

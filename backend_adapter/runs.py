@@ -78,6 +78,7 @@ class Runs:
         self._clock = clock
         self._draining = False
         self.open: dict[Key, Run] = {}
+        self.leaving = 0
         self.desk: Desk
 
     # ------------------------------------------------------------------ the ingress's words

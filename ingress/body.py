@@ -11,7 +11,10 @@ by 16 KiB, however small the pieces. This module is a leaf below ``framing.py``.
 
 from __future__ import annotations
 
+import mmap
+
 from ingress.errors import ErrorKind, Problem
+from ingress.spool import SpoolFile
 
 #: Longest chunk header (size and extensions), bytes.
 CHUNK_LINE_BYTES = 1024
@@ -27,12 +30,13 @@ _CONTROLS = bytes([*range(9), *range(10, 32), 127])
 
 
 class Body:
-    """What is common to both kinds: the pieces held so far."""
+    """What is common to both kinds: the pieces held so far, in memory or in a file."""
 
-    __slots__ = ("_pieces", "size_bytes")
+    __slots__ = ("_file", "_pieces", "size_bytes")
 
     def __init__(self) -> None:
         self._pieces: list[bytes | bytearray] = []
+        self._file: SpoolFile | None = None
         #: Bytes held so far.
         self.size_bytes = 0
 
@@ -44,16 +48,28 @@ class Body:
         """
         raise NotImplementedError
 
-    def join(self) -> bytes:
-        """The whole body; copied at most once."""
+    def spool(self, file: SpoolFile) -> None:
+        """Hold it in this file from now on. Raises Problem (memory)."""
+        self._file = file
+        pieces, self._pieces = self._pieces, []
+        for piece in pieces:
+            file.write(piece)
+
+    def join(self) -> bytes | mmap.mmap:
+        """The whole body; copied at most once. Raises Problem (memory)."""
+        if self._file is not None:
+            return self._file.map()
         pieces = self._pieces
         if len(pieces) == 1 and type(pieces[0]) is bytes:
             return pieces[0]
         return b"".join(pieces)
 
     def _keep(self, piece: bytes) -> None:
-        pieces = self._pieces
         self.size_bytes += len(piece)
+        if self._file is not None:
+            self._file.write(piece)
+            return
+        pieces = self._pieces
         if not pieces or len(pieces[-1]) >= COALESCE_BYTES:
             pieces.append(piece)
             return

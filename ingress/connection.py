@@ -18,8 +18,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import socket
-import struct
 import time
 from typing import cast
 
@@ -35,10 +33,6 @@ _log = logging.getLogger("ingress")
 #: Bytes of pipelined requests beyond which a connection is not read until its answer has ended.
 HOLD_BYTES = 65_536
 
-#: Unsent bytes of one connection above which, and below which again, ``writable`` changes.
-WRITE_HIGH_BYTES = 65_536
-WRITE_LOW_BYTES = 16_384
-
 #: Connections beyond the limit that are told so at one time; further ones are just closed.
 OVERFLOW_CONNECTIONS = 64
 
@@ -50,20 +44,10 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_counted_bytes",
-        "_deadline",
-        "_exchange",
-        "_framer",
-        "_held",
-        "_parsing",
-        "_reading_paused",
-        "_stall_deadline",
-        "_state",
-        "_transport",
-        "_unsent_bytes",
-        "shared",
+        "_deadline", "_exchange", "_framer", "_held", "_parsing", "_reading_paused",
+        "_stall_deadline", "_state", "_transport", "_unsent_bytes", "counted_bytes", "shared",
         "writable",
-    )
+    )  # fmt: skip
 
     _transport: asyncio.Transport
 
@@ -80,8 +64,8 @@ class Connection(asyncio.Protocol):
         self._held = b""
         self._parsing = False
         self._reading_paused = False
-        #: Share of this connection in ``shared.buffered_bytes``.
-        self._counted_bytes = 0
+        #: Its share of the budget's memory, but for what is held back.
+        self.counted_bytes = 0
         self._unsent_bytes = 0
         self._stall_deadline = 0.0
 
@@ -97,8 +81,7 @@ class Connection(asyncio.Protocol):
             self._state = CLOSED
             transport.abort()
             return
-        shared.connections.add(self)
-        transport.set_write_buffer_limits(WRITE_HIGH_BYTES, WRITE_LOW_BYTES)
+        shared.add(self, transport)
         if open_connections >= shared.max_connections:
             self._refuse(Problem(ErrorKind.OVERLOADED, retry_after_s=1.0))
         elif shared.draining:
@@ -122,10 +105,11 @@ class Connection(asyncio.Protocol):
         handed_over = self._state == BUSY
         self._state = CLOSED
         shared.connections.discard(self)
-        self._framer.close()
-        self._held = b""
+        shared.slow.discard(self)
         exchange = self._exchange
         self._forget_exchange()
+        self._framer.close()
+        self._set_held(b"")
         if exchange is not None:
             exchange.client_gone()
             if handed_over:
@@ -135,12 +119,14 @@ class Connection(asyncio.Protocol):
         shared.on_lost()
 
     def pause_writing(self) -> None:
-        """asyncio: ``WRITE_HIGH_BYTES`` are unsent."""
+        """asyncio: more is unsent than a client that reads leaves."""
         self.writable = False
+        self.shared.slow.add(self)
 
     def resume_writing(self) -> None:
-        """asyncio: no more than ``WRITE_LOW_BYTES`` are unsent."""
+        """asyncio: its client reads again."""
         self.writable = True
+        self.shared.slow.discard(self)
         exchange = self._exchange
         if exchange is None or self._state != BUSY:
             self._resume()
@@ -150,19 +136,33 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------------ requests
 
     def _hold(self, data: bytes) -> None:
-        if self._held and self._exchange is not None and not self._exchange.keep_alive:
+        exchange = self._exchange
+        if self._held and exchange is not None and not exchange.keep_alive:
             return  # nothing after this exchange will be answered
-        self._held += data
+        if not self._set_held(self._held + data):
+            if exchange is None:
+                self._transport.abort()  # it sends requests and reads no answers
+                return
+            exchange.keep_alive = False
+            self._set_held((self._held or data)[:1])  # there was more
         if len(self._held) > HOLD_BYTES and not self._reading_paused:
             self._reading_paused = True
             self._transport.pause_reading()
+
+    def _set_held(self, data: bytes) -> bool:
+        """False: the budget has no room for it, and nothing has changed."""
+        if not self.shared.intake.budget.take(len(data) - len(self._held)):
+            return False
+        self._held = data
+        return True
 
     def _resume(self) -> None:
         """Go on with what was held, if nothing stands against it."""
         if self._state > BODY or not self.writable:
             return
-        data, self._held = self._held, b""
+        data = self._held
         if data:
+            self._set_held(b"")
             self._parse(data)
         if self._reading_paused and len(self._held) <= HOLD_BYTES and self._state != CLOSED:
             self._reading_paused = False
@@ -177,13 +177,14 @@ class Connection(asyncio.Protocol):
                 if self._state <= HEAD:
                     start = framer.head(data, start)
                     if start < 0:
-                        if framer.begun and self._state == IDLE:
-                            self._enter(HEAD)
+                        if framer.begun:
+                            self._wait_for_head()
                         return
                     self._accept_head(framer.request)
                 elif self._state == BODY:
                     start = framer.body(data, start)
-                    self._count_body(framer.body_bytes)
+                    if framer.request.chunked:
+                        self.counted_bytes = self.shared.intake.grow(self.counted_bytes, framer)
                     if start < 0:
                         self._deadline = 0.0
                         return
@@ -197,13 +198,17 @@ class Connection(asyncio.Protocol):
         if start < size and self._state <= BUSY:
             self._hold(data[start:])
 
+    def _wait_for_head(self) -> None:
+        if self._state == IDLE:
+            self._enter(HEAD)
+        size = self._framer.head_bytes
+        self.counted_bytes = self.shared.intake.count(self.counted_bytes, size)
+
     def _accept_head(self, exchange: Exchange) -> None:
         shared = self.shared
         exchange.arrived_at = time.monotonic()
         if shared.draining:
             raise Problem(ErrorKind.DRAINING, retry_after_s=1.0)
-        if shared.buffered_bytes + exchange.content_length > shared.limits.buffered_bytes:
-            raise Problem(ErrorKind.MEMORY, retry_after_s=1.0)
         shared.active += 1
         self._exchange = exchange
         try:
@@ -222,9 +227,10 @@ class Connection(asyncio.Protocol):
             refusal = fault if isinstance(fault, Problem) else Problem(fault)
             if refusal.kind is ErrorKind.LENGTH_REQUIRED:
                 raise refusal  # a body may follow all the same
-            self.shared.count_refused(refusal.kind)
+            shared.count_refused(refusal.kind)
             exchange.fail(refusal)
         elif exchange.has_body:
+            self.counted_bytes = shared.intake.begin(self.counted_bytes, self._framer)
             self._enter(BODY)
             if exchange.expects_continue:
                 self.write(responses.CONTINUE)
@@ -247,19 +253,13 @@ class Connection(asyncio.Protocol):
         _log.critical("failed at a request", exc_info=error)
         return Problem(ErrorKind.INTERNAL)
 
-    def _count_body(self, size_bytes: int) -> None:
-        shared = self.shared
-        shared.buffered_bytes += size_bytes - self._counted_bytes
-        self._counted_bytes = size_bytes
-        if shared.buffered_bytes > shared.limits.buffered_bytes:
-            raise Problem(ErrorKind.MEMORY, retry_after_s=1.0)
-
     def _forget_exchange(self) -> None:
         shared = self.shared
-        if self._counted_bytes:
-            shared.buffered_bytes -= self._counted_bytes
-            self._counted_bytes = 0
+        if self.counted_bytes:
+            shared.intake.budget.take(-self.counted_bytes)
+            self.counted_bytes = 0
         if self._exchange is not None:
+            shared.intake.drop(self._exchange)
             self._exchange = None
             shared.active -= 1
 
@@ -271,7 +271,7 @@ class Connection(asyncio.Protocol):
         )
         if self._exchange is not None:
             self._exchange.client_gone()
-            self._forget_exchange()
+        self._forget_exchange()
         self._linger()
 
     # ------------------------------------------------------------------ answers
@@ -293,17 +293,16 @@ class Connection(asyncio.Protocol):
         keep_alive: bool,
     ) -> None:
         """Write a complete answer to ``request``, framed by its length."""
-        size = len(body)
         prefixes = self.shared.prefixes
         prefix = prefixes.by_status.get(status) or prefixes.of(status)
         ending = responses.ending(keep_alive, request.http10)
         if status in responses.BODILESS:
             self._transport.write(prefix + headers + ending)
             return
-        head = b"%b%bcontent-length: %d\r\n%b" % (prefix, headers, size, ending)
-        if not size or request.method == b"HEAD":
+        head = b"%b%bcontent-length: %d\r\n%b" % (prefix, headers, len(body), ending)
+        if request.method == b"HEAD":
             self._transport.write(head)
-        elif size <= JOIN_BYTES:
+        elif len(body) <= JOIN_BYTES:
             self._transport.write(head + body)
         else:
             self._transport.writelines((head, body))
@@ -334,8 +333,7 @@ class Connection(asyncio.Protocol):
             self._enter(CLOSED)
             transport.abort()
         else:
-            client = transport.get_extra_info("socket")
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            responses.reset_at_close(transport.get_extra_info("socket"))
             self.close()
 
     # ------------------------------------------------------------------ ends
@@ -356,7 +354,8 @@ class Connection(asyncio.Protocol):
 
     def _linger(self) -> None:
         self._enter(LINGER)
-        self._held = b""
+        self._set_held(b"")
+        self._framer.next()  # what came of the request is nobody's any more
         if self._reading_paused:
             self._reading_paused = False
             self._transport.resume_reading()
@@ -385,8 +384,8 @@ class Connection(asyncio.Protocol):
         exchange = self._exchange
         if exchange is not None:
             if self._state == BODY:
-                patience_s = shared.limits.body_timeout_s
-                if too_slow(self._counted_bytes, exchange.arrived_at, patience_s, now):
+                patience_s, size = shared.limits.body_timeout_s, self._framer.body_bytes
+                if too_slow(size, exchange.arrived_at, patience_s, now):
                     self._deadline = now
             elif self._reading_paused and now - exchange.arrived_at > PIPELINE_S:
                 exchange.keep_alive = self._reading_paused = False

@@ -15,7 +15,7 @@ import msgspec
 
 from backend_adapter.hook_messages import ROUTE_HEADER, TICKET_HEADER, Forget, Prepare, Prepared
 from backend_adapter.hook_messages import Refused as HookRefused
-from backend_adapter.messages import Submit
+from backend_adapter.messages import FilePart, Submit
 from ingress import session_calls
 from ingress.admission import Admission, Job
 from ingress.answers import Answers
@@ -26,6 +26,7 @@ from ingress.exchange import Exchange
 from ingress.management import Management
 from ingress.questions import Question, Questions
 from ingress.routes import SESSION_CALLS, UPDATE_PATH, Route, Routes
+from ingress.spool import RETRY_S, Bytes, payload_of, whole_of
 from ingress.workload import LEAST_WORKLOAD, quantised
 from reporter.producer_ledger import ProducerLedger
 
@@ -78,7 +79,7 @@ class Door:
         questions: Questions,
         management: Management,
         *,
-        decode: Callable[[bytes], Envelope],
+        decode: Callable[[Bytes], Envelope],
         credit_bytes: int,
         ask: Callable[[Prepare | Forget], bool],
         answers: Answers,
@@ -154,16 +155,23 @@ class Door:
             exchange.fail(problem)
             return
         if route.prepare:
-            message = Prepare(self._questions.next_id(), route.path, exchange.body)
+            number = self._questions.next_id()
+            message = Prepare(number, route.path, *whole_of(exchange.body, exchange.file))
             question = Question(message, exchange, route, request_idx, reqnum, session_id, now)
             self._questions.take(question)
             exchange.context = question
+            exchange.body = b""
             question.asked += self._ask(message)
             return
         payload = envelope.payload
         workload = route.meter.measure(payload)
-        body = exchange.body if route.hosted else bytes(payload)
-        self._take(exchange, route, request_idx, reqnum, session_id, workload, body, JSON_TYPE, now)
+        if route.hosted:
+            body, file = whole_of(exchange.body, exchange.file)
+        else:
+            body, file = payload_of(payload, exchange.body, exchange.file)
+        self._take(
+            exchange, route, request_idx, reqnum, session_id, workload, body, file, JSON_TYPE, now
+        )
 
     def _refuse(self, exchange: Exchange, refused: Refused) -> None:
         self._ledger.refuse(refused.kind)
@@ -202,13 +210,11 @@ class Door:
         if question is None:
             return
         exchange, route = question.exchange, question.route
-        headers, body = answer.headers, answer.body
-        if route.hosted:
-            headers, body = JSON_TYPE, question.message.body
-            if answer.ticket:
-                headers += f"{TICKET_HEADER}: {answer.ticket}\r\n".encode()
-        elif answer.untouched:
-            headers, body = JSON_TYPE, bytes(self._decode(question.message.body).payload)
+        try:
+            headers, body, file = self._formed(question, answer)
+        except Problem as problem:
+            self._turn_away(question, problem)
+            return
         workload = quantised(max(answer.workload, LEAST_WORKLOAD), DEFAULT_WORKLOAD)
         self._take(
             exchange,
@@ -218,9 +224,22 @@ class Door:
             question.session_id,
             workload,
             body,
+            file,
             headers,
             now,
         )
+
+    def _formed(self, question: Question, answer: Prepared) -> tuple[bytes, bytes, FilePart | None]:
+        """Headers and body of the job that a worker.py has made of a request."""
+        asked, exchange = question.message, question.exchange
+        if question.route.hosted:
+            ticket = f"{TICKET_HEADER}: {answer.ticket}\r\n".encode() if answer.ticket else b""
+            return JSON_TYPE + ticket, asked.body, asked.file
+        if not answer.untouched:
+            file = exchange.replace_body(answer.body)
+            return answer.headers, b"" if file is not None else answer.body, file
+        whole: Bytes = asked.body if exchange.file is None else exchange.file.map()
+        return JSON_TYPE, *payload_of(self._decode(whole).payload, whole, exchange.file)
 
     def on_refused(self, answer: HookRefused) -> None:
         """A worker.py has refused a request, or failed at it."""
@@ -228,7 +247,8 @@ class Door:
         if question is not None:
             extra = msgspec.json.decode(answer.extra) if answer.extra else None
             kind = KINDS.get(answer.kind, ErrorKind.HOOK_FAILED)
-            self._turn_away(question, Problem(kind, answer.message, extra=extra))
+            retry_after_s = RETRY_S if kind is ErrorKind.MEMORY else None
+            self._turn_away(question, Problem(kind, answer.message, retry_after_s, extra=extra))
 
     def expire_questions(self, now: float) -> None:
         """Who waited too long for a worker.py's word is told so."""
@@ -276,6 +296,7 @@ class Door:
         session_id: str,
         workload: float,
         body: bytes,
+        file: FilePart | None,
         headers: bytes,
         now: float,
     ) -> None:
@@ -298,6 +319,7 @@ class Door:
                 body=body,
                 hosted=route.hosted,
                 session_id=session_id,
+                file=file,
             ),
             exchange,
             route.path,

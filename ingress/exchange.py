@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from backend_adapter.messages import FilePart
 from ingress import responses
 from ingress.errors import ErrorKind, Problem
 from ingress.framing import Request
@@ -72,13 +73,25 @@ class Exchange(Request):
 
     @property
     def writable(self) -> bool:
-        """Whether what was written so far has left, all but ``WRITE_HIGH_BYTES``."""
+        """Whether what was written so far has left, all but ``shared.WRITE_HIGH_BYTES``."""
         return self.connection.writable
 
     def release_body(self) -> None:
-        """Let go of the body. It counts against ``buffered_bytes`` until the answer has ended,
-        because the application holds a part of it."""
+        """Let go of body and headers. The body counts against ``buffered_bytes`` until the answer
+        has ended, because the application holds a part of it; so does its file stay."""
         self.body = b""
+        self.headers = []
+
+    def replace_body(self, body: bytes) -> FilePart | None:
+        """The application holds this from now on in place of the body.
+
+        :return: where it lies; None: with the application.
+        :raises Problem: memory.
+        """
+        connection = self.connection
+        intake, counted = connection.shared.intake, connection.counted_bytes
+        connection.counted_bytes, part = intake.replace(counted, self, body)
+        return part
 
     def respond(self, status: int, headers: bytes, body: bytes | memoryview = b"") -> None:
         """The whole answer.

@@ -17,6 +17,7 @@ body (``body.py``) its own limit. This module knows no socket, no clock and no a
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -25,6 +26,7 @@ import httptools
 from ingress.body import Body, ChunkedBody, SizedBody, too_large
 from ingress.errors import ErrorKind, Problem
 from ingress.responses import LAST_CHUNK
+from ingress.spool import SpoolFile
 from supervisor.settings import LimitSettings
 
 _HEAD_END = b"\r\n\r\n"
@@ -54,6 +56,7 @@ class Request:
         "chunked",
         "content_length",
         "expects_continue",
+        "file",
         "has_body",
         "headers",
         "host",
@@ -76,7 +79,9 @@ class Request:
         self.has_body = False
         self.http10 = False
         self.keep_alive = True
-        self.body = b""
+        self.body: bytes | mmap.mmap = b""
+        #: What holds the body in place of memory; the connection that it came on removes it.
+        self.file: SpoolFile | None = None
 
     def header(self, name: bytes) -> bytes | None:
         """The first header called ``name`` (lowercase), or None."""
@@ -103,7 +108,6 @@ class Framer(Generic[R]):
     __slots__ = (
         "_body",
         "_expect",
-        "_head_bytes",
         "_head_complete",
         "_header_bytes",
         "_header_count",
@@ -116,6 +120,7 @@ class Framer(Generic[R]):
         "_upgraded",
         "begun",
         "body_bytes",
+        "head_bytes",
         "request",
     )
 
@@ -142,7 +147,8 @@ class Framer(Generic[R]):
         #: Collects a body that comes in pieces.
         self._body: Body | None = None
         self._target = b""
-        self._head_bytes = 0
+        #: Bytes of its head so far.
+        self.head_bytes = 0
         self._head_complete = False
         self._noted_connection = False
         self._expect = b""
@@ -185,8 +191,8 @@ class Framer(Generic[R]):
             if isinstance(error.__context__, Problem):  # raised in one of the callbacks below
                 raise error.__context__ from None
             raise self._explain(str(error), piece) from None
-        self._head_bytes += len(piece)
-        if self._head_bytes > self._header_bytes:
+        self.head_bytes += len(piece)
+        if self.head_bytes > self._header_bytes:
             self._check_head_size(complete=end >= 0)
         if self._head_complete != (end >= 0):
             raise self._explain("the head has no proper end", piece)
@@ -200,7 +206,7 @@ class Framer(Generic[R]):
         line_bytes = limits.request_line_bytes
         if complete:
             line_bytes = len(self.request.method) + len(self._target) + len("  HTTP/1.1\r\n")
-        if self._head_bytes > limits.header_bytes + line_bytes:
+        if self.head_bytes > limits.header_bytes + line_bytes:
             raise Problem(
                 ErrorKind.TOO_MANY_HEADERS,
                 f"The headers are over {limits.header_bytes} bytes; send fewer or shorter ones.",
@@ -305,11 +311,17 @@ class Framer(Generic[R]):
 
     # ------------------------------------------------------------------ body
 
+    def spool(self, file: SpoolFile) -> None:
+        """The body goes into this file. Raises Problem (memory)."""
+        if self._body is None:
+            self._body = SizedBody(self.request.content_length)
+        self._body.spool(file)
+
     def body(self, data: bytes, start: int = 0) -> int:
         """Read the body from ``data[start:]``; ``request.body`` is set once it is complete.
 
         :return: offset of the first byte after the body; -1: all was read and more is needed.
-        :raises Problem: body_too_large, invalid_request, too_many_headers.
+        :raises Problem: body_too_large, invalid_request, too_many_headers, memory.
         """
         request = self.request
         body = self._body
@@ -330,5 +342,7 @@ class Framer(Generic[R]):
         if not self._upgraded:
             # Without an on_body the parser only counts, which costs nothing. Chunks it has not
             # seen: an empty body is as good to it.
-            self._parser.feed_data(LAST_CHUNK if request.chunked else request.body)
+            read = request.body
+            whole = read if isinstance(read, bytes) else memoryview(read)
+            self._parser.feed_data(LAST_CHUNK if request.chunked else whole)
         return stop

@@ -21,6 +21,7 @@ from ingress.connection import Connection
 from ingress.errors import ErrorKind
 from ingress.exchange import Application, Exchange
 from ingress.shared import Shared
+from ingress.spool import Spool
 from supervisor.settings import LimitSettings
 
 __all__ = ["Application", "Exchange", "Server"]
@@ -48,10 +49,15 @@ class Server:
     :param app: gets the requests.
     :param limits: what one client may ask.
     :param loop: the uvloop that everything runs on.
+    :param spool: takes bodies that are too large for memory.
     """
 
     def __init__(
-        self, app: Application, limits: LimitSettings, loop: asyncio.AbstractEventLoop
+        self,
+        app: Application,
+        limits: LimitSettings,
+        loop: asyncio.AbstractEventLoop,
+        spool: Spool | None = None,
     ) -> None:
         self._loop = loop
         fds = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -59,7 +65,7 @@ class Server:
         if fds != resource.RLIM_INFINITY:
             most = max(1, min(most, fds - RESERVED_FDS))
         self._changed = asyncio.Event()
-        self._shared = Shared(app, limits, loop, most, self._changed.set)
+        self._shared = Shared(app, limits, loop, most, self._changed.set, spool)
         self._listener: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -75,8 +81,18 @@ class Server:
 
     @property
     def buffered_bytes(self) -> int:
-        """Bytes of request bodies held for them."""
-        return self._shared.buffered_bytes
+        """Bytes of their requests that are held in memory."""
+        return self._shared.intake.budget.memory
+
+    @property
+    def spooled_bytes(self) -> int:
+        """Bytes of their bodies that are held in files."""
+        return self._shared.intake.budget.disk
+
+    @property
+    def cut_readers(self) -> int:
+        """Clients cut off because they left their answers unread."""
+        return self._shared.slow.cut
 
     @property
     def refused(self) -> dict[ErrorKind, int]:

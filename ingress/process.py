@@ -7,7 +7,6 @@ accounts go to the reporter. A session with the adapter or the reporter may end 
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import secrets
@@ -19,16 +18,20 @@ from backend_adapter.messages import FromAdapter
 from ingress.admission import Admission
 from ingress.answers import Answers
 from ingress.auth import Authenticator
+from ingress.budget import share
+from ingress.client_port import cannot_listen
 from ingress.door import Door
 from ingress.envelope import decode, decode_unsigned
 from ingress.http import Server
 from ingress.management import Management
 from ingress.questions import Questions
 from ingress.routes import compile_routes
+from ingress.spool import Spool
+from ingress.strict import guarded
 from ingress.webhooks import WebhookPort
 from reporter.messages import KeySuspect, PublicKey
 from reporter.producer import EVENTS_EVERY_S, LAST_ACCOUNTS_S, Producer
-from supervisor import process_tree, wire
+from supervisor import spool_dir, wire
 from supervisor.child import Runtime
 from supervisor.exit_codes import ExitCode
 from supervisor.messages import Beat, ChildNote, ChildState
@@ -57,13 +60,9 @@ class Ingress:
         )
         auth = settings.auth
         self._authenticator = Authenticator(
-            auth.mode,
-            auth.scheme,
-            settings.worker.public_url,
-            auth.check_url,
-            auth.replay_window,
-            auth.cache_entries,
-        )
+            auth.mode, auth.scheme, settings.worker.public_url, auth.check_url,
+            auth.replay_window, auth.cache_entries,
+        )  # fmt: skip
         self._questions = Questions(settings.hooks.timeout_s, secrets.randbits(48))
         self._door = Door(
             compile_routes(settings.route),
@@ -77,8 +76,13 @@ class Ingress:
             ask=self._ask,
             answers=self._answers,
         )
-        self._server = Server(self._door, settings.limits, runtime.loop)
+        app = guarded(self._door, settings, self._ledger.refuse)
         worker = settings.worker
+        directory = spool_dir.of_run(settings, runtime.handoff.runtime_dir)
+        spool = Spool(directory, runtime.name)
+        spool.sweep()
+        limits = share(settings.limits, worker.processes)
+        self._server = Server(app, limits, runtime.loop, spool)
         self._webhooks = WebhookPort(
             self._door, settings.limits, runtime.loop, worker.http_port, worker.processes > 1
         )
@@ -106,17 +110,8 @@ class Ingress:
                 worker.host, worker.port, context, reuse_port=worker.processes > 1
             )
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                holder = process_tree.port_holder(worker.port) or "unknown"
-                hint = f"held by {holder}; stop it or choose another with --port"
-            else:
-                hint = "set worker.host to an address of this machine, or to 0.0.0.0"
-            _log.critical(
-                "cannot listen on %s port %s: %s (%s)",
-                worker.host, worker.port, error.strerror or error, hint,
-            )  # fmt: skip
-            os._exit(ExitCode.PORT_TAKEN)
-        if settings.auth.mode == "none":
+            cannot_listen(worker, error)
+        if settings.auth.mode == "none" and not settings.auth.clients:
             _log.critical(
                 "AUTHENTICATION IS OFF: everyone who reaches port %s may use the model", self._port
             )
@@ -148,6 +143,9 @@ class Ingress:
                 "port": self._port,
                 "lacks_key": self._authenticator.lacks_key,
                 "connections": self._server.connections,
+                "buffered_bytes": self._server.buffered_bytes,
+                "spooled_bytes": self._server.spooled_bytes,
+                "cut_readers": self._server.cut_readers,
                 "in_flight": len(self._admission.jobs),
                 "requests": self._ledger.requests,
                 "redelivered": self._admission.redelivered,

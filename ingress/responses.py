@@ -4,12 +4,14 @@ Everything that does not change between two responses is encoded once: one prefi
 thrown away when the second changes. There is no Server header: whom it helps is not our client.
 
 Law: what leaves here is a complete head, framed exactly one way (a length, chunks, or the end of
-the connection). This module knows no socket; the wall clock is handed in, and only printed.
+the connection). The wall clock is handed in, and only printed.
 """
 
 from __future__ import annotations
 
 import http
+import socket
+import struct
 from email.utils import formatdate
 
 #: Interim answer to ``Expect: 100-continue``.
@@ -32,6 +34,11 @@ def ending(keep_alive: bool, http10: bool) -> bytes:
     if not keep_alive:
         return CLOSES
     return STAYS_OPEN_HTTP10 if http10 else STAYS_OPEN
+
+
+def reset_at_close(client: socket.socket) -> None:
+    """Its close is to show that an answer broke off: the client sees a reset, no regular end."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 class Prefixes:

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING
 from ingress import responses
 from ingress.errors import ErrorKind
 from ingress.exchange import Application
+from ingress.intake import Intake
+from ingress.slow_readers import SlowReaders
+from ingress.spool import Spool
 from supervisor.settings import LimitSettings
 
 if TYPE_CHECKING:
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
 #: Seconds for which the rest of a refused request is thrown away before its connection closes: a
 #: close with unread bytes would reset the connection, and could take the refusal with it.
 LINGER_S = 2.0
+
+#: Unsent bytes of one connection above which, and below which again, its client counts as slow.
+WRITE_HIGH_BYTES = 16_384
+WRITE_LOW_BYTES = 4_096
 
 # What a connection waits for. Up to BODY it parses what comes; from LINGER it throws it away.
 IDLE, HEAD, BODY, BUSY, LINGER, CLOSED = range(6)
@@ -34,20 +41,22 @@ class Shared:
     :param app: gets the requests.
     :param max_connections: further clients are told so.
     :param on_lost: called whenever a connection has ended.
+    :param spool: takes the bodies that are too large for memory; None: nothing does.
     """
 
     __slots__ = (
         "active",
         "app",
-        "buffered_bytes",
         "connections",
         "draining",
+        "intake",
         "limits",
         "loop",
         "max_connections",
         "on_lost",
         "prefixes",
         "refused",
+        "slow",
         "timeouts_s",
     )
 
@@ -58,6 +67,7 @@ class Shared:
         loop: asyncio.AbstractEventLoop,
         max_connections: int,
         on_lost: Callable[[], None],
+        spool: Spool | None = None,
     ) -> None:
         self.app = app
         self.limits = limits
@@ -68,8 +78,12 @@ class Shared:
         self.connections: set[Connection] = set()
         #: Exchanges whose head was accepted and whose answer has not ended.
         self.active = 0
-        #: Bytes of request bodies held for them.
-        self.buffered_bytes = 0
+        #: What is held of their requests …
+        self.intake = Intake(limits, spool)
+        #: … and of their answers.
+        self.slow = SlowReaders(
+            limits.unsent_bytes, limits.stream_credit_bytes + WRITE_HIGH_BYTES, loop
+        )
         self.draining = False
         #: Requests that never reached the application, by kind.
         self.refused: dict[ErrorKind, int] = {}
@@ -82,6 +96,11 @@ class Shared:
             LINGER_S,
             math.inf,
         )
+
+    def add(self, connection: Connection, transport: asyncio.Transport) -> None:
+        """A client has come."""
+        self.connections.add(connection)
+        transport.set_write_buffer_limits(WRITE_HIGH_BYTES, WRITE_LOW_BYTES)
 
     def count_refused(self, kind: ErrorKind) -> None:
         """A request ended before the application took it."""

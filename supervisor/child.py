@@ -26,7 +26,7 @@ from typing import Any, NoReturn, Protocol
 import uvloop
 
 import supervisor
-from supervisor import log_lines, process_tree, settings_sources, wire
+from supervisor import log_lines, process_tree, settings_sources, spool_dir, wire
 from supervisor.exit_codes import ExitCode
 from supervisor.messages import Beat, Drain, FromSupervisor, Message, Reload
 from supervisor.settings import Settings
@@ -215,6 +215,7 @@ class Runtime:
 
     def _orphaned(self) -> NoReturn:
         end_run(self.handoff.run_id, self.handoff.runtime_dir)
+        spool_dir.remove(self.handoff.settings, self.handoff.runtime_dir)
         os._exit(ExitCode.ORPHANED)
 
 

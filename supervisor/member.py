@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, assert_never
 
-from supervisor import lifecycle, process_tree
+from supervisor import core_files, lifecycle, process_tree
 from supervisor.logs import Capture, Ring
 from supervisor.messages import ChildState
 from supervisor.ports import is_free
@@ -41,6 +41,8 @@ class Program:
     capture: Callable[[int, int, Ring], Capture]
     #: port on 127.0.0.1 that it will bind, and that nobody else may hold; 0: not ours to say
     port: int = 0
+    #: it may leave core files where whoever started us would
+    dumps: bool = False
 
 
 class Member:
@@ -170,6 +172,8 @@ class Member:
             self.last_exit = str(error)
             self.feed(lifecycle.SpawnFailed(str(error), error.permanent))
             return
+        if program.dumps:
+            core_files.allow(process.pid)
         self.process = process
         self._sids.add(process.pid)
         if generation > 1:

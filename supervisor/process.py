@@ -44,6 +44,7 @@ from supervisor.replan import Replanner
 from supervisor.run_lock import RunLock
 from supervisor.settings_sources import SettingsError
 from supervisor.shutdown import DRAIN_MARGIN_S, stop_in_order
+from supervisor.spool_dir import remove as remove_spool
 
 #: Between two looks at a log file that something else writes.
 FOLLOW_EVERY_S = 0.2
@@ -109,6 +110,7 @@ class Supervisor:
         process_tree.become_subreaper()
         with ExitStack() as undo:
             undo.callback(shutil.rmtree, self._runtime_dir, ignore_errors=True)
+            undo.callback(remove_spool, self.plan.settings, self._runtime_dir)
             self._control = wire.Server(
                 wire.ipc_address(self._runtime_dir, CONTROL_SOCKET), ToSupervisor,
                 self._on_messages, on_up=self._on_child_up,

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from backend_adapter.hook_messages import ROUTE_HEADER, Prepared, Refused
+from backend_adapter.messages import FilePart
 from ingress.hooks.handlers import Hooked, workload_of
 from ingress.hooks.payload import ApiPayload, EndpointHandler, JsonDataException
 
@@ -65,9 +66,14 @@ def wire_form(payload: ApiPayload) -> tuple[bytes, bytes]:
         raise BadHook(f"what is to be sent to the model server is no JSON: {error}") from error
 
 
-def prepare(hooked: Hooked, question: int, body: bytes) -> tuple[Prepared | Refused, Any]:
+def prepare(
+    hooked: Hooked, question: int, body: bytes, file: FilePart | None = None
+) -> tuple[Prepared | Refused, Any]:
     """Answer a Prepare; and the payload object, where it will be needed again."""
     try:
+        if file is not None:
+            with open(file.path, "rb") as spooled:
+                body = spooled.read()
         payload = read(hooked, body)
         workload = workload_of(payload, hooked.route)
         if hooked.hosted:

@@ -7,7 +7,8 @@ response, a client that leaves is a cancelled task, and whoever reads slowly slo
 Law: every request is answered or its connection is cut: a hook that raises is a typed 500 (422 for
 a bad payload), one that hangs a 504 (a remote function, like a model, has all the time that its
 request has), and where the model server was lost before it answered the adapter sees a lost
-connection, and may send the job again.
+connection, and may send the job again. Bodies of requests at work hold at most
+``limits.buffered_bytes``, or one body; beyond that a request is a typed 503.
 
 It runs on the loop that the worker.py runs on.
 """
@@ -36,6 +37,8 @@ from supervisor.settings import LimitSettings
 
 #: Seconds between two looks at how far a response has come.
 LOOK_EVERY_S = 0.5
+#: After which a client may try again that found no room for its body.
+RETRY_S = 1
 #: Connections that wait while the file's loop is busy.
 BACKLOG = 4096
 #: What the head of a request is longer here than at the worker's door, at most.
@@ -83,6 +86,7 @@ class Hosted:
         self._limits = limits
         self._on_idle = on_idle
         self.active = 0  #: requests that have no answer yet
+        self._held_bytes = 0  #: of their bodies
         self._functions = RemoteFunctions(timeout_s)
         self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
@@ -118,11 +122,16 @@ class Hosted:
             await self._session.close()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
+        size = request.content_length or 0
+        if self._held_bytes and self._held_bytes + size > self._limits.buffered_bytes:
+            return _of_problem(Problem(ErrorKind.MEMORY, retry_after_s=RETRY_S))
         self.active += 1
+        self._held_bytes += size
         try:
             return await self._outcome(request)
         finally:
             self.active -= 1
+            self._held_bytes -= size
             if not self.active:
                 self._on_idle()
 
@@ -255,7 +264,10 @@ def _failed(request: web.Request, problem: Problem) -> web.StreamResponse:
 
 
 def _of_problem(problem: Problem) -> web.Response:
-    return web.Response(status=problem.status, body=problem.body(), content_type="application/json")
+    after = {} if problem.retry_after_s is None else {"retry-after": f"{problem.retry_after_s:.0f}"}
+    return web.Response(
+        status=problem.status, body=problem.body(), content_type="application/json", headers=after
+    )
 
 
 def _cut(request: web.Request) -> None:

@@ -85,7 +85,7 @@ class Run:
         self._settle()
         self.sent: bytes = wire.sent
         assert self.shared.active == 0
-        assert self.shared.buffered_bytes == 0
+        assert self.shared.intake.budget.memory == 0
 
     def _settle(self) -> None:
         while self._held or self._later:

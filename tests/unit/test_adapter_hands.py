@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from backend_adapter import run
 from backend_adapter.hook_messages import HOSTED_SOCKET
 from backend_adapter.messages import (
     Answer,
@@ -23,6 +24,7 @@ from backend_adapter.messages import (
     Credit,
     End,
     Failed,
+    FilePart,
     FromAdapter,
     Head,
     Rejected,
@@ -241,6 +243,74 @@ def test_a_credit_smaller_than_one_read_and_an_end_that_waits_for_it(tmp_path: P
         assert stage.heard(job)[0] == Head(job, 200, b"", stage.heard(job)[0].started_at, len(text))
         stage.ingress.send(Credit(job, 1))  # after the end: nothing
         stage.ingress.send(Cancel(job))
+        await stage.settled()
+
+    play(tmp_path, script, scene)
+
+
+def test_responses_that_nobody_reads_give_their_slots_free_only_so_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "MAX_LEAVING", 1)
+    text = b"x" * 70_000
+
+    async def script(peer: Peer) -> None:
+        if peer.number > 1:
+            await peer.request()
+            await peer.answer(text)
+            await peer.hold()
+
+    async def scene(stage: Scene) -> None:
+        jobs = [stage.submit(credit=69_000) for _ in range(3)]
+        await wait_until_async(lambda: all(len(stage.body(job)) == 69_000 for job in jobs))
+        await wait_until_async(lambda: stage.gauges["running"] == 2, what="one to have left")
+        assert stage.adapter._runs.leaving == 1
+        leaving = [key[1] for key, each in stage.adapter._runs.open.items() if each._leaving]
+        stays, cancelled = (job for job in jobs if job not in leaving)
+        stage.ingress.send(Credit(stays, 10_000))
+        assert isinstance(await stage.end(stays), End)
+        assert stage.body(stays) == text
+        await wait_until_async(lambda: stage.gauges["running"] == 1)
+        stage.ingress.send(Cancel(cancelled))
+        stage.ingress.send(Credit(leaving[0], 10_000))
+        assert isinstance(await stage.end(leaving[0]), End)
+        await stage.settled()
+        assert stage.adapter._runs.leaving == 0
+
+    play(tmp_path, script, scene)
+
+
+def test_a_body_in_a_file_is_sent_on_and_again_and_its_loss_is_told(tmp_path: Path) -> None:
+    body = os.urandom(3_000_000)
+    (tmp_path / "body").write_bytes(b"head" + body + b"tail")
+    part = FilePart(str(tmp_path / "body"), 4, len(body))
+    got: list[bytes] = []
+
+    async def script(peer: Peer) -> None:
+        if peer.number == 2:
+            await peer.reader.readexactly(1_000_000)
+            peer.reset()  # in the midst of the body: it is sent again
+        elif peer.number > 2:
+            got.append((await peer.request())[1])
+            await peer.answer(b"fine")
+            await peer.reader.readuntil(b"\r\n\r\n")
+            await peer.answer(b"early", status=413)  # and the rest of the body is not read
+            await peer.hold()
+
+    async def scene(stage: Scene) -> None:
+        answer = await stage.end(stage.submit(file=part))
+        assert isinstance(answer, Answer) and answer.body == b"fine"
+        assert got == [body]
+        assert stage.gauges["retried"] == 1
+        opened = stage.gauges["connections_opened"]
+        os.truncate(part.path, 10**8)  # more than sockets hold
+        answer = await stage.end(stage.submit(file=FilePart(part.path, 0, 10**8)))
+        assert isinstance(answer, Answer) and answer.body == b"early"
+        os.unlink(part.path)
+        lost = await stage.end(stage.submit(file=part))
+        assert isinstance(lost, Failed) and lost.kind == "internal"
+        assert "read the request's body again" in lost.message
+        assert stage.gauges["connections_opened"] == opened + 1  # that of the rest was not reused
         await stage.settled()
 
     play(tmp_path, script, scene)

@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 import uvloop
 
-from ingress.connection import HOLD_BYTES, OVERFLOW_CONNECTIONS, WRITE_HIGH_BYTES
+from ingress.connection import HOLD_BYTES, OVERFLOW_CONNECTIONS
 from ingress.errors import KINDS, ErrorKind, Problem
 from ingress.http import Exchange, Server
 from ingress.patience import PIPELINE_S
-from ingress.shared import LINGER_S
+from ingress.shared import LINGER_S, WRITE_HIGH_BYTES
 from supervisor.settings import LimitSettings
 from tests.kit.wait import DEADLINE_S, wait_until_async
 
@@ -900,7 +900,7 @@ def test_a_body_of_a_byte_now_and_then_is_refused() -> None:
             assert now < connection._exchange.arrived_at + 22.0
             writer.write(b"x")
             sent += 1
-            await wait_until_async(lambda sent=sent: connection._counted_bytes == sent)
+            await wait_until_async(lambda sent=sent: connection._framer.body_bytes == sent)
             now += 1.0
             rig.server.sweep(now)
         assert rig.server.refused == {ErrorKind.TIMEOUT_READING: 1}
