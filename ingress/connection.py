@@ -23,10 +23,11 @@ from typing import cast
 
 from ingress import responses
 from ingress.errors import ErrorKind, Problem
-from ingress.exchange import JOIN_BYTES, Exchange
-from ingress.framing import Framer, Request
+from ingress.exchange import Exchange, send_whole
+from ingress.framing import Framer
 from ingress.patience import PIPELINE_S, too_slow
-from ingress.shared import BODY, BUSY, CLOSED, HEAD, IDLE, LINGER, Shared
+from ingress.shared import BODY, BUSY, CLOSED, HEAD, IDLE, LINGER, STORING, Shared
+from ingress.spool import SpoolFile
 
 _log = logging.getLogger("ingress")
 
@@ -164,6 +165,9 @@ class Connection(asyncio.Protocol):
         if data:
             self._set_held(b"")
             self._parse(data)
+        self._read_on()
+
+    def _read_on(self) -> None:
         if self._reading_paused and len(self._held) <= HOLD_BYTES and self._state != CLOSED:
             self._reading_paused = False
             self._transport.resume_reading()
@@ -185,10 +189,13 @@ class Connection(asyncio.Protocol):
                     start = framer.body(data, start)
                     if framer.request.chunked:
                         self.counted_bytes = self.shared.intake.grow(self.counted_bytes, framer)
+                    if framer.request.file is not None:
+                        self._await_disk(framer.request.file, complete=start >= 0)
+                    elif start >= 0:
+                        self._hand_over(framer.request)
                     if start < 0:
                         self._deadline = 0.0
                         return
-                    self._hand_over(framer.request)
                 else:
                     break
         except Problem as problem:
@@ -237,6 +244,27 @@ class Connection(asyncio.Protocol):
         else:
             self._hand_over(exchange)
 
+    def _await_disk(self, file: SpoolFile, complete: bool) -> None:
+        file.moved = functools.partial(self._disk_moved, file)
+        if complete:
+            self._enter(STORING)
+            self._disk_moved(file)
+        elif file.behind and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def _disk_moved(self, file: SpoolFile) -> None:
+        try:
+            if file.problem is not None:
+                raise file.problem
+            if not file.behind:
+                self._read_on()
+            if self._state == STORING and not file.waiting_bytes:
+                self._framer.request.body = file.map()
+                self._hand_over(self._framer.request)
+        except Problem as problem:
+            self._refuse(problem)
+
     def _hand_over(self, exchange: Exchange) -> None:
         self._state = BUSY
         self._deadline = 0.0
@@ -249,8 +277,7 @@ class Connection(asyncio.Protocol):
             exchange.fail(self._app_failed(error))
 
     def _app_failed(self, error: Exception) -> Problem:
-        # One request's bad luck: the process and its other clients go on.
-        _log.critical("failed at a request", exc_info=error)
+        _log.critical("failed at a request", exc_info=error)  # the other clients go on
         return Problem(ErrorKind.INTERNAL)
 
     def _forget_exchange(self) -> None:
@@ -266,9 +293,8 @@ class Connection(asyncio.Protocol):
     def _refuse(self, problem: Problem) -> None:
         """Answer a request that the application will never see, and close."""
         self.shared.count_refused(problem.kind)
-        self.send_whole(
-            self._framer.request, problem.status, problem.header_lines(), problem.body(), False
-        )
+        lines, request = problem.header_lines(), self._framer.request
+        send_whole(self, request, problem.status, lines, problem.body(), False)
         if self._exchange is not None:
             self._exchange.client_gone()
         self._forget_exchange()
@@ -283,29 +309,6 @@ class Connection(asyncio.Protocol):
     def write_pieces(self, pieces: tuple[bytes | memoryview, ...]) -> None:
         """Send without copying."""
         self._transport.writelines(pieces)
-
-    def send_whole(
-        self,
-        request: Request,
-        status: int,
-        headers: bytes,
-        body: bytes | memoryview,
-        keep_alive: bool,
-    ) -> None:
-        """Write a complete answer to ``request``, framed by its length."""
-        prefixes = self.shared.prefixes
-        prefix = prefixes.by_status.get(status) or prefixes.of(status)
-        ending = responses.ending(keep_alive, request.http10)
-        if status in responses.BODILESS:
-            self._transport.write(prefix + headers + ending)
-            return
-        head = b"%b%bcontent-length: %d\r\n%b" % (prefix, headers, len(body), ending)
-        if request.method == b"HEAD":
-            self._transport.write(head)
-        elif len(body) <= JOIN_BYTES:
-            self._transport.write(head + body)
-        else:
-            self._transport.writelines((head, body))
 
     def end_exchange(self, keep_alive: bool) -> None:
         """The exchange's answer has been written in full."""
@@ -356,9 +359,7 @@ class Connection(asyncio.Protocol):
         self._enter(LINGER)
         self._set_held(b"")
         self._framer.next()  # what came of the request is nobody's any more
-        if self._reading_paused:
-            self._reading_paused = False
-            self._transport.resume_reading()
+        self._read_on()
         if self._transport.can_write_eof():
             self._transport.write_eof()
 
@@ -393,7 +394,7 @@ class Connection(asyncio.Protocol):
         if self._deadline == 0.0:
             self._deadline = now + shared.timeouts_s[self._state]
         elif now >= self._deadline:
-            if self._state == HEAD or self._state == BODY:
+            if HEAD <= self._state <= STORING:
                 self._refuse(Problem(ErrorKind.TIMEOUT_READING))
             else:
                 self.close()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from backend_adapter.messages import FilePart
 from ingress import responses
 from ingress.errors import ErrorKind, Problem
 from ingress.framing import Request
@@ -82,16 +81,11 @@ class Exchange(Request):
         self.body = b""
         self.headers = []
 
-    def replace_body(self, body: bytes) -> FilePart | None:
-        """The application holds this from now on in place of the body.
-
-        :return: where it lies; None: with the application.
-        :raises Problem: memory.
-        """
+    def count_more(self, body: bytes) -> None:
+        """The application holds this until the answer has ended. Raises Problem (memory)."""
         connection = self.connection
         intake, counted = connection.shared.intake, connection.counted_bytes
-        connection.counted_bytes, part = intake.replace(counted, self, body)
-        return part
+        connection.counted_bytes = intake.count(counted, counted + len(body))
 
     def respond(self, status: int, headers: bytes, body: bytes | memoryview = b"") -> None:
         """The whole answer.
@@ -103,7 +97,7 @@ class Exchange(Request):
         connection = self.connection
         keep_alive = self.keep_alive and not connection.shared.draining
         try:
-            connection.send_whole(self, status, headers, body, keep_alive)
+            send_whole(connection, self, status, headers, body, keep_alive)
         except ValueError as error:
             self.fail(Problem(ErrorKind.INTERNAL, str(error)))
             return
@@ -201,3 +195,30 @@ class Exchange(Request):
     def client_gone(self) -> None:
         """Connection: nobody is left to answer; later calls do nothing."""
         self._phase = _ENDED
+
+
+def send_whole(
+    connection: Connection,
+    request: Request,
+    status: int,
+    headers: bytes,
+    body: bytes | memoryview,
+    keep_alive: bool,
+) -> None:
+    """Write a complete answer to ``request``, framed by its length.
+
+    :raises ValueError: ``status`` is no final HTTP status.
+    """
+    prefixes = connection.shared.prefixes
+    prefix = prefixes.by_status.get(status) or prefixes.of(status)
+    ending = responses.ending(keep_alive, request.http10)
+    if status in responses.BODILESS:
+        connection.write(prefix + headers + ending)
+        return
+    head = b"%b%bcontent-length: %d\r\n%b" % (prefix, headers, len(body), ending)
+    if request.method == b"HEAD":
+        connection.write(head)
+    elif len(body) <= JOIN_BYTES:
+        connection.write(head + body)
+    else:
+        connection.write_pieces((head, body))

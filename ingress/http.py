@@ -20,8 +20,8 @@ import time
 from ingress.connection import Connection
 from ingress.errors import ErrorKind
 from ingress.exchange import Application, Exchange
+from ingress.intake import MakeSpool
 from ingress.shared import Shared
-from ingress.spool import Spool
 from supervisor.settings import LimitSettings
 
 __all__ = ["Application", "Exchange", "Server"]
@@ -57,7 +57,7 @@ class Server:
         app: Application,
         limits: LimitSettings,
         loop: asyncio.AbstractEventLoop,
-        spool: Spool | None = None,
+        spool: MakeSpool | None = None,
     ) -> None:
         self._loop = loop
         fds = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -175,3 +175,4 @@ class Server:
             self._timer.cancel()
         for connection in list(self._shared.connections):
             connection.abort()
+        self._shared.intake.close()

@@ -12,6 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from backend_adapter.hook_messages import HOOKS_SOCKET, Forget, FromHooks, Prepare, Prepared
@@ -96,8 +97,7 @@ class Ingress:
         self._grant_at = settings.limits.stream_credit_bytes // 4
         worker = settings.worker
         directory = spool_dir.of_run(settings, runtime.handoff.runtime_dir)
-        spool = Spool(directory, runtime.name)
-        spool.sweep()
+        spool = partial(Spool, directory, runtime.name, runtime.loop)
         limits = share(settings.limits, worker.processes)
         self._server = Server(self._door, limits, runtime.loop, spool)
         self._webhooks = WebhookPort(

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 from ingress import responses
 from ingress.errors import ErrorKind
 from ingress.exchange import Application
-from ingress.intake import Intake
+from ingress.intake import Intake, MakeSpool
 from ingress.slow_readers import SlowReaders
-from ingress.spool import Spool
 from supervisor.settings import LimitSettings
 
 if TYPE_CHECKING:
@@ -31,8 +30,9 @@ LINGER_S = 2.0
 WRITE_HIGH_BYTES = 16_384
 WRITE_LOW_BYTES = 4_096
 
-# What a connection waits for. Up to BODY it parses what comes; from LINGER it throws it away.
-IDLE, HEAD, BODY, BUSY, LINGER, CLOSED = range(6)
+# What a connection waits for. Up to BODY it parses what comes; from LINGER it throws it away. In
+# STORING its request is complete, and not all of it is on the disk.
+IDLE, HEAD, BODY, STORING, BUSY, LINGER, CLOSED = range(7)
 
 
 class Shared:
@@ -67,7 +67,7 @@ class Shared:
         loop: asyncio.AbstractEventLoop,
         max_connections: int,
         on_lost: Callable[[], None],
-        spool: Spool | None = None,
+        spool: MakeSpool | None = None,
     ) -> None:
         self.app = app
         self.limits = limits
@@ -91,6 +91,7 @@ class Shared:
         self.timeouts_s = (
             limits.keepalive_s,
             limits.header_timeout_s,
+            limits.body_timeout_s,
             limits.body_timeout_s,
             math.inf,
             LINGER_S,
