@@ -11,8 +11,6 @@ by 16 KiB, however small the pieces. This module is a leaf below ``framing.py``.
 
 from __future__ import annotations
 
-import mmap
-
 from ingress.errors import ErrorKind, Problem
 from ingress.spool import SpoolFile
 
@@ -56,10 +54,8 @@ class Body:
         for piece in pieces:
             file.write(piece)
 
-    def join(self) -> bytes | mmap.mmap:
-        """The whole body; copied at most once. Raises Problem (memory)."""
-        if self._file is not None:
-            return self._file.map()
+    def join(self) -> bytes:
+        """The whole body; copied at most once. Empty, if it is in a file."""
         pieces = self._pieces
         if len(pieces) == 1 and type(pieces[0]) is bytes:
             return pieces[0]

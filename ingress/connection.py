@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import time
 from typing import cast
 
@@ -27,9 +26,20 @@ from ingress.exchange import Exchange
 from ingress.framing import Framer
 from ingress.patience import PIPELINE_S, too_slow
 from ingress.sender import Sender
-from ingress.shared import BODY, BUSY, CLOSED, HEAD, HOLD_BYTES, IDLE, LINGER, WRITE_BYTES, Shared
-
-_log = logging.getLogger("ingress")
+from ingress.shared import (
+    BODY,
+    BUSY,
+    CLOSED,
+    HEAD,
+    HOLD_BYTES,
+    IDLE,
+    LINGER,
+    STORING,
+    WRITE_BYTES,
+    Shared,
+    app_failed,
+)
+from ingress.spool import SpoolFile
 
 
 class Connection(Sender):
@@ -157,6 +167,9 @@ class Connection(Sender):
         if data:
             self._set_held(b"")
             self._parse(data)
+        self._read_on()
+
+    def _read_on(self) -> None:
         if self._reading_paused and len(self._held) <= HOLD_BYTES and self._state != CLOSED:
             self._reading_paused = False
             self._transport.resume_reading()
@@ -178,10 +191,13 @@ class Connection(Sender):
                     start = framer.body(data, start)
                     if framer.request.chunked:
                         self.counted_bytes = self.shared.intake.grow(self.counted_bytes, framer)
+                    if framer.request.file is not None:
+                        self._await_disk(framer.request.file, complete=start >= 0)
+                    elif start >= 0:
+                        self._hand_over(framer.request)
                     if start < 0:
                         self._deadline = 0.0
                         return
-                    self._hand_over(framer.request)
                 else:
                     break
         except Problem as problem:
@@ -209,7 +225,7 @@ class Connection(Sender):
         except Problem as problem:
             fault = problem
         except Exception as error:
-            fault = self._app_failed(error)
+            fault = app_failed(error)
         if fault is not None:
             self._enter(BUSY)
             if exchange.has_body:
@@ -230,6 +246,27 @@ class Connection(Sender):
         else:
             self._hand_over(exchange)
 
+    def _await_disk(self, file: SpoolFile, complete: bool) -> None:
+        file.moved = functools.partial(self._disk_moved, file)
+        if complete:
+            self._enter(STORING)
+            self._disk_moved(file)
+        elif file.behind and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def _disk_moved(self, file: SpoolFile) -> None:
+        try:
+            if file.problem is not None:
+                raise file.problem
+            if not file.behind:
+                self._read_on()
+            if self._state == STORING and not file.waiting_bytes:
+                self._framer.request.body = file.map()
+                self._hand_over(self._framer.request)
+        except Problem as problem:
+            self.refuse(problem)
+
     def _hand_over(self, exchange: Exchange) -> None:
         self._state = BUSY
         self._deadline = 0.0
@@ -239,12 +276,7 @@ class Connection(Sender):
         except Problem as problem:
             exchange.fail(problem)
         except Exception as error:
-            exchange.fail(self._app_failed(error))
-
-    def _app_failed(self, error: Exception) -> Problem:
-        # One request's bad luck: the process and its other clients go on.
-        _log.critical("failed at a request", exc_info=error)
-        return Problem(ErrorKind.INTERNAL)
+            exchange.fail(app_failed(error))
 
     def _forget_exchange(self) -> None:
         shared = self.shared
@@ -261,9 +293,8 @@ class Connection(Sender):
         if self._state >= LINGER:
             return
         self.shared.count_refused(problem.kind)
-        self.send_whole(
-            self._framer.request, problem.status, problem.header_lines(), problem.body(), False
-        )
+        lines, request = problem.header_lines(), self._framer.request
+        self.send_whole(request, problem.status, lines, problem.body(), False)
         if self._exchange is not None:
             self._exchange.client_gone()
         self._forget_exchange()
@@ -324,9 +355,7 @@ class Connection(Sender):
         self._enter(LINGER)
         self._set_held(b"")
         self._framer.next()  # what came of the request is nobody's any more
-        if self._reading_paused:
-            self._reading_paused = False
-            self._transport.resume_reading()
+        self._read_on()
         if self._transport.can_write_eof():
             self._transport.write_eof()
 
@@ -361,7 +390,7 @@ class Connection(Sender):
         if self._deadline == 0.0:
             self._deadline = now + shared.timeouts_s[self._state]
         elif now >= self._deadline:
-            if self._state == HEAD or self._state == BODY:
+            if HEAD <= self._state <= STORING:
                 self.refuse(Problem(ErrorKind.TIMEOUT_READING))
             elif self._state == LINGER and self._reading_paused:
                 self._transport.abort()  # a TLS one would read on for the client's last words

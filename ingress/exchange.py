@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from backend_adapter.messages import FilePart
 from ingress import responses
 from ingress.errors import ErrorKind, Problem
 from ingress.framing import Request
@@ -80,16 +79,11 @@ class Exchange(Request):
         self.body = b""
         self.headers = []
 
-    def replace_body(self, body: bytes) -> FilePart | None:
-        """The application holds this from now on in place of the body.
-
-        :return: where it lies; None: with the application.
-        :raises Problem: memory.
-        """
+    def count_more(self, body: bytes) -> None:
+        """The application holds this until the answer has ended. Raises Problem (memory)."""
         connection = self.connection
         intake, counted = connection.shared.intake, connection.counted_bytes
-        connection.counted_bytes, part = intake.replace(counted, self, body)
-        return part
+        connection.counted_bytes = intake.count(counted, counted + len(body))
 
     def respond(self, status: int, headers: bytes, body: bytes | memoryview = b"") -> None:
         """The whole answer.

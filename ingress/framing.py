@@ -100,8 +100,9 @@ class Framer(Generic[R]):
     """Cuts the bytes of one connection into requests, one at a time.
 
     Feed each piece to ``head`` until it returns an offset, then, if ``request.has_body``, to
-    ``body`` until that does; ``request`` is complete then. Call ``next`` before the next head.
-    Anything wrong raises ``Problem``, and the framer is of no further use.
+    ``body`` until that does; ``request`` is complete then, but for a body that goes into a file.
+    Call ``next`` before the next head. Anything wrong raises ``Problem``, and the framer is of no
+    further use.
 
     :param limits: bounds of what is accepted.
     :param new_request: makes the empty object that a request is read into.
@@ -336,7 +337,7 @@ class Framer(Generic[R]):
             stop = start + request.content_length
             if stop <= len(data):
                 # It came in one piece, as most do: nothing to collect.
-                request.body = data[start:stop]
+                request.body = body_bytes = data[start:stop]
                 self.body_bytes = request.content_length
             else:
                 body = self._body = SizedBody(request.content_length)
@@ -345,11 +346,12 @@ class Framer(Generic[R]):
             self.body_bytes = body.size_bytes
             if stop < 0:
                 return -1
-            request.body = body.join()
-        if not self._upgraded:
+            request.body = body_bytes = body.join()
+        if request.file is not None:
+            # It would have to see the body to go on.
+            self._parser = httptools.HttpRequestParser(self)
+        elif not self._upgraded:
             # Without an on_body the parser only counts, which costs nothing. Chunks it has not
             # seen: an empty body is as good to it.
-            read = request.body
-            whole = read if isinstance(read, bytes) else memoryview(read)
-            self._parser.feed_data(LAST_CHUNK if request.chunked else whole)
+            self._parser.feed_data(LAST_CHUNK if request.chunked else body_bytes)
         return stop

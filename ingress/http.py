@@ -20,8 +20,8 @@ from ingress.connection import Connection
 from ingress.errors import ErrorKind
 from ingress.exchange import Application, Exchange
 from ingress.greeting import Greeting
+from ingress.intake import MakeSpool
 from ingress.shared import Shared
-from ingress.spool import Spool
 from supervisor import file_limit
 from supervisor.settings import LimitSettings
 
@@ -51,7 +51,7 @@ class Server:
         app: Application,
         limits: LimitSettings,
         loop: asyncio.AbstractEventLoop,
-        spool: Spool | None = None,
+        spool: MakeSpool | None = None,
     ) -> None:
         self._loop = loop
         self._changed = asyncio.Event()
@@ -170,3 +170,4 @@ class Server:
             greeting.abort()
         for connection in list(self._shared.connections):
             connection.abort()
+        self._shared.intake.close()

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import time
+from functools import partial
 from typing import Any
 
 from backend_adapter.hook_messages import HOOKS_SOCKET, Forget, FromHooks, Prepare, Prepared
@@ -79,8 +80,7 @@ class Ingress:
         app = guarded(self._door, settings, self._ledger.refuse)
         worker = settings.worker
         directory = spool_dir.of_run(settings, runtime.handoff.runtime_dir)
-        spool = Spool(directory, runtime.name)
-        spool.sweep()
+        spool = partial(Spool, directory, runtime.name, runtime.loop)
         limits = share(settings.limits, worker.processes)
         self._server = Server(app, limits, runtime.loop, spool)
         self._webhooks = WebhookPort(

@@ -7,22 +7,24 @@ knows neither sockets nor requests.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ingress import responses
-from ingress.errors import ErrorKind
+from ingress.errors import ErrorKind, Problem
 from ingress.exchange import Application
-from ingress.intake import Intake
+from ingress.intake import Intake, MakeSpool
 from ingress.slow_readers import SlowReaders
-from ingress.spool import Spool
 from supervisor.settings import LimitSettings
 
 if TYPE_CHECKING:
     from ingress.connection import Connection
     from ingress.greeting import Greeting
+
+_log = logging.getLogger("ingress")
 
 #: Seconds for which the rest of a refused request is thrown away before its connection closes: a
 #: close with unread bytes would reset the connection, and could take the refusal with it.
@@ -39,8 +41,9 @@ WRITE_BYTES = (WRITE_HIGH_BYTES, WRITE_LOW_BYTES)
 #: Connections beyond the limit that are told so at one time; further ones are just closed.
 OVERFLOW_CONNECTIONS = 64
 
-# What a connection waits for. Up to BODY it parses what comes; from LINGER it throws it away.
-IDLE, HEAD, BODY, BUSY, LINGER, CLOSED = range(6)
+# What a connection waits for. Up to BODY it parses what comes; from LINGER it throws it away. In
+# STORING its request is complete, and not all of it is on the disk.
+IDLE, HEAD, BODY, STORING, BUSY, LINGER, CLOSED = range(7)
 
 
 class Shared:
@@ -76,7 +79,7 @@ class Shared:
         loop: asyncio.AbstractEventLoop,
         max_connections: int,
         on_lost: Callable[[], None],
-        spool: Spool | None = None,
+        spool: MakeSpool | None = None,
     ) -> None:
         self.app = app
         self.limits = limits
@@ -103,6 +106,7 @@ class Shared:
             limits.keepalive_s,
             limits.header_timeout_s,
             limits.body_timeout_s,
+            limits.body_timeout_s,
             math.inf,
             LINGER_S,
             math.inf,
@@ -127,3 +131,9 @@ class Shared:
     def count_refused(self, kind: ErrorKind) -> None:
         """A request ended before the application took it."""
         self.refused[kind] = self.refused.get(kind, 0) + 1
+
+
+def app_failed(error: Exception) -> Problem:
+    """What its client is told when the application failed at a request; the others go on."""
+    _log.critical("failed at a request", exc_info=error)
+    return Problem(ErrorKind.INTERNAL)
