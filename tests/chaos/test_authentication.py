@@ -328,7 +328,7 @@ def test_row_32_replays_of_today(today: Scene) -> None:
 
 @row(
     32,
-    "2024's signature is sent a second time, too late, with a change, or today's in its place",
+    "2024's signature comes a second time, too late, with a change, or where today's is asked for",
     seen="401 `replayed`; 401 `bad_signature`; 422 `invalid_parameter` where a number changed its"
     " type",
     does="remembers the messages of the last `auth.replay_window` requests",
