@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from backend_adapter.messages import FilePart
 from supervisor.messages import Message
 
 #: Names of the socket of these words, and of the one that whole jobs are sent to over HTTP …
@@ -31,6 +32,7 @@ class Prepare(Message, frozen=True, tag=1):
     id: int  #: unique within the sender's session
     route: str  #: as configured
     body: bytes = b""  #: the client's whole body, valid JSON: auth_data, payload, session_id
+    file: FilePart | None = None  #: in place of ``body``
 
 
 class Sample(Message, frozen=True, tag=2):

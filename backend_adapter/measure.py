@@ -16,7 +16,7 @@ import msgspec
 from backend_adapter.benchmark import Benchmark, Done, Failed, SendBatch
 from backend_adapter.benchmark import Command as Planned
 from backend_adapter.model_client import ModelClient
-from backend_adapter.model_connection import Request
+from backend_adapter.model_request import Request
 from backend_adapter.response_headers import ResponseHead
 from backend_adapter.samples import JSON_TYPE, Fixed, Payload, Source
 from supervisor.settings import BenchmarkSettings, RouteSettings
@@ -52,7 +52,7 @@ class _Probe:
         good = 200 <= self._status < 300
         self._done(self, "" if good else f"the model server answered {self._status}")
 
-    def on_lost(self, sent: bool, reason: str) -> None:
+    def on_lost(self, sent: int, reason: str) -> None:
         """Never answered."""
         self._done(self, reason)
 

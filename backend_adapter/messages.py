@@ -1,8 +1,9 @@
 """Words of the jobs socket: ingress submits, the adapter answers.
 
 Law 1: each submitted job gets exactly one terminal message (Answer, End, Failed or Rejected), and
-nothing after it. Times are ``time.monotonic()`` seconds, which every process of one machine
-shares. Append fields with defaults, never reorder, never reuse a tag.
+nothing after it; one that the ingress cancels gets none. Times are ``time.monotonic()`` seconds,
+which every process of one machine shares. Append fields with defaults, never reorder, never reuse
+a tag.
 """
 
 from __future__ import annotations
@@ -10,7 +11,21 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
+import msgspec
+
 from supervisor.messages import Message
+
+
+class FilePart(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A body that is too large for a message: where it lies until the job has ended."""
+
+    path: str
+    offset: int
+    size: int  #: bytes
+
+    def __len__(self) -> int:
+        return self.size
+
 
 # --------------------------------------------------------------------- ingress → adapter
 
@@ -34,10 +49,11 @@ class Submit(Message, frozen=True, tag=1):
     body: bytes = b""
     hosted: bool = False  #: it goes to the process that holds the worker.py
     session_id: str = ""  #: it belongs to this session, and is taken only while that is open
+    file: FilePart | None = None  #: in place of ``body``
 
 
 class Cancel(Message, frozen=True, tag=2):
-    """Nobody wants this job any more. Ignored when it has ended already."""
+    """Nobody wants this job any more. It is answered by a Cancelled, whatever became of the job."""
 
     id: int
 
@@ -148,4 +164,11 @@ class Rejected(Message, frozen=True, tag=6):
     position: int = 0  #: place in its lane when it was refused, 1-based; 0: not queued
 
 
-FromAdapter = Answer | Head | Chunk | End | Failed | Rejected
+class Cancelled(Message, frozen=True, tag=7):
+    """A Cancel has arrived. It ends nothing: whoever sent that has let go of the job."""
+
+    id: int
+    started_at: float = 0.0  #: 0: it did not run just then
+
+
+FromAdapter = Answer | Head | Chunk | End | Failed | Rejected | Cancelled

@@ -14,86 +14,20 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import partial
 from typing import Protocol, cast
 
 import httptools
 
+from backend_adapter.file_body import Feeder
+from backend_adapter.messages import FilePart
+from backend_adapter.model_request import Request
 from backend_adapter.response_headers import ResponseHead, read_head
 
 #: Seconds after writing within which a connection that had been closed before shows it.
 STALE_WITHIN_S = 1.0
 HEAD_LIMIT_BYTES = 65_536  #: response head, and framing without any body in between
 _JOIN_BYTES = 65_536  #: a body up to this size is copied into one write with its head
-
-
-class Sink(Protocol):
-    """Who gets the response. Never called before ``send`` or ``cancel`` has returned."""
-
-    def on_head(self, head: ResponseHead) -> None:
-        """The response has begun."""
-
-    def on_body(self, data: bytes) -> None:
-        """The next bytes of its body, never empty."""
-
-    def on_end(self) -> None:
-        """It is complete."""
-
-    def on_lost(self, sent: bool, reason: str) -> None:
-        """The connection broke before the response began.
-
-        ``sent`` False: the request certainly never reached the model server.
-        """
-
-    def on_broken(self, kind: str, message: str) -> None:
-        """It cannot be completed. ``kind``: ``model_failed`` or ``model_timeout``."""
-
-
-class Request:
-    """One request. ``path`` begins with a slash; ``headers`` are lines that end in CRLF, without
-    ``host``, ``content-length`` and ``transfer-encoding``.
-
-    ``redeliver`` False: it must not arrive twice, so it gets a new connection, where a failure can
-    not be mistaken for that of an old one.
-    """
-
-    __slots__ = (
-        "body",
-        "connection",
-        "head",
-        "headers",
-        "method",
-        "path",
-        "redeliver",
-        "resent",
-        "sent_at",
-        "sink",
-    )
-
-    def __init__(
-        self,
-        method: str,
-        path: str,
-        headers: bytes,
-        body: bytes | memoryview,
-        sink: Sink,
-        *,
-        redeliver: bool = True,
-    ) -> None:
-        self.method = method
-        self.path = path
-        self.headers = headers
-        self.body = body
-        self.sink = sink
-        self.redeliver = redeliver
-        self.head = b""  #: as it is written; made by the client
-        self.connection: Connection | None = None  #: None: connecting, or ended
-        self.resent = False  #: it was written before, to a connection that turned out to be stale
-        self.sent_at = 0.0  #: loop time of connecting, later of writing
-
-    def release(self) -> None:
-        """It has ended: let go of its body, and of its sink, which mostly knows the request."""
-        self.body = b""
-        del self.sink
 
 
 class Owner(Protocol):
@@ -120,6 +54,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_complete",
         "_excess",
+        "_feeder",
         "_first",
         "_head",
         "_head_bytes",
@@ -154,6 +89,7 @@ class Connection(asyncio.Protocol):
         self._lines: list[tuple[bytes, bytes]] = []
         self._last_at = 0.0
         self._paused = False
+        self._feeder: Feeder | None = None  #: of a body that lies in a file
         self.counted = counted
         self.reused = False
         self.request: Request | None = None  #: None: idle, or closed
@@ -183,11 +119,30 @@ class Connection(asyncio.Protocol):
         request.connection = self
         request.sent_at = self._loop.time()
         body = request.body
-        if len(body) <= _JOIN_BYTES:
+        if isinstance(body, FilePart):
+            transport.write(request.head)
+            failed = partial(self._unreadable, request)
+            self._feeder = Feeder(body, transport, self._loop, failed)
+            self._feeder.start()
+        elif len(body) <= _JOIN_BYTES:
             transport.write(b"".join((request.head, body)))
         else:
             transport.write(request.head)
             transport.write(body)
+
+    def _unreadable(self, request: Request, reason: str) -> None:
+        if self.request is request:
+            self.break_off("internal", reason)
+
+    def pause_writing(self) -> None:
+        """asyncio: the model server does not take what was sent."""
+        if self._feeder is not None:
+            self._feeder.pause()
+
+    def resume_writing(self) -> None:
+        """asyncio: it does again."""
+        if self._feeder is not None:
+            self._feeder.resume()
 
     def pause(self) -> None:
         """Read no more for now: the model server's socket fills up and slows it down."""
@@ -348,6 +303,7 @@ class Connection(asyncio.Protocol):
     def _finish(self, request: Request, problem: str) -> None:
         # A server that answers before it has read the body leaves the rest of it in our buffer.
         unread = self._open_transport().get_write_buffer_size() > 0
+        unread = unread or (self._feeder is not None and not self._feeder.done)
         reusable = self._keep_alive and not (self._excess or problem or unread) and self.usable
         self.resume()
         self._detach()
@@ -374,12 +330,15 @@ class Connection(asyncio.Protocol):
         elif self.reused and not request.resent and self._loop.time() < stale_until:
             self._owner.resend(request)
         else:
-            request.sink.on_lost(True, reason)
+            request.sink.on_lost(1 + request.resent, reason)
 
     def _detach(self) -> Request | None:
         request, self.request = self.request, None
         if request is not None:
             request.connection = None
+        if self._feeder is not None:
+            self._feeder.stop()
+            self._feeder = None
         return request
 
     def _open_transport(self) -> asyncio.Transport:

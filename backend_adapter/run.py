@@ -1,4 +1,4 @@
-"""One job on the model server: carries its response to the ingress under credit.
+"""Pure: one job on the model server. Carries its response to the ingress under credit.
 
 A response whose length is known and small leaves as one Answer; everything else as Head, Chunks and
 End. Law 6: no Chunk goes beyond the job's credit; what was read beyond it (at most one read of the
@@ -13,16 +13,37 @@ from typing import Protocol
 
 from backend_adapter.jobs import Job
 from backend_adapter.messages import Answer, Chunk, End, FromAdapter, Head
-from backend_adapter.model_client import ModelClient
-from backend_adapter.model_connection import Request
+from backend_adapter.model_request import Request
 from backend_adapter.response_headers import ResponseHead
 
 #: A response of known length up to this many bytes is gathered into one Answer.
 GATHER_BYTES = 65_536
+#: Complete responses whose clients have not read them, each of up to one read of a socket, that
+#: hold no slot. Further ones keep theirs until they are delivered: else they would be without end.
+MAX_LEAVING = 256
+_SERVER = "the model server"
+
+
+class Sender(Protocol):
+    """The connections that a request is sent on (``model_client.py``)."""
+
+    def send(self, request: Request) -> None:
+        """Send it; its sink hears of it later. ValueError: it can not be sent."""
+
+    def cancel(self, request: Request) -> None:
+        """Close its connection; nothing more is heard of it."""
+
+    def pause(self, request: Request) -> None:
+        """Stop reading its response."""
+
+    def resume(self, request: Request) -> None:
+        """Read on."""
 
 
 class Owner(Protocol):
     """What a run needs of the process around it."""
+
+    leaving: int  #: runs that are complete, hold no slot, and are not delivered; kept by the runs
 
     def tell(self, job: Job, message: FromAdapter) -> None:
         """Send to the ingress that the job came from."""
@@ -36,8 +57,8 @@ class Owner(Protocol):
     def delivered(self, run: Run) -> None:
         """The terminal message has been sent; nothing is held any more."""
 
-    def lost(self, run: Run, sent: bool, reason: str) -> None:
-        """The connection broke before the response began."""
+    def lost(self, run: Run, sent: int, reason: str) -> None:
+        """The connection broke before the response began; ``sent`` times it was written."""
 
     def broken(self, run: Run, kind: str, message: str) -> None:
         """The response can not be completed."""
@@ -54,6 +75,8 @@ class Run:
         "_gathering",
         "_head",
         "_held",
+        "_keeps_slot",
+        "_leaving",
         "_owner",
         "_paused",
         "client",
@@ -61,7 +84,7 @@ class Run:
         "request",
     )
 
-    def __init__(self, owner: Owner, job: Job, client: ModelClient) -> None:
+    def __init__(self, owner: Owner, job: Job, client: Sender) -> None:
         submit = job.submit
         self.client = client
         self.job = job
@@ -69,10 +92,9 @@ class Run:
             submit.method,
             submit.path,
             submit.headers,
-            submit.body,
+            submit.body if submit.file is None else submit.file,
             self,
-            # a second attempt takes a new connection: no doubt, and no silent third
-            redeliver=submit.redeliver and not job.attempts,
+            redeliver=job.resend,
         )
         self._owner = owner
         self._credit = submit.credit
@@ -81,6 +103,8 @@ class Run:
         self._held: list[bytes] = []
         self._paused = False
         self._complete = False
+        self._leaving = False
+        self._keeps_slot = False
 
     # ------------------------------------------------------------------ the client's calls
 
@@ -111,10 +135,16 @@ class Run:
             self._push(data)
 
     def on_end(self) -> None:
-        """The slot is free now; the terminal message follows what is still held."""
+        """The slot is free now, mostly; the terminal message follows what is still held."""
         head = self._head
         assert head is not None
         self._complete = True
+        if self._held and not self._gathering:
+            if self._owner.leaving >= MAX_LEAVING:
+                self._keeps_slot = True
+                return
+            self._owner.leaving += 1
+            self._leaving = True
         self._owner.ended(self, head.status)
         job = self.job
         if self._gathering:
@@ -126,13 +156,13 @@ class Run:
         elif not self._held:
             self._end()
 
-    def on_lost(self, sent: bool, reason: str) -> None:
+    def on_lost(self, sent: int, reason: str) -> None:
         """Nothing of the response was seen."""
-        self._owner.lost(self, sent, reason)
+        self._owner.lost(self, sent, self._of_whom(reason))
 
     def on_broken(self, kind: str, message: str) -> None:
         """It can not be completed."""
-        self._owner.broken(self, kind, message)
+        self._owner.broken(self, kind, self._of_whom(message))
 
     # ------------------------------------------------------------------ the ingress's word
 
@@ -155,9 +185,17 @@ class Run:
     def release(self) -> None:
         """It has ended. Run and request know each other: apart, their memory is free at once."""
         self._held.clear()
+        self._owner.leaving -= self._leaving
+        self._leaving = False
         self.request.release()
 
     # ------------------------------------------------------------------ inside
+
+    def _of_whom(self, text: str) -> str:
+        """A hosted job is worker.py's, which may have ended, or have lost the model server."""
+        if not self.job.submit.hosted:
+            return text
+        return text.replace(_SERVER, f"worker.py (or {_SERVER} behind it)", 1)
 
     def _push(self, data: bytes) -> None:
         credit = self._credit
@@ -175,5 +213,8 @@ class Run:
             self.client.pause(self.request)
 
     def _end(self) -> None:
+        if self._keeps_slot:
+            assert self._head is not None
+            self._owner.ended(self, self._head.status)
         self._owner.tell(self.job, End(self.job.submit.id))
         self._owner.delivered(self)

@@ -12,6 +12,7 @@ by 16 KiB, however small the pieces. This module is a leaf below ``framing.py``.
 from __future__ import annotations
 
 from ingress.errors import ErrorKind, Problem
+from ingress.spool import SpoolFile
 
 #: Longest chunk header (size and extensions), bytes.
 CHUNK_LINE_BYTES = 1024
@@ -24,15 +25,17 @@ COALESCE_BYTES = 16_384
 
 _HEX = b"0123456789abcdefABCDEF"
 _CONTROLS = bytes([*range(9), *range(10, 32), 127])
+_TOKEN = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~"
 
 
 class Body:
-    """What is common to both kinds: the pieces held so far."""
+    """What is common to both kinds: the pieces held so far, in memory or in a file."""
 
-    __slots__ = ("_pieces", "size_bytes")
+    __slots__ = ("_file", "_pieces", "size_bytes")
 
     def __init__(self) -> None:
         self._pieces: list[bytes | bytearray] = []
+        self._file: SpoolFile | None = None
         #: Bytes held so far.
         self.size_bytes = 0
 
@@ -44,16 +47,26 @@ class Body:
         """
         raise NotImplementedError
 
+    def spool(self, file: SpoolFile) -> None:
+        """Hold it in this file from now on. Raises Problem (memory)."""
+        self._file = file
+        pieces, self._pieces = self._pieces, []
+        for piece in pieces:
+            file.write(piece)
+
     def join(self) -> bytes:
-        """The whole body; copied at most once."""
+        """The whole body; copied at most once. Empty, if it is in a file."""
         pieces = self._pieces
         if len(pieces) == 1 and type(pieces[0]) is bytes:
             return pieces[0]
         return b"".join(pieces)
 
     def _keep(self, piece: bytes) -> None:
-        pieces = self._pieces
         self.size_bytes += len(piece)
+        if self._file is not None:
+            self._file.write(piece)
+            return
+        pieces = self._pieces
         if not pieces or len(pieces[-1]) >= COALESCE_BYTES:
             pieces.append(piece)
             return
@@ -157,7 +170,8 @@ class ChunkedBody(Body):
             return -(start + 2)
         end = data.find(b"\r\n\r\n", start, start + TRAILER_BYTES)
         if end >= 0:
-            _refuse_bare_lf(data[:end], start)
+            for line in data[start:end].split(b"\r\n"):
+                _check_trailer(line)
             return -(end + 4)
         if len(data) - start >= TRAILER_BYTES:
             raise Problem(
@@ -176,6 +190,15 @@ def too_large(limit_bytes: int) -> Problem:
 
 def _malformed(what: str) -> Problem:
     return Problem(ErrorKind.INVALID_REQUEST, f"The chunked body is malformed: {what}.")
+
+
+def _check_trailer(line: bytes) -> None:
+    # Thrown away, but only if nobody could take it for something else.
+    name, colon, value = line.partition(b":")
+    if not colon or not name or name.translate(None, _TOKEN):
+        raise _malformed("a trailer is no header line")
+    if value.translate(None, _CONTROLS) != value:
+        raise _malformed("a trailer holds control characters")
 
 
 def _refuse_bare_lf(data: bytes, start: int) -> None:

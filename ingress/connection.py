@@ -17,59 +17,45 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
-import socket
-import struct
 import time
 from typing import cast
 
 from ingress import responses
 from ingress.errors import ErrorKind, Problem
-from ingress.exchange import JOIN_BYTES, Exchange
-from ingress.framing import Framer, Request
+from ingress.exchange import Exchange
+from ingress.framing import Framer
 from ingress.patience import PIPELINE_S, too_slow
-from ingress.shared import BODY, BUSY, CLOSED, HEAD, IDLE, LINGER, Shared
+from ingress.sender import Sender
+from ingress.shared import (
+    BODY,
+    BUSY,
+    CLOSED,
+    HEAD,
+    HOLD_BYTES,
+    IDLE,
+    LINGER,
+    STORING,
+    WRITE_BYTES,
+    Shared,
+    app_failed,
+)
+from ingress.spool import SpoolFile
 
-_log = logging.getLogger("ingress")
 
-#: Bytes of pipelined requests beyond which a connection is not read until its answer has ended.
-HOLD_BYTES = 65_536
-
-#: Unsent bytes of one connection above which, and below which again, ``writable`` changes.
-WRITE_HIGH_BYTES = 65_536
-WRITE_LOW_BYTES = 16_384
-
-#: Connections beyond the limit that are told so at one time; further ones are just closed.
-OVERFLOW_CONNECTIONS = 64
-
-
-class Connection(asyncio.Protocol):
+class Connection(Sender):
     """The protocol of one client socket.
 
     :param shared: what it has in common with the server's other connections.
+    :param below: with TLS, the transport that carries it.
     """
 
     __slots__ = (
-        "_counted_bytes",
-        "_deadline",
-        "_exchange",
-        "_framer",
-        "_held",
-        "_parsing",
-        "_reading_paused",
-        "_stall_deadline",
-        "_state",
-        "_transport",
-        "_unsent_bytes",
-        "shared",
-        "writable",
-    )
+        "_deadline", "_exchange", "_framer", "_held", "_parsing", "_reading_paused", "_state",
+        "_thrown_bytes", "counted_bytes",
+    )  # fmt: skip
 
-    _transport: asyncio.Transport
-
-    def __init__(self, shared: Shared) -> None:
-        self.shared = shared
-        self.writable = True
+    def __init__(self, shared: Shared, below: asyncio.Transport | None = None) -> None:
+        super().__init__(shared, below)
         self._framer = Framer(shared.limits, functools.partial(Exchange, self))
         #: The accepted exchange whose answer has not ended.
         self._exchange: Exchange | None = None
@@ -80,10 +66,10 @@ class Connection(asyncio.Protocol):
         self._held = b""
         self._parsing = False
         self._reading_paused = False
-        #: Share of this connection in ``shared.buffered_bytes``.
-        self._counted_bytes = 0
-        self._unsent_bytes = 0
-        self._stall_deadline = 0.0
+        #: Its share of the budget's memory, but for what is held back.
+        self.counted_bytes = 0
+        #: Read after a refusal, and thrown away.
+        self._thrown_bytes = 0
 
     # ------------------------------------------------------------------ events of the socket
 
@@ -92,17 +78,15 @@ class Connection(asyncio.Protocol):
         transport = cast(asyncio.Transport, transport)  # uvloop has classes of its own
         self._transport = transport
         shared = self.shared
-        open_connections = len(shared.connections)
-        if open_connections >= shared.max_connections + OVERFLOW_CONNECTIONS:
+        if shared.overrun:
             self._state = CLOSED
             transport.abort()
             return
+        refusal = shared.refusal()
         shared.connections.add(self)
-        transport.set_write_buffer_limits(WRITE_HIGH_BYTES, WRITE_LOW_BYTES)
-        if open_connections >= shared.max_connections:
-            self._refuse(Problem(ErrorKind.OVERLOADED, retry_after_s=1.0))
-        elif shared.draining:
-            self._refuse(Problem(ErrorKind.DRAINING, retry_after_s=1.0))
+        transport.set_write_buffer_limits(*WRITE_BYTES)
+        if refusal is not None:
+            self.refuse(Problem(refusal, retry_after_s=1.0))
 
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes from the client."""
@@ -110,6 +94,8 @@ class Connection(asyncio.Protocol):
             self._parse(data)
         elif self._state <= BUSY:
             self._hold(data)
+        else:
+            self._throw_away(len(data))
 
     def eof_received(self) -> None:
         """asyncio: the client will send no more: it has left. The transport closes itself."""
@@ -122,10 +108,11 @@ class Connection(asyncio.Protocol):
         handed_over = self._state == BUSY
         self._state = CLOSED
         shared.connections.discard(self)
-        self._framer.close()
-        self._held = b""
+        shared.slow.discard(self)
         exchange = self._exchange
         self._forget_exchange()
+        self._framer.close()
+        self._set_held(b"")
         if exchange is not None:
             exchange.client_gone()
             if handed_over:
@@ -135,12 +122,14 @@ class Connection(asyncio.Protocol):
         shared.on_lost()
 
     def pause_writing(self) -> None:
-        """asyncio: ``WRITE_HIGH_BYTES`` are unsent."""
+        """asyncio: more is unsent than a client that reads leaves."""
         self.writable = False
+        self.shared.slow.add(self)
 
     def resume_writing(self) -> None:
-        """asyncio: no more than ``WRITE_LOW_BYTES`` are unsent."""
+        """asyncio: its client reads again."""
         self.writable = True
+        self.shared.slow.discard(self)
         exchange = self._exchange
         if exchange is None or self._state != BUSY:
             self._resume()
@@ -150,20 +139,37 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------------ requests
 
     def _hold(self, data: bytes) -> None:
-        if self._held and self._exchange is not None and not self._exchange.keep_alive:
+        exchange = self._exchange
+        if self._held and exchange is not None and not exchange.keep_alive:
             return  # nothing after this exchange will be answered
-        self._held += data
+        if not self._set_held(self._held + data):
+            if exchange is None:
+                self._transport.abort()  # it sends requests and reads no answers
+                return
+            exchange.keep_alive = False
+            self._set_held((self._held or data)[:1])  # there was more
         if len(self._held) > HOLD_BYTES and not self._reading_paused:
             self._reading_paused = True
             self._transport.pause_reading()
+
+    def _set_held(self, data: bytes) -> bool:
+        """False: the budget has no room for it, and nothing has changed."""
+        if not self.shared.intake.budget.take(len(data) - len(self._held)):
+            return False
+        self._held = data
+        return True
 
     def _resume(self) -> None:
         """Go on with what was held, if nothing stands against it."""
         if self._state > BODY or not self.writable:
             return
-        data, self._held = self._held, b""
+        data = self._held
         if data:
+            self._set_held(b"")
             self._parse(data)
+        self._read_on()
+
+    def _read_on(self) -> None:
         if self._reading_paused and len(self._held) <= HOLD_BYTES and self._state != CLOSED:
             self._reading_paused = False
             self._transport.resume_reading()
@@ -177,33 +183,41 @@ class Connection(asyncio.Protocol):
                 if self._state <= HEAD:
                     start = framer.head(data, start)
                     if start < 0:
-                        if framer.begun and self._state == IDLE:
-                            self._enter(HEAD)
+                        if framer.begun:
+                            self._wait_for_head()
                         return
                     self._accept_head(framer.request)
                 elif self._state == BODY:
                     start = framer.body(data, start)
-                    self._count_body(framer.body_bytes)
+                    if framer.request.chunked:
+                        self.counted_bytes = self.shared.intake.grow(self.counted_bytes, framer)
+                    if framer.request.file is not None:
+                        self._await_disk(framer.request.file, complete=start >= 0)
+                    elif start >= 0:
+                        self._hand_over(framer.request)
                     if start < 0:
                         self._deadline = 0.0
                         return
-                    self._hand_over(framer.request)
                 else:
                     break
         except Problem as problem:
-            self._refuse(problem)
+            self.refuse(problem)
         finally:
             self._parsing = False
         if start < size and self._state <= BUSY:
             self._hold(data[start:])
+
+    def _wait_for_head(self) -> None:
+        if self._state == IDLE:
+            self._enter(HEAD)
+        size = self._framer.head_bytes
+        self.counted_bytes = self.shared.intake.count(self.counted_bytes, size)
 
     def _accept_head(self, exchange: Exchange) -> None:
         shared = self.shared
         exchange.arrived_at = time.monotonic()
         if shared.draining:
             raise Problem(ErrorKind.DRAINING, retry_after_s=1.0)
-        if shared.buffered_bytes + exchange.content_length > shared.limits.buffered_bytes:
-            raise Problem(ErrorKind.MEMORY, retry_after_s=1.0)
         shared.active += 1
         self._exchange = exchange
         try:
@@ -211,7 +225,7 @@ class Connection(asyncio.Protocol):
         except Problem as problem:
             fault = problem
         except Exception as error:
-            fault = self._app_failed(error)
+            fault = app_failed(error)
         if fault is not None:
             self._enter(BUSY)
             if exchange.has_body:
@@ -222,14 +236,36 @@ class Connection(asyncio.Protocol):
             refusal = fault if isinstance(fault, Problem) else Problem(fault)
             if refusal.kind is ErrorKind.LENGTH_REQUIRED:
                 raise refusal  # a body may follow all the same
-            self.shared.count_refused(refusal.kind)
+            shared.count_refused(refusal.kind)
             exchange.fail(refusal)
         elif exchange.has_body:
+            self.counted_bytes = shared.intake.begin(self.counted_bytes, self._framer)
             self._enter(BODY)
             if exchange.expects_continue:
                 self.write(responses.CONTINUE)
         else:
             self._hand_over(exchange)
+
+    def _await_disk(self, file: SpoolFile, complete: bool) -> None:
+        file.moved = functools.partial(self._disk_moved, file)
+        if complete:
+            self._enter(STORING)
+            self._disk_moved(file)
+        elif file.behind and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def _disk_moved(self, file: SpoolFile) -> None:
+        try:
+            if file.problem is not None:
+                raise file.problem
+            if not file.behind:
+                self._read_on()
+            if self._state == STORING and not file.waiting_bytes:
+                self._framer.request.body = file.map()
+                self._hand_over(self._framer.request)
+        except Problem as problem:
+            self.refuse(problem)
 
     def _hand_over(self, exchange: Exchange) -> None:
         self._state = BUSY
@@ -240,73 +276,31 @@ class Connection(asyncio.Protocol):
         except Problem as problem:
             exchange.fail(problem)
         except Exception as error:
-            exchange.fail(self._app_failed(error))
-
-    def _app_failed(self, error: Exception) -> Problem:
-        # One request's bad luck: the process and its other clients go on.
-        _log.critical("failed at a request", exc_info=error)
-        return Problem(ErrorKind.INTERNAL)
-
-    def _count_body(self, size_bytes: int) -> None:
-        shared = self.shared
-        shared.buffered_bytes += size_bytes - self._counted_bytes
-        self._counted_bytes = size_bytes
-        if shared.buffered_bytes > shared.limits.buffered_bytes:
-            raise Problem(ErrorKind.MEMORY, retry_after_s=1.0)
+            exchange.fail(app_failed(error))
 
     def _forget_exchange(self) -> None:
         shared = self.shared
-        if self._counted_bytes:
-            shared.buffered_bytes -= self._counted_bytes
-            self._counted_bytes = 0
+        if self.counted_bytes:
+            shared.intake.budget.take(-self.counted_bytes)
+            self.counted_bytes = 0
         if self._exchange is not None:
+            shared.intake.drop(self._exchange)
             self._exchange = None
             shared.active -= 1
 
-    def _refuse(self, problem: Problem) -> None:
-        """Answer a request that the application will never see, and close."""
+    def refuse(self, problem: Problem) -> None:
+        """Answer a request that the application will never see, and close, unless it is over."""
+        if self._state >= LINGER:
+            return
         self.shared.count_refused(problem.kind)
-        self.send_whole(
-            self._framer.request, problem.status, problem.header_lines(), problem.body(), False
-        )
+        lines, request = problem.header_lines(), self._framer.request
+        self.send_whole(request, problem.status, lines, problem.body(), False)
         if self._exchange is not None:
             self._exchange.client_gone()
-            self._forget_exchange()
+        self._forget_exchange()
         self._linger()
 
     # ------------------------------------------------------------------ answers
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Send, soon: uvloop joins what is written within one turn of the loop."""
-        self._transport.write(data)
-
-    def write_pieces(self, pieces: tuple[bytes | memoryview, ...]) -> None:
-        """Send without copying."""
-        self._transport.writelines(pieces)
-
-    def send_whole(
-        self,
-        request: Request,
-        status: int,
-        headers: bytes,
-        body: bytes | memoryview,
-        keep_alive: bool,
-    ) -> None:
-        """Write a complete answer to ``request``, framed by its length."""
-        size = len(body)
-        prefixes = self.shared.prefixes
-        prefix = prefixes.by_status.get(status) or prefixes.of(status)
-        ending = responses.ending(keep_alive, request.http10)
-        if status in responses.BODILESS:
-            self._transport.write(prefix + headers + ending)
-            return
-        head = b"%b%bcontent-length: %d\r\n%b" % (prefix, headers, size, ending)
-        if not size or request.method == b"HEAD":
-            self._transport.write(head)
-        elif size <= JOIN_BYTES:
-            self._transport.write(head + body)
-        else:
-            self._transport.writelines((head, body))
 
     def end_exchange(self, keep_alive: bool) -> None:
         """The exchange's answer has been written in full."""
@@ -326,16 +320,11 @@ class Connection(asyncio.Protocol):
     def cut(self, reset: bool) -> None:
         """End the connection after a broken answer; ``reset`` where a close would look regular."""
         self._forget_exchange()
-        transport = self._transport
-        if not reset:
-            self.close()
-        elif transport.get_extra_info("sslcontext") is not None:
+        if reset and self._below is not None:
             # Without the closing words of TLS, which would vouch for a complete answer.
             self._enter(CLOSED)
-            transport.abort()
+            self._transport.abort()
         else:
-            client = transport.get_extra_info("socket")
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close()
 
     # ------------------------------------------------------------------ ends
@@ -343,7 +332,15 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Close once everything written has left."""
         self._enter(CLOSED)
-        self._transport.close()
+        if self._below is None:
+            self._transport.close()
+        else:
+            # TLS allows its closing words, and all that is still before them, a moment only.
+            self.shared.loop.call_soon(self._close_if_flushed)
+
+    def _close_if_flushed(self) -> None:
+        if self._state == CLOSED and not self.unsent_bytes:
+            self._transport.close()
 
     def abort(self) -> None:
         """Close at once; an exchange under way ends in ``on_disconnect``."""
@@ -356,37 +353,36 @@ class Connection(asyncio.Protocol):
 
     def _linger(self) -> None:
         self._enter(LINGER)
-        self._held = b""
-        if self._reading_paused:
-            self._reading_paused = False
-            self._transport.resume_reading()
+        self._set_held(b"")
+        self._framer.next()  # what came of the request is nobody's any more
+        self._read_on()
         if self._transport.can_write_eof():
             self._transport.write_eof()
+
+    def _throw_away(self, size_bytes: int) -> None:
+        # A client that reads only when all is sent gets its refusal, but not for any price.
+        self._thrown_bytes += size_bytes
+        if self._thrown_bytes >= self.shared.limits.body_bytes and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
 
     def _enter(self, state: int) -> None:
         self._state = state
         self._deadline = 0.0
 
-    @property
-    def unsent_bytes(self) -> int:
-        """Bytes written that have not left this process."""
-        return self._transport.get_write_buffer_size()
-
     def sweep(self, now: float) -> None:
         """Look at the deadlines; called about once a second with the monotonic time."""
         shared = self.shared
-        unsent = self._transport.get_write_buffer_size()
-        if unsent != self._unsent_bytes:
-            self._unsent_bytes = unsent
-            self._stall_deadline = now + shared.limits.write_timeout_s
-        elif unsent and now >= self._stall_deadline:
+        if self.stalled(now):
+            self.guard(True)  # what the kernel still holds is nothing to wait for
             self._transport.abort()
             return
+        self._close_if_flushed()
         exchange = self._exchange
         if exchange is not None:
             if self._state == BODY:
-                patience_s = shared.limits.body_timeout_s
-                if too_slow(self._counted_bytes, exchange.arrived_at, patience_s, now):
+                patience_s, size = shared.limits.body_timeout_s, self._framer.body_bytes
+                if too_slow(size, exchange.arrived_at, patience_s, now):
                     self._deadline = now
             elif self._reading_paused and now - exchange.arrived_at > PIPELINE_S:
                 exchange.keep_alive = self._reading_paused = False
@@ -394,7 +390,9 @@ class Connection(asyncio.Protocol):
         if self._deadline == 0.0:
             self._deadline = now + shared.timeouts_s[self._state]
         elif now >= self._deadline:
-            if self._state == HEAD or self._state == BODY:
-                self._refuse(Problem(ErrorKind.TIMEOUT_READING))
+            if HEAD <= self._state <= STORING:
+                self.refuse(Problem(ErrorKind.TIMEOUT_READING))
+            elif self._state == LINGER and self._reading_paused:
+                self._transport.abort()  # a TLS one would read on for the client's last words
             else:
                 self.close()

@@ -1,9 +1,9 @@
 """What happens to a request at the door: refused with a reason, or turned into one job.
 
-Between the HTTP server (``http.py``) and the jobs socket (``process.py``): it looks up the route,
-has the envelope decoded and the signature checked, measures the workload and opens the account.
-The payload's bytes go on untouched, unless a worker.py forms it: then that is asked first, and the
-request becomes a job when the answer comes. It never sees a response; it awaits nothing.
+Between the HTTP server (``http.py``) and what becomes of jobs (``answers.py``): it looks up the
+route, has the envelope decoded and the signature checked, measures the workload and opens the
+account. The payload's bytes go on untouched, unless a worker.py forms it: then that is asked first,
+and the request becomes a job when the answer comes. It never sees a response; it awaits nothing.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import msgspec
 
 from backend_adapter.hook_messages import ROUTE_HEADER, TICKET_HEADER, Forget, Prepare, Prepared
 from backend_adapter.hook_messages import Refused as HookRefused
-from backend_adapter.messages import Submit
+from backend_adapter.messages import FilePart, Submit
 from ingress import session_calls
 from ingress.admission import Admission, Job
+from ingress.answers import Answers
 from ingress.auth import Authenticator
 from ingress.envelope import UNKNOWN_IDX, Envelope, Refused
 from ingress.errors import KINDS, ErrorKind, Problem
@@ -25,8 +26,8 @@ from ingress.exchange import Exchange
 from ingress.management import Management
 from ingress.questions import Question, Questions
 from ingress.routes import SESSION_CALLS, UPDATE_PATH, Route, Routes
+from ingress.spool import RETRY_S, Bytes, payload_of, whole_of
 from ingress.workload import LEAST_WORKLOAD, quantised
-from reporter.messages import Outcome
 from reporter.producer_ledger import ProducerLedger
 
 #: Content types that can not be the JSON envelope; everything else is tried, as clients expect
@@ -65,9 +66,8 @@ class Door:
         questions: requests that wait for a worker.py's word.
         management: answers what the engine asks of the worker itself.
         ask: hands a question to the hook host, now or when a session stands; or has one forgotten.
-        submit: hands a taken job to the adapter, now or when a session stands.
-        cancel: tells the adapter that nobody wants a job any more.
-        writable: the client of a streaming job has room again.
+        answers: where jobs go, and what becomes of them.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -79,12 +79,11 @@ class Door:
         questions: Questions,
         management: Management,
         *,
-        decode: Callable[[bytes], Envelope],
+        decode: Callable[[Bytes], Envelope],
         credit_bytes: int,
         ask: Callable[[Prepare | Forget], bool],
-        submit: Callable[[Job], None],
-        cancel: Callable[[Job], None],
-        writable: Callable[[Job], None],
+        answers: Answers,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.routes = routes
         self.authenticator = authenticator
@@ -96,9 +95,8 @@ class Door:
         self._ask = ask
         self._decode = decode
         self._credit_bytes = credit_bytes
-        self._submit = submit
-        self._cancel = cancel
-        self._writable = writable
+        self._answers = answers
+        self._clock = clock
 
     def on_head(self, exchange: Exchange) -> Problem | None:
         """Refuse before the body is read what needs no body to be refused."""
@@ -135,7 +133,7 @@ class Door:
 
         What else the client sent goes nowhere: the query and the bearer hold the endpoint's key.
         """
-        now = time.monotonic()
+        now = self._clock()
         route = self.routes.find(exchange.path)
         if route is None:
             self._on_own_path(exchange, now)
@@ -157,16 +155,23 @@ class Door:
             exchange.fail(problem)
             return
         if route.prepare:
-            message = Prepare(self._questions.next_id(), route.path, exchange.body)
+            number = self._questions.next_id()
+            message = Prepare(number, route.path, *whole_of(exchange.body, exchange.file))
             question = Question(message, exchange, route, request_idx, reqnum, session_id, now)
             self._questions.take(question)
             exchange.context = question
+            exchange.body = b""
             question.asked += self._ask(message)
             return
         payload = envelope.payload
         workload = route.meter.measure(payload)
-        body = exchange.body if route.hosted else bytes(payload)
-        self._take(exchange, route, request_idx, reqnum, session_id, workload, body, JSON_TYPE, now)
+        if route.hosted:
+            body, file = whole_of(exchange.body, exchange.file)
+        else:
+            body, file = payload_of(payload, exchange.body, exchange.file)
+        self._take(
+            exchange, route, request_idx, reqnum, session_id, workload, body, file, JSON_TYPE, now
+        )
 
     def _refuse(self, exchange: Exchange, refused: Refused) -> None:
         self._ledger.refuse(refused.kind)
@@ -197,7 +202,7 @@ class Door:
             route = exchange.path.decode()
             exchange.context = job = Job(message, exchange, route, 0, message.request_idx, now)
             exchange.release_body()
-            self._submit(job)
+            self._answers.submit(job)
 
     def on_prepared(self, answer: Prepared, now: float) -> None:
         """A worker.py has said what a request amounts to."""
@@ -205,13 +210,11 @@ class Door:
         if question is None:
             return
         exchange, route = question.exchange, question.route
-        headers, body = answer.headers, answer.body
-        if route.hosted:
-            headers, body = JSON_TYPE, question.message.body
-            if answer.ticket:
-                headers += f"{TICKET_HEADER}: {answer.ticket}\r\n".encode()
-        elif answer.untouched:
-            headers, body = JSON_TYPE, bytes(self._decode(question.message.body).payload)
+        try:
+            headers, body, file = self._formed(question, answer)
+        except Problem as problem:
+            self._turn_away(question, problem)
+            return
         workload = quantised(max(answer.workload, LEAST_WORKLOAD), DEFAULT_WORKLOAD)
         self._take(
             exchange,
@@ -221,9 +224,22 @@ class Door:
             question.session_id,
             workload,
             body,
+            file,
             headers,
             now,
         )
+
+    def _formed(self, question: Question, answer: Prepared) -> tuple[bytes, bytes, FilePart | None]:
+        """Headers and body of the job that a worker.py has made of a request."""
+        asked, exchange = question.message, question.exchange
+        if question.route.hosted:
+            ticket = f"{TICKET_HEADER}: {answer.ticket}\r\n".encode() if answer.ticket else b""
+            return JSON_TYPE + ticket, asked.body, asked.file
+        if not answer.untouched:
+            exchange.count_more(answer.body)
+            return answer.headers, answer.body, None
+        whole: Bytes = asked.body if exchange.file is None else exchange.file.map()
+        return JSON_TYPE, *payload_of(self._decode(whole).payload, whole, exchange.file)
 
     def on_refused(self, answer: HookRefused) -> None:
         """A worker.py has refused a request, or failed at it."""
@@ -231,7 +247,8 @@ class Door:
         if question is not None:
             extra = msgspec.json.decode(answer.extra) if answer.extra else None
             kind = KINDS.get(answer.kind, ErrorKind.HOOK_FAILED)
-            self._turn_away(question, Problem(kind, answer.message, extra=extra))
+            retry_after_s = RETRY_S if kind is ErrorKind.MEMORY else None
+            self._turn_away(question, Problem(kind, answer.message, retry_after_s, extra=extra))
 
     def expire_questions(self, now: float) -> None:
         """Who waited too long for a worker.py's word is told so."""
@@ -279,6 +296,7 @@ class Door:
         session_id: str,
         workload: float,
         body: bytes,
+        file: FilePart | None,
         headers: bytes,
         now: float,
     ) -> None:
@@ -301,6 +319,7 @@ class Door:
                 body=body,
                 hosted=route.hosted,
                 session_id=session_id,
+                file=file,
             ),
             exchange,
             route.path,
@@ -310,12 +329,12 @@ class Door:
         )
         exchange.context = job
         exchange.release_body()
-        self._submit(job)
+        self._answers.submit(job)
 
     def on_writable(self, exchange: Exchange) -> None:
         """The client has read enough that more may be sent."""
         if isinstance(exchange.context, Job):
-            self._writable(exchange.context)
+            self._answers.grant(exchange.context)
 
     def on_disconnect(self, exchange: Exchange) -> None:
         """The client went away before its answer ended."""
@@ -328,22 +347,7 @@ class Door:
                 self._ask(Forget(job.message.id))
                 self._ledger.refuse(ErrorKind.CLIENT_GONE)
             return
-        if self._admission.settle(job.submit.id) is None:
-            return
-        self._cancel(job)
-        if not job.key:
-            self._ledger.refuse(ErrorKind.CLIENT_GONE)
-            return
-        self._ledger.close(
-            job.key,
-            Outcome.CANCELLED,
-            time.monotonic(),
-            route=job.route,
-            status=499,
-            started_at=job.started_at,
-            first_byte_at=job.first_byte_at,
-            sent_bytes=job.sent_bytes,
-        )
+        self._answers.leave(job, self._clock())
 
     def _unknown_route(self) -> Problem:
         known = ", ".join(self.routes.names[:20])

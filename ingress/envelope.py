@@ -15,6 +15,7 @@ It must not know how a signature is verified, nor which route the payload is for
 from __future__ import annotations
 
 import codecs
+from mmap import mmap
 from typing import Annotated, Any
 
 import msgspec
@@ -109,7 +110,7 @@ _LOOSE_AUTH = msgspec.json.Decoder(_LooseAuth)
 _SESSION_ID = msgspec.json.Decoder(str | None)
 
 
-def decode(body: bytes | bytearray | memoryview) -> Envelope:
+def decode(body: bytes | bytearray | memoryview | mmap) -> Envelope:
     """Read a body whose auth_data must be complete; ``auth_data`` of the result is never None.
 
     Raises ``Refused``: invalid_json, missing_parameter (``extra`` names every missing field, in
@@ -125,7 +126,7 @@ def decode(body: bytes | bytearray | memoryview) -> Envelope:
     return envelope
 
 
-def decode_unsigned(body: bytes | bytearray | memoryview) -> Envelope:
+def decode_unsigned(body: bytes | bytearray | memoryview | mmap) -> Envelope:
     """Read a body where signatures are not asked for: auth_data may be absent or incomplete.
 
     What of auth_data is usable is kept, the rest is empty, 0 or ``UNKNOWN_IDX``. Raises
@@ -142,7 +143,7 @@ def decode_unsigned(body: bytes | bytearray | memoryview) -> Envelope:
     return envelope
 
 
-def _check_utf8(body: bytes | bytearray | memoryview) -> None:
+def _check_utf8(body: bytes | bytearray | memoryview | mmap) -> None:
     """Raise UnicodeDecodeError for what is no UTF-8: msgspec does not look at what it skips."""
     if len(body) <= _PIECE_BYTES:
         str(body, "utf-8")
@@ -154,7 +155,7 @@ def _check_utf8(body: bytes | bytearray | memoryview) -> None:
         start += codecs.utf_8_decode(piece, "strict", start + len(piece) == len(view))[1]
 
 
-def _loose(body: bytes | bytearray | memoryview) -> _LooseEnvelope:
+def _loose(body: bytes | bytearray | memoryview | mmap) -> _LooseEnvelope:
     """Take the body apart without looking into it. Raises ``Refused`` when that is impossible."""
     try:
         loose = _LOOSE_ENVELOPE.decode(body)
@@ -222,7 +223,7 @@ def _refusal(faults: dict[str, dict[str, str] | str]) -> Refused:
     )
 
 
-def _reread(body: bytes | bytearray | memoryview, signed: bool) -> Envelope:
+def _reread(body: bytes | bytearray | memoryview | mmap, signed: bool) -> Envelope:
     """Read a body that did not pass at once: name everything that is wrong with it, or find that
     only a key's earlier occurrence was, which does not count.
 

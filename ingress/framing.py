@@ -8,7 +8,7 @@ and some raw bytes, never a queue of parsed requests.
 Law: what is accepted, and the requests that come out, do not depend on how the bytes were cut
 into pieces. What two readers could read differently is refused (RFC 9112 section 11.2): both
 lengths, repeated lengths, bare LF, folded lines, spaces before a colon. Those llhttp refuses;
-refused here are several or no Host, unknown transfer codings, chunks in HTTP/1.0, fragments in
+refused here are several, odd or no Host, unknown transfer codings, chunks in HTTP/1.0, fragments in
 the target and odd versions, all of which it lets pass.
 
 Bounds: a head takes at most ``request_line_bytes + header_bytes`` and one read of the socket; a
@@ -17,6 +17,7 @@ body (``body.py``) its own limit. This module knows no socket, no clock and no a
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -25,10 +26,13 @@ import httptools
 from ingress.body import Body, ChunkedBody, SizedBody, too_large
 from ingress.errors import ErrorKind, Problem
 from ingress.responses import LAST_CHUNK
+from ingress.spool import SpoolFile
 from supervisor.settings import LimitSettings
 
 _HEAD_END = b"\r\n\r\n"
 _TLS_HANDSHAKE = 0x16
+#: What may be in a Host (RFC 3986 section 3.2, without user and password).
+_HOST = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~%!$&'()*+;=:[]"
 _NOTED = frozenset(
     {
         b"connection",
@@ -54,6 +58,7 @@ class Request:
         "chunked",
         "content_length",
         "expects_continue",
+        "file",
         "has_body",
         "headers",
         "host",
@@ -76,7 +81,9 @@ class Request:
         self.has_body = False
         self.http10 = False
         self.keep_alive = True
-        self.body = b""
+        self.body: bytes | mmap.mmap = b""
+        #: What holds the body in place of memory; the connection that it came on removes it.
+        self.file: SpoolFile | None = None
 
     def header(self, name: bytes) -> bytes | None:
         """The first header called ``name`` (lowercase), or None."""
@@ -93,8 +100,9 @@ class Framer(Generic[R]):
     """Cuts the bytes of one connection into requests, one at a time.
 
     Feed each piece to ``head`` until it returns an offset, then, if ``request.has_body``, to
-    ``body`` until that does; ``request`` is complete then. Call ``next`` before the next head.
-    Anything wrong raises ``Problem``, and the framer is of no further use.
+    ``body`` until that does; ``request`` is complete then, but for a body that goes into a file.
+    Call ``next`` before the next head. Anything wrong raises ``Problem``, and the framer is of no
+    further use.
 
     :param limits: bounds of what is accepted.
     :param new_request: makes the empty object that a request is read into.
@@ -103,7 +111,6 @@ class Framer(Generic[R]):
     __slots__ = (
         "_body",
         "_expect",
-        "_head_bytes",
         "_head_complete",
         "_header_bytes",
         "_header_count",
@@ -116,6 +123,7 @@ class Framer(Generic[R]):
         "_upgraded",
         "begun",
         "body_bytes",
+        "head_bytes",
         "request",
     )
 
@@ -142,7 +150,8 @@ class Framer(Generic[R]):
         #: Collects a body that comes in pieces.
         self._body: Body | None = None
         self._target = b""
-        self._head_bytes = 0
+        #: Bytes of its head so far.
+        self.head_bytes = 0
         self._head_complete = False
         self._noted_connection = False
         self._expect = b""
@@ -185,8 +194,8 @@ class Framer(Generic[R]):
             if isinstance(error.__context__, Problem):  # raised in one of the callbacks below
                 raise error.__context__ from None
             raise self._explain(str(error), piece) from None
-        self._head_bytes += len(piece)
-        if self._head_bytes > self._header_bytes:
+        self.head_bytes += len(piece)
+        if self.head_bytes > self._header_bytes:
             self._check_head_size(complete=end >= 0)
         if self._head_complete != (end >= 0):
             raise self._explain("the head has no proper end", piece)
@@ -200,7 +209,7 @@ class Framer(Generic[R]):
         line_bytes = limits.request_line_bytes
         if complete:
             line_bytes = len(self.request.method) + len(self._target) + len("  HTTP/1.1\r\n")
-        if self._head_bytes > limits.header_bytes + line_bytes:
+        if self.head_bytes > limits.header_bytes + line_bytes:
             raise Problem(
                 ErrorKind.TOO_MANY_HEADERS,
                 f"The headers are over {limits.header_bytes} bytes; send fewer or shorter ones.",
@@ -249,13 +258,15 @@ class Framer(Generic[R]):
         if name == b"host":
             if request.host is not None:
                 raise Problem(ErrorKind.INVALID_REQUEST, "The request has two Host headers.")
+            if value.translate(None, _HOST):
+                raise Problem(ErrorKind.INVALID_REQUEST, "The Host header names no host.")
             request.host = value
         elif name == b"content-length":
             if len(value) > 20:
                 raise Problem(ErrorKind.INVALID_REQUEST, "Content-Length has too many digits.")
             request.content_length = int(value)
         elif name == b"expect":
-            self._expect = value.lower()
+            self._expect = value.lower() if not self._expect else b"several"
         elif name == b"transfer-encoding":
             if value.lower() != b"chunked":
                 raise Problem(
@@ -284,9 +295,12 @@ class Framer(Generic[R]):
         if b"#" in target:
             raise Problem(ErrorKind.INVALID_REQUEST, "The request target has a fragment (#).")
         request.path, _, request.query = target.partition(b"?")
-        if target[0] != 0x2F and b"://" in request.path:
-            # The form meant for proxies: scheme://authority/path (RFC 9112 section 3.2.2).
-            request.path = b"/" + request.path.partition(b"://")[2].partition(b"/")[2]
+        if target[0] != 0x2F:
+            if b"://" in request.path:
+                # The form meant for proxies: scheme://authority/path (RFC 9112 section 3.2.2).
+                request.path = b"/" + request.path.partition(b"://")[2].partition(b"/")[2]
+            elif request.method == b"CONNECT":
+                request.keep_alive = False  # what follows is meant for somebody else
         if request.host is None and not request.http10:
             raise Problem(ErrorKind.INVALID_REQUEST, "The request has no Host header.")
         if request.content_length > 0:
@@ -305,11 +319,17 @@ class Framer(Generic[R]):
 
     # ------------------------------------------------------------------ body
 
+    def spool(self, file: SpoolFile) -> None:
+        """The body goes into this file. Raises Problem (memory)."""
+        if self._body is None:
+            self._body = SizedBody(self.request.content_length)
+        self._body.spool(file)
+
     def body(self, data: bytes, start: int = 0) -> int:
         """Read the body from ``data[start:]``; ``request.body`` is set once it is complete.
 
         :return: offset of the first byte after the body; -1: all was read and more is needed.
-        :raises Problem: body_too_large, invalid_request, too_many_headers.
+        :raises Problem: body_too_large, invalid_request, too_many_headers, memory.
         """
         request = self.request
         body = self._body
@@ -317,7 +337,7 @@ class Framer(Generic[R]):
             stop = start + request.content_length
             if stop <= len(data):
                 # It came in one piece, as most do: nothing to collect.
-                request.body = data[start:stop]
+                request.body = body_bytes = data[start:stop]
                 self.body_bytes = request.content_length
             else:
                 body = self._body = SizedBody(request.content_length)
@@ -326,9 +346,12 @@ class Framer(Generic[R]):
             self.body_bytes = body.size_bytes
             if stop < 0:
                 return -1
-            request.body = body.join()
-        if not self._upgraded:
+            request.body = body_bytes = body.join()
+        if request.file is not None:
+            # It would have to see the body to go on.
+            self._parser = httptools.HttpRequestParser(self)
+        elif not self._upgraded:
             # Without an on_body the parser only counts, which costs nothing. Chunks it has not
             # seen: an empty body is as good to it.
-            self._parser.feed_data(LAST_CHUNK if request.chunked else request.body)
+            self._parser.feed_data(LAST_CHUNK if request.chunked else body_bytes)
         return stop

@@ -4,12 +4,14 @@ Everything that does not change between two responses is encoded once: one prefi
 thrown away when the second changes. There is no Server header: whom it helps is not our client.
 
 Law: what leaves here is a complete head, framed exactly one way (a length, chunks, or the end of
-the connection). This module knows no socket; the wall clock is handed in, and only printed.
+the connection). The wall clock is handed in, and only printed.
 """
 
 from __future__ import annotations
 
 import http
+import socket
+import struct
 from email.utils import formatdate
 
 #: Interim answer to ``Expect: 100-continue``.
@@ -20,6 +22,9 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 #: Statuses whose responses never have a body (RFC 9110 section 6.4.1).
 BODILESS = frozenset({204, 304})
+
+#: Bodies up to this size are joined with what frames them, larger ones are never copied, bytes.
+JOIN_BYTES = 65_536
 
 # How a head ends, by what becomes of the connection.
 STAYS_OPEN = b"\r\n"
@@ -32,6 +37,11 @@ def ending(keep_alive: bool, http10: bool) -> bytes:
     if not keep_alive:
         return CLOSES
     return STAYS_OPEN_HTTP10 if http10 else STAYS_OPEN
+
+
+def reset_at_close(client: socket.socket, on: bool) -> None:
+    """Whether its close is to show that an answer broke off: a reset, no regular end."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", on, 0))
 
 
 class Prefixes:
@@ -68,3 +78,24 @@ class Prefixes:
             prefix = f"HTTP/1.1 {status} {phrase}\r\n".encode() + self._date
             self.by_status[status] = prefix
         return prefix
+
+    def whole(
+        self,
+        status: int,
+        headers: bytes,
+        ending: bytes,
+        body: bytes | memoryview,
+        head_only: bool,
+    ) -> tuple[bytes | memoryview, ...]:
+        """A complete response, framed by its length, in one piece or two.
+
+        :raises ValueError: as ``of``.
+        """
+        prefix = self.by_status.get(status) or self.of(status)
+        if status in BODILESS:
+            return (prefix + headers + ending,)
+        size = len(body)
+        head = b"%b%bcontent-length: %d\r\n%b" % (prefix, headers, size, ending)
+        if head_only or not size:
+            return (head,)
+        return (head + body,) if size <= JOIN_BYTES else (head, body)

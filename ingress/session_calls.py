@@ -24,6 +24,7 @@ from msgspec import UNSET, Raw, UnsetType
 from backend_adapter.messages import SessionCall
 from ingress.envelope import UNKNOWN_IDX, Envelope, Refused
 from ingress.routes import climbs
+from ingress.spool import Bytes
 from ingress.workload import LEAST_WORKLOAD, quantised
 
 #: Longest body of a call: what a session keeps of it is kept for as long as it is open.
@@ -58,8 +59,8 @@ _known = msgspec.json.Decoder(_Known).decode
 def read(
     call: str,
     call_id: int,
-    body: bytes,
-    decode: Callable[[bytes], Envelope],
+    body: Bytes,
+    decode: Callable[[Bytes], Envelope],
     check: Callable[[Envelope], None],
 ) -> SessionCall:
     """Make the adapter's word of a client's body.
@@ -85,7 +86,7 @@ def read(
         raise Refused("invalid_json", "invalid JSON: it is nested too deeply") from None
 
 
-def _read_known(call_id: int, call: str, body: bytes) -> SessionCall:
+def _read_known(call_id: int, call: str, body: Bytes) -> SessionCall:
     known = _as(_known, body, "")
     if not known.session_id:
         raise Refused("missing_parameter", "session_id: missing", {"session_id": "missing"})
@@ -97,7 +98,7 @@ def _read_known(call_id: int, call: str, body: bytes) -> SessionCall:
     return SessionCall(call_id, call, known.session_id[:MAX_ID], digest(auth))
 
 
-def _read_create(call_id: int, envelope: Envelope, body: bytes) -> SessionCall:
+def _read_create(call_id: int, envelope: Envelope, body: Bytes) -> SessionCall:
     given = _as(_create, bytes(envelope.payload), "payload")
     lifetime_s = DEFAULT_LIFETIME_S if given.lifetime is None else given.lifetime
     faults = {}
@@ -186,7 +187,7 @@ def _finite(text: str) -> float:
     return number
 
 
-def _as(decoder: Callable[[bytes], Any], body: bytes, place: str) -> Any:
+def _as(decoder: Callable[[Bytes], Any], body: Bytes, place: str) -> Any:
     """Decode, and say where it is not what it should be."""
     try:
         str(body, "utf-8")

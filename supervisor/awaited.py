@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: What a heartbeat carries.
 Gauges = dict[str, Any]
+#: Posts in a row that a local engine may leave without an answer.
+MUTE_POSTS = 3
 
 
 def of_run(supervisor: Supervisor) -> str:
@@ -44,6 +46,21 @@ def lacks_key(supervisor: Supervisor) -> bool:
 def engine_knows(gauges: Gauges) -> bool:
     """It has acknowledged a report that says ready (a gauge of the reporter)."""
     return bool(gauges.get("reported_ready"))
+
+
+def mute_engine(supervisor: Supervisor) -> str:
+    """Why the local engine counts as frozen: it takes connections, and has answered none of the
+    reporter's posts for the time that ``MUTE_POSTS`` of them may take. "": it does not.
+    """
+    engine, reporter = (supervisor.members.get(name) for name in ("engine", "reporter"))
+    if engine is None or reporter is None or engine.state is not ChildState.READY:
+        return ""
+    patience_s = MUTE_POSTS * supervisor.plan.settings.engine.timeout_s
+    silent_s = float(reporter.gauges.get("last_post_s", 0.0))
+    silent = reporter.gauges.get("last_post_kind") == "timeout" and not 0 <= silent_s <= patience_s
+    if not silent or supervisor.loop.time() - engine.life.started_at <= patience_s:
+        return ""
+    return f"it takes reports and answers none of them for {patience_s:g} s"
 
 
 def deciding(gauges: Gauges) -> tuple[bool, bool]:

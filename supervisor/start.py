@@ -19,7 +19,7 @@ from typing import Any
 
 import uvloop
 
-from supervisor import log_lines, process_tree, settings_sources
+from supervisor import core_files, log_lines, process_tree, settings_sources, spool_dir
 from supervisor.beacon import Beacon
 from supervisor.console import Console
 from supervisor.exit_codes import ExitCode
@@ -47,6 +47,7 @@ def start(source: Source, color: bool) -> int:
     Raises:
         UsageError: the file is none that can be run.
     """
+    core_files.forbid()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the run knows what to do with it
     # what was found here stays the one that is meant, whatever lies here later
     file = source.script or (str(source.path) if source.path else None)
@@ -63,7 +64,7 @@ def start(source: Source, color: bool) -> int:
     except RunLockError as error:
         return _refuse([Fault("worker.state_dir", str(error))], ExitCode.SETTINGS, source)
     try:
-        _sweep(lock.left_behind)
+        _sweep(lock.left_behind, plan)
         taken = _taken_port(plan)
         if taken:
             return _refuse([taken], ExitCode.PORT_TAKEN, source)
@@ -72,13 +73,15 @@ def start(source: Source, color: bool) -> int:
         lock.release()
 
 
-def _sweep(left: dict[str, Any]) -> None:
+def _sweep(left: dict[str, Any], plan: Plan) -> None:
     """Of a run that died whole, with everyone who could have swept it, nothing may stay."""
     run_id, runtime_dir = left.get("run_id"), left.get("runtime_dir")
     if isinstance(run_id, str) and run_id:
         process_tree.sweep(run_id)
     if isinstance(runtime_dir, str) and Path(runtime_dir).name.startswith(RUNTIME_PREFIX):
         shutil.rmtree(runtime_dir, ignore_errors=True)
+        spool_dir.remove(plan.settings, runtime_dir)
+    spool_dir.remove_own(plan.settings)
 
 
 def _refuse(faults: Sequence[Fault], code: ExitCode, source: Source) -> int:

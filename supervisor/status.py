@@ -8,7 +8,8 @@ and everything is bounded: members by the plan, gauges by the heartbeat.
     urls                       worker, admin, engine
     engine_local, routes       the local engine runs; paths that clients may POST to
     signatures                 they are checked
-    members                    name, state, pid, uptime_s, restarts, reason, last_exit, gauges
+    members                    name, state, pid, uptime_s, restarts, reason, last_exit, gauges,
+                               log_dropped_bytes, log_cut_bytes, log_error
     model                      ready, healthy, state, reason, generation, url
     queue, load                gauges of backend_adapter and reporter, {} until their first beat
 
@@ -84,7 +85,7 @@ def _because(detail: str) -> str:
 
 
 def _member(supervisor: Supervisor, member: Member, now: float) -> dict[str, Any]:
-    life = member.life
+    life, log = member.life, member.log
     return {
         "name": member.name,
         "state": str(life.state),
@@ -94,6 +95,9 @@ def _member(supervisor: Supervisor, member: Member, now: float) -> dict[str, Any
         "reason": supervisor.mask(life.reason or member.detail),
         "last_exit": supervisor.mask(member.last_exit),
         "gauges": _masked(supervisor, member.gauges),
+        "log_dropped_bytes": log.dropped_bytes,
+        "log_cut_bytes": log.cut_bytes,
+        "log_error": supervisor.mask(log.error),
     }
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from supervisor.messages import ChildNote, ChildState, Message, ModelState
+from supervisor import status
+from supervisor.messages import ChildNote, ChildState, Message, ModelState, Unready
 
 if TYPE_CHECKING:
     from supervisor.member import Member
@@ -49,6 +50,11 @@ def of_stop(supervisor: Supervisor) -> Iterator[Tiding]:
         yield name, ChildNote("worker", ChildState.STOPPING, reason, 0)
 
 
+def of_wait(supervisor: Supervisor) -> Tiding:
+    """What it waits for before it is ready."""
+    return "reporter", Unready(status.unready_reason(supervisor))
+
+
 def for_newcomer(supervisor: Supervisor, name: str) -> Iterator[Tiding]:
     """A process (or the command line) connected: where the others stand."""
     if name in ("backend_adapter", "reporter"):
@@ -61,6 +67,7 @@ def for_newcomer(supervisor: Supervisor, name: str) -> Iterator[Tiding]:
         for member in supervisor.members.values():
             if supervisor.is_ours(member.name):
                 yield from of_change(supervisor, member)
+        yield of_wait(supervisor)
     if supervisor.stopping:
         yield from (tiding for tiding in of_stop(supervisor) if tiding[0] == name)
 

@@ -7,7 +7,8 @@ response, a client that leaves is a cancelled task, and whoever reads slowly slo
 Law: every request is answered or its connection is cut: a hook that raises is a typed 500 (422 for
 a bad payload), one that hangs a 504 (a remote function, like a model, has all the time that its
 request has), and where the model server was lost before it answered the adapter sees a lost
-connection, and may send the job again.
+connection, and may send the job again. Bodies of requests at work hold at most
+``limits.buffered_bytes``, or one body; beyond that a request is a typed 503.
 
 It runs on the loop that the worker.py runs on.
 """
@@ -17,7 +18,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -36,6 +39,10 @@ from supervisor.settings import LimitSettings
 
 #: Seconds between two looks at how far a response has come.
 LOOK_EVERY_S = 0.5
+#: Seconds between two looks at whether the socket file is there.
+FILE_EVERY_S = 1.0
+#: After which a client may try again that found no room for its body.
+RETRY_S = 1
 #: Connections that wait while the file's loop is busy.
 BACKLOG = 4096
 #: What the head of a request is longer here than at the worker's door, at most.
@@ -83,9 +90,14 @@ class Hosted:
         self._limits = limits
         self._on_idle = on_idle
         self.active = 0  #: requests that have no answer yet
+        self._held_bytes = 0  #: of their bodies
         self._functions = RemoteFunctions(timeout_s)
         self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
+        self._path = ""
+        self._site: web.UnixSite | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._again: asyncio.Task[None] | None = None
 
     async def start(self, path: str) -> None:
         """Listen on the socket file ``path``."""
@@ -102,7 +114,9 @@ class Hosted:
             max_headers=limits.header_count + OUR_HEADERS,
         )
         await self._runner.setup()
-        await web.UnixSite(self._runner, path, backlog=BACKLOG).start()
+        self._path = path
+        await self._listen()
+        self._look()
         if self._model_url.startswith("http"):
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),
@@ -110,19 +124,48 @@ class Hosted:
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
             )
 
+    async def _listen(self) -> None:
+        assert self._runner is not None
+        if self._site is not None:
+            await self._site.stop()  # what it has accepted goes on
+        self._site = web.UnixSite(self._runner, self._path, backlog=BACKLOG)
+        await self._site.start()
+
+    async def _listen_again(self) -> None:
+        try:
+            await self._listen()
+        except OSError as error:  # the directory is gone, too: tried again at the next look
+            _log.debug("%s: %s", self._path, error)
+
+    def _look(self) -> None:
+        """A file that somebody removed is made again, or nobody new could connect."""
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(FILE_EVERY_S, self._look)
+        if not os.path.exists(self._path) and (self._again is None or self._again.done()):
+            self._again = loop.create_task(self._listen_again())
+
     async def close(self) -> None:
         """Cut what runs."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._again is not None:
+            await asyncio.wait([self._again])
         if self._runner is not None:
             await self._runner.cleanup()
         if self._session is not None:
             await self._session.close()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
+        size = request.content_length or 0
+        if self._held_bytes and self._held_bytes + size > self._limits.buffered_bytes:
+            return _of_problem(Problem(ErrorKind.MEMORY, retry_after_s=RETRY_S))
         self.active += 1
+        self._held_bytes += size
         try:
             return await self._outcome(request)
         finally:
             self.active -= 1
+            self._held_bytes -= size
             if not self.active:
                 self._on_idle()
 
@@ -145,7 +188,8 @@ class Hosted:
         except _BrokeOff as error:
             return _failed(request, Problem(ErrorKind.MODEL_FAILED, str(error)))
         except Exception as error:  # whatever user code raises
-            refused = calls.refusal(0, hooked.route, error)
+            body, headers = await _sent(request)
+            refused = calls.refusal(0, hooked.route, error, body, headers)
             extra = calls.extra_of(refused)
             return _failed(request, Problem(KINDS[refused.kind], refused.message, extra=extra))
 
@@ -222,6 +266,14 @@ class Hosted:
         return task.result()
 
 
+async def _sent(request: web.Request) -> tuple[bytes, list[str]]:
+    """What the client sent, body and headers. A body that the file took away: what is no JSON."""
+    body = b""
+    with suppress(Exception):  # whatever became of it
+        body = await request.read()
+    return body or b"?", list(request.headers.values())
+
+
 async def _guarded(work: Any) -> Any:
     """What exits in a hook costs its own request, not the file that everyone's hooks are in."""
     try:
@@ -255,7 +307,10 @@ def _failed(request: web.Request, problem: Problem) -> web.StreamResponse:
 
 
 def _of_problem(problem: Problem) -> web.Response:
-    return web.Response(status=problem.status, body=problem.body(), content_type="application/json")
+    after = {} if problem.retry_after_s is None else {"retry-after": f"{problem.retry_after_s:.0f}"}
+    return web.Response(
+        status=problem.status, body=problem.body(), content_type="application/json", headers=after
+    )
 
 
 def _cut(request: web.Request) -> None:

@@ -77,12 +77,12 @@ class Inbox:
             self._answer(peer, Refused(message.id, "hook_failed", text))
         elif isinstance(message, Sample):
             self._submit(_Asked(peer, message.id, 0), partial(_sample, hooked, message.id))
-        elif self.held_bytes + len(message.body) > self._max_held_bytes:
+        elif self.held_bytes + (size := _size(message)) > self._max_held_bytes:
             text = "too many bytes wait for worker.py; send the request again later"
             self._answer(peer, Refused(message.id, "memory", text))
         else:
-            work = partial(calls.prepare, hooked, message.id, message.body)
-            self._submit(_Asked(peer, message.id, len(message.body)), work)
+            work = partial(calls.prepare, hooked, message.id, message.body, message.file)
+            self._submit(_Asked(peer, message.id, size), work)
 
     def forget(self, peer: str, number: int) -> None:
         """Nobody waits for this one any more."""
@@ -148,6 +148,10 @@ class Inbox:
                 break
             self._tickets.pop(oldest, None)
             over_bytes, over = over_bytes - size, over - 1
+
+
+def _size(message: Prepare) -> int:
+    return len(message.body) if message.file is None else message.file.size
 
 
 def _sample(hooked: Hooked, number: int) -> tuple[Prepared | Refused, None]:

@@ -71,7 +71,7 @@ class Worker:
             self.file = directory / "worker.py"
             self.file.write_text(script.replace("PORT", str(self.model_port)))
         self._before = before
-        self._settings = settings
+        self.settings = settings
         self._environ = environ or {}
         self.process: subprocess.Popen[bytes]
         #: how often each member's pid was seen to change is what tests of restarts look at
@@ -86,7 +86,7 @@ class Worker:
         }
         settings = (
             "worker.port=0", "worker.admin_port=0", "engine.local_port=0",
-            "worker.host=127.0.0.1", *self._settings,
+            "worker.host=127.0.0.1", *self.settings,
         )  # fmt: skip
         flags = [part for setting in settings for part in ("--set", setting)]
         with self.output.open("ab") as output:

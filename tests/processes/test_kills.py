@@ -76,10 +76,3 @@ def test_jobs_wait_while_the_adapter_is_restarted_by_command(tmp_path: Path) -> 
 
     with paced(tmp_path) as worker:
         assert asyncio.run(scene(worker, worker.auth())) == {"ok": 10}
-
-
-def test_an_engine_that_lost_its_memory_routes_here_again(tmp_path: Path) -> None:
-    with paced(tmp_path) as worker:
-        old = worker.kill("engine")
-        worker.wait_replaced("engine", old)
-        worker.auth()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -52,67 +50,12 @@ def test_the_engine_sends_nobody_to_a_worker_that_drains(tmp_path: Path) -> None
         assert worker.process.wait(60) == 0
 
 
-def test_a_runtime_directory_that_vanished_is_made_again(tmp_path: Path) -> None:
-    """Cleaners of /tmp take what is old; a child that starts later needs its settings."""
-    with running(tmp_path) as worker:
-        directory = Path(worker.facts()["runtime_dir"])
-        old = worker.pid("ingress-0")
-        shutil.rmtree(directory)
-        wait_until((directory / "handoff.msgpack").exists, what="the settings to be there again")
-        assert directory.stat().st_mode & 0o777 == 0o700
-        os.kill(old, signal.SIGKILL)
-        worker.wait_replaced("ingress-0", old)
-        wait_until(lambda: worker.status()["ready"], what="ready again")
-    assert not directory.exists()
-
-
-def test_logs_that_cannot_be_kept_do_not_keep_the_worker_from_running(tmp_path: Path) -> None:
-    (tmp_path / "state").mkdir()
-    (tmp_path / "state" / "logs").write_text("not a directory")
-    with running(tmp_path) as worker:
-        assert worker.status()["ready"]
-
-
-def test_reload_takes_routes_and_says_what_needs_a_restart(tmp_path: Path) -> None:
-    with running(tmp_path) as worker:
-        url, text = worker.url, worker.file.read_text()
-        more = '[[route]]\npath = "/more"\nupstream = "/generate"\n'
-        worker.file.write_text(f"[worker]\ndrain_s = 1\nadmin_port = 1\n{text}{more}")
-        said = worker.command("reload")
-        assert said == "routes taken; start the worker anew for what changed in worker"
-        wait_until(lambda: "worker" in worker.printed.rpartition("reload: ")[2], what="a word")
-        assert worker.status()["urls"]["worker"] == url
-        old = worker.kill("reporter")
-        worker.wait_replaced("reporter", old)
-        wait_until(lambda: worker.status()["ready"], what="ready, on the ports from before")
-        body = {"auth_data": worker.auth(), "payload": {"inputs": "x"}}
-        assert "generated_text" in post_json(f"{url}/more", body)
-
-
 def test_a_child_of_ours_lives_before_the_model_server_does(tmp_path: Path) -> None:
     """Were the supervisor killed between two spawns, somebody has to end the model server."""
     with running(tmp_path) as worker:
         members = worker.members()
         first = max(members.values(), key=lambda member: float(member["uptime_s"]))
         assert first["name"] == "backend_adapter"
-
-
-def test_reports_are_exact_although_the_engine_answered_garbage(tmp_path: Path) -> None:
-    async def serve(worker: Worker, auth: dict[str, Any]) -> Counter[str]:
-        async with Load(worker.url, auth) as load:
-            for _ in range(10):
-                load.start("/generate", {"inputs": "x", "parameters": {"max_new_tokens": 5}})
-            return await load.outcomes()
-
-    with running(tmp_path, settings=("engine.retry_s=0.1",)) as worker:
-        auth = worker.auth()
-        post_json(f"{worker.engine}/demo/fault", {"kind": "garbage", "count": 4})
-        assert asyncio.run(serve(worker, auth)) == {"ok": 10}
-        wait_until(lambda: len(worker.record()["requests"]) == 10, what="the rows")
-        wait_until(
-            lambda: sum(report["cur_perf"] for report in worker.record()["status"]) == 50.0,
-            what="the work",
-        )
 
 
 _ORPHAN = """

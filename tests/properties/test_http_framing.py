@@ -52,6 +52,11 @@ class Wire:
     def can_write_eof(self) -> bool:
         return False
 
+    def get_extra_info(self, name: str) -> Any:
+        return self if name == "socket" else None
+
+    def setsockopt(self, level: int, name: int, value: bytes) -> None: ...
+
 
 class Seen(NamedTuple):
     method: bytes
@@ -85,7 +90,7 @@ class Run:
         self._settle()
         self.sent: bytes = wire.sent
         assert self.shared.active == 0
-        assert self.shared.buffered_bytes == 0
+        assert self.shared.intake.budget.memory == 0
 
     def _settle(self) -> None:
         while self._held or self._later:

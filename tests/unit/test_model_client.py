@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backend_adapter.model_client import ModelClient, ProbeResult, parse_url
-from backend_adapter.model_connection import HEAD_LIMIT_BYTES, Connection, Request
+from backend_adapter.model_connection import HEAD_LIMIT_BYTES, Connection
+from backend_adapter.model_request import Request
 from backend_adapter.response_headers import ResponseHead, read_head
 from tests.kit.raw_server import Peer, RawServer, Script
 
