@@ -184,15 +184,21 @@ def test_row_11_orphans_of_the_model_server(tmp_path: Path) -> None:
         children = [p for p in process_scan.processes() if p.parent == worker.process.pid]
         return sum(not child.alive for child in children)
 
+    def all_left(times: int) -> None:
+        log = worker.state_dir / "logs" / "model.log"
+        wait_until(lambda: log.read_text().count("done") == times, 60.0, "500 more orphans")
+
     try:
         worker.start()
-        wait_until(lambda: zombies() > 100, what="orphans that ended")
+        wait_until(zombies, what="orphans that ended")
         reporter = worker.kill("reporter")
         worker.wait_ready()
         worker.wait_replaced("reporter", reporter)
+        all_left(1)
         model = worker.kill("model")  # and once more
-        wait_until(lambda: zombies() > 100, what="orphans that ended")
+        wait_until(zombies, what="orphans that ended")
         worker.wait_replaced("model", model)
+        all_left(2)
         wait_until(lambda: not zombies(), what="all to be reaped")
         for name in ("reporter", "model"):
             member = worker.members()[name]
