@@ -21,18 +21,6 @@ PIECE_BYTES = 131_072
 PIECES_A_TURN = 16
 
 
-class FileBody:
-    """The body of a request, in place of bytes."""
-
-    __slots__ = ("part",)
-
-    def __init__(self, part: FilePart) -> None:
-        self.part = part
-
-    def __len__(self) -> int:
-        return self.part.size
-
-
 class Feeder:
     """Sends one such body on one connection.
 
@@ -43,16 +31,16 @@ class Feeder:
 
     def __init__(
         self,
-        body: FileBody,
+        body: FilePart,
         transport: asyncio.Transport,
         loop: asyncio.AbstractEventLoop,
         failed: Callable[[str], None],
     ) -> None:
-        self._path = body.part.path
+        self._path = body.path
         self._transport = transport
         self._loop = loop
         self._failed = failed
-        self._offset, self._left = body.part.offset, body.part.size
+        self._offset, self._left = body.offset, body.size
         self._writable = True
         self._fd = -1
 

@@ -39,6 +39,7 @@ class Job:
         "lane",
         "order",
         "queued_at",
+        "resend",
         "size_bytes",
         "state",
         "submit",
@@ -52,7 +53,10 @@ class Job:
         self.submit = submit
         self.size_bytes = len(submit.body)
         self.order = 0  #: arrival number over all lanes
-        self.attempts = 0  #: times that it was sent in vain
+        self.attempts = 0  #: times that it was sent in vain, silent ones included
+        #: it may be sent once more behind the queue's back, where a kept connection turns out to
+        #: have been closed; said at each dispatch
+        self.resend = False
         self.state = State.WAITING
         self.queued_at = 0.0  #: since when it waits, this time
         self.waited_s = 0.0  #: how long it had waited before its last dispatch

@@ -52,7 +52,7 @@ class _Probe:
         good = 200 <= self._status < 300
         self._done(self, "" if good else f"the model server answered {self._status}")
 
-    def on_lost(self, sent: bool, reason: str) -> None:
+    def on_lost(self, sent: int, reason: str) -> None:
         """Never answered."""
         self._done(self, reason)
 

@@ -1,8 +1,9 @@
 """The pool of connections to the model server, and its policy.
 
 Law: a request that ends at once on an old connection, before any response byte came, was, as far as
-anyone can tell, sent to a closed one; it is sent again on a new one, once, and nobody is told.
-Everything else that goes wrong is told at once, and what to do about it is the queue's decision.
+anyone can tell, sent to a closed one; it is sent again on a new one, once, and nobody is told
+unless that ends so, too: then it counts as sent twice. Everything else that goes wrong is told at
+once, and what to do about it is the queue's decision.
 
 The most recently used connection is used next, so that the others may age and be closed by the
 server. Connections are as many as there are requests at once; that bound is the queue's. One timer
@@ -237,7 +238,7 @@ class ModelClient:
         for request, task in list(self._connecting.items()):
             if self._connecting.pop(request, None) is not None:
                 task.cancel()
-                request.sink.on_lost(request.resent, reason)
+                request.sink.on_lost(int(request.resent), reason)
         for connection in active:
             self._active.discard(connection)
             connection.fail(reason)
@@ -295,7 +296,7 @@ class ModelClient:
         except (OSError, UnicodeError) as error:
             if self._connecting.pop(request, None) is not None:
                 text = f"cannot connect to the model server at {endpoint.authority}: {error}"
-                request.sink.on_lost(request.resent, text)
+                request.sink.on_lost(int(request.resent), text)
 
     async def _dial(
         self, endpoint: Endpoint, protocol: Callable[[], asyncio.Protocol]
@@ -316,7 +317,7 @@ class ModelClient:
             if late and self._connecting.pop(request, None) is not None:
                 task.cancel()
                 text = f"no connection to the model server within {self._connect_timeout_s:g} s"
-                request.sink.on_lost(request.resent, text)
+                request.sink.on_lost(int(request.resent), text)
         for connection in list(self._active):
             problem = connection.overdue(now, self._first_byte_timeout_s, self._idle_timeout_s)
             if problem:
@@ -357,7 +358,7 @@ class _ProbeSink:
     def on_end(self) -> None:
         self._settle(ProbeResult(self._status))
 
-    def on_lost(self, sent: bool, reason: str) -> None:
+    def on_lost(self, sent: int, reason: str) -> None:
         self._settle(ProbeResult(0, reason))
 
     def on_broken(self, kind: str, message: str) -> None:

@@ -19,7 +19,8 @@ from typing import Protocol, cast
 
 import httptools
 
-from backend_adapter.file_body import Feeder, FileBody
+from backend_adapter.file_body import Feeder
+from backend_adapter.messages import FilePart
 from backend_adapter.model_request import Request
 from backend_adapter.response_headers import ResponseHead, read_head
 
@@ -118,7 +119,7 @@ class Connection(asyncio.Protocol):
         request.connection = self
         request.sent_at = self._loop.time()
         body = request.body
-        if isinstance(body, FileBody):
+        if isinstance(body, FilePart):
             transport.write(request.head)
             failed = partial(self._unreadable, request)
             self._feeder = Feeder(body, transport, self._loop, failed)
@@ -329,7 +330,7 @@ class Connection(asyncio.Protocol):
         elif self.reused and not request.resent and self._loop.time() < stale_until:
             self._owner.resend(request)
         else:
-            request.sink.on_lost(True, reason)
+            request.sink.on_lost(1 + request.resent, reason)
 
     def _detach(self) -> Request | None:
         request, self.request = self.request, None

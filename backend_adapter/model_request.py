@@ -1,17 +1,15 @@
-"""One request to the model server, and who hears of its response: the words of the connections.
+"""Pure, and a leaf: one request to the model server, and who hears of its response.
 
-A leaf: it knows neither sockets nor who sends what when.
+How it travels is ``model_connection.py``'s matter, when and where ``model_client.py``'s. It must
+not know what the request is about.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
-from backend_adapter.file_body import FileBody
+from backend_adapter.messages import FilePart
 from backend_adapter.response_headers import ResponseHead
-
-if TYPE_CHECKING:
-    from backend_adapter.model_connection import Connection
 
 
 class Sink(Protocol):
@@ -26,10 +24,11 @@ class Sink(Protocol):
     def on_end(self) -> None:
         """It is complete."""
 
-    def on_lost(self, sent: bool, reason: str) -> None:
+    def on_lost(self, sent: int, reason: str) -> None:
         """The connection broke before the response began.
 
-        ``sent`` False: the request certainly never reached the model server.
+        ``sent``: how often it was written to one that ended so; 0: the request certainly never
+        reached the model server.
         """
 
     def on_broken(self, kind: str, message: str) -> None:
@@ -62,7 +61,7 @@ class Request:
         method: str,
         path: str,
         headers: bytes,
-        body: bytes | memoryview | FileBody,
+        body: bytes | memoryview | FilePart,
         sink: Sink,
         *,
         redeliver: bool = True,
@@ -74,7 +73,7 @@ class Request:
         self.sink = sink
         self.redeliver = redeliver
         self.head = b""  #: as it is written; made by the client
-        self.connection: Connection | None = None  #: None: connecting, or ended
+        self.connection: Any = None  #: that carries it; None: connecting, or ended
         self.resent = False  #: it was written before, to a connection that turned out to be stale
         self.sent_at = 0.0  #: loop time of connecting, later of writing
 

@@ -113,19 +113,19 @@ class Queue:
         self._dispatch(now, commands)
         return commands
 
-    def lost(self, key: Key, sent: bool, reason: str, now: float) -> Sequence[Command]:
+    def lost(self, key: Key, sent: int, reason: str, now: float) -> Sequence[Command]:
         """The connection broke before the response began.
 
-        ``sent`` True: the request may have been worked on. It costs an attempt, and the job fails
-        if it has none left or must not be sent twice. ``sent`` False: it never reached the model
-        server. That costs nothing, but dispatch is held until the next ``backend_up`` (that of
-        hosted jobs: ``hosted_up``): the caller sees it in ``up``, and probes.
+        ``sent``: times that it may have been worked on. Each costs an attempt, and the job fails
+        if it has none left or must not be sent twice. 0: it never reached the model server. That
+        costs nothing, but dispatch is held until the next ``backend_up`` (that of hosted jobs:
+        ``hosted_up``): the caller sees it in ``up``, and probes.
         """
         job = self._running_job(key, "lost")
         if job is None:
             return NOTHING
         if sent:
-            job.attempts += 1
+            job.attempts += sent
         elif job.submit.hosted:
             if self._hosted_up:
                 self.hosted_down()
@@ -133,7 +133,8 @@ class Queue:
             self.backend_down(reason)
         spent = sent and (job.attempts >= self._max_attempts or not job.submit.redeliver)
         if spent or job.state is State.BEGUN:
-            return self.broken(key, "model_failed", reason, now)
+            text = refusals.not_again(job, reason) if spent else reason
+            return self.broken(key, "model_failed", text, now)
         if self._failed or (self._hosted_failed and job.submit.hosted):
             return [self._give_up(job, now)]
         self._lanes.release(job)
@@ -378,6 +379,8 @@ class Queue:
             job.state = State.RUNNING
             job.waited_s += now - job.queued_at
             job.dispatched_at = now
+            # a second attempt takes a new connection: no doubt, and no silent third
+            job.resend = job.submit.redeliver and not job.attempts and self._max_attempts > 1
             job.deadline = job.submit.expires_at
             self._deadlines.arm(job)
             commands.append(Dispatch(job))

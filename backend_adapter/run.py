@@ -1,4 +1,4 @@
-"""One job on the model server: carries its response to the ingress under credit.
+"""Pure: one job on the model server. Carries its response to the ingress under credit.
 
 A response whose length is known and small leaves as one Answer; everything else as Head, Chunks and
 End. Law 6: no Chunk goes beyond the job's credit; what was read beyond it (at most one read of the
@@ -11,10 +11,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from backend_adapter.file_body import FileBody
 from backend_adapter.jobs import Job
 from backend_adapter.messages import Answer, Chunk, End, FromAdapter, Head
-from backend_adapter.model_client import ModelClient
 from backend_adapter.model_request import Request
 from backend_adapter.response_headers import ResponseHead
 
@@ -23,6 +21,23 @@ GATHER_BYTES = 65_536
 #: Complete responses whose clients have not read them, each of up to one read of a socket, that
 #: hold no slot. Further ones keep theirs until they are delivered: else they would be without end.
 MAX_LEAVING = 256
+_SERVER = "the model server"
+
+
+class Sender(Protocol):
+    """The connections that a request is sent on (``model_client.py``)."""
+
+    def send(self, request: Request) -> None:
+        """Send it; its sink hears of it later. ValueError: it can not be sent."""
+
+    def cancel(self, request: Request) -> None:
+        """Close its connection; nothing more is heard of it."""
+
+    def pause(self, request: Request) -> None:
+        """Stop reading its response."""
+
+    def resume(self, request: Request) -> None:
+        """Read on."""
 
 
 class Owner(Protocol):
@@ -42,8 +57,8 @@ class Owner(Protocol):
     def delivered(self, run: Run) -> None:
         """The terminal message has been sent; nothing is held any more."""
 
-    def lost(self, run: Run, sent: bool, reason: str) -> None:
-        """The connection broke before the response began."""
+    def lost(self, run: Run, sent: int, reason: str) -> None:
+        """The connection broke before the response began; ``sent`` times it was written."""
 
     def broken(self, run: Run, kind: str, message: str) -> None:
         """The response can not be completed."""
@@ -69,7 +84,7 @@ class Run:
         "request",
     )
 
-    def __init__(self, owner: Owner, job: Job, client: ModelClient) -> None:
+    def __init__(self, owner: Owner, job: Job, client: Sender) -> None:
         submit = job.submit
         self.client = client
         self.job = job
@@ -77,10 +92,9 @@ class Run:
             submit.method,
             submit.path,
             submit.headers,
-            submit.body if submit.file is None else FileBody(submit.file),
+            submit.body if submit.file is None else submit.file,
             self,
-            # a second attempt takes a new connection: no doubt, and no silent third
-            redeliver=submit.redeliver and not job.attempts,
+            redeliver=job.resend,
         )
         self._owner = owner
         self._credit = submit.credit
@@ -142,13 +156,13 @@ class Run:
         elif not self._held:
             self._end()
 
-    def on_lost(self, sent: bool, reason: str) -> None:
+    def on_lost(self, sent: int, reason: str) -> None:
         """Nothing of the response was seen."""
-        self._owner.lost(self, sent, reason)
+        self._owner.lost(self, sent, self._of_whom(reason))
 
     def on_broken(self, kind: str, message: str) -> None:
         """It can not be completed."""
-        self._owner.broken(self, kind, message)
+        self._owner.broken(self, kind, self._of_whom(message))
 
     # ------------------------------------------------------------------ the ingress's word
 
@@ -176,6 +190,12 @@ class Run:
         self.request.release()
 
     # ------------------------------------------------------------------ inside
+
+    def _of_whom(self, text: str) -> str:
+        """A hosted job is worker.py's, which may have ended, or have lost the model server."""
+        if not self.job.submit.hosted:
+            return text
+        return text.replace(_SERVER, f"worker.py (or {_SERVER} behind it)", 1)
 
     def _push(self, data: bytes) -> None:
         credit = self._credit

@@ -48,6 +48,7 @@ class SessionDesk:
         mirror: shows them to a worker.py.
         send: answers a process by its name.
         revoke: ends the requests of a session.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class SessionDesk:
         *,
         send: Callable[[str, FromAdapter], Any],
         revoke: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sessions = Sessions(most)
         self._client = client
@@ -69,12 +71,13 @@ class SessionDesk:
         mirror.open = self._sessions.open
         self._send = send
         self._revoke = revoke
+        self._clock = clock
         #: closed, but the model server has not heard of it yet: session, and who waits for that
         self._closing: dict[str, tuple[Session, list[tuple[str, int]]]] = {}
         self._closing_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(ON_CLOSE_AT_ONCE)
-        self._used: dict[str, Session] = {}  # since they were saved
+        self._used: dict[str, Session] = {}  # since they were saved, or not saved yet
         self._draining = False
 
     @property
@@ -88,7 +91,7 @@ class SessionDesk:
         The engine was told that their requests are over, when that one's account ended; as load
         they go on. Each gets its lifetime anew: nobody could use it meanwhile.
         """
-        now = time.monotonic()
+        now = self._clock()
         for session in self._files.load():
             if session.closing:
                 self._tell_model(session)
@@ -156,7 +159,7 @@ class SessionDesk:
 
     def _new(self, call: SessionCall) -> Session | None:
         self._close_expired()
-        now = time.monotonic()
+        now = self._clock()
         session = Session(
             session_id=call.session_id,
             auth=call.auth,
@@ -175,7 +178,7 @@ class SessionDesk:
         if not self._sessions.add(session, self._closing_bytes):
             self._end_account(session, Outcome.REJECTED, 429)
             return None
-        self._files.save(session)
+        self._save(session)
         self._mirror.changed(session.session_id)
         return session
 
@@ -190,7 +193,7 @@ class SessionDesk:
 
     def _answer(self, caller: tuple[str, int], status: int, body: bytes) -> None:
         peer, number = caller
-        self._send(peer, Answer(number, status, JSON_TYPE, time.monotonic(), body))
+        self._send(peer, Answer(number, status, JSON_TYPE, self._clock(), body))
 
     def _reject(
         self, caller: tuple[str, int], kind: str, text: str, retry_after_s: float = 0.0
@@ -201,15 +204,21 @@ class SessionDesk:
     # ------------------------------------------------------------------ ends
 
     def sweep(self) -> None:
-        """Close what has expired, and save what was used. Call every ``SWEEP_EVERY_S``."""
+        """Close what has expired, save what was used, or is gone. Call every ``SWEEP_EVERY_S``."""
         self._close_expired()
+        if self._sessions.open and not self._files.there:
+            self._used.update(self._sessions.open)  # somebody removed them: all are written anew
         for session_id in list(islice(self._used, SAVED_AT_ONCE)):
             session = self._used.pop(session_id)
             if session_id in self._sessions.open:
-                self._files.save(session)
+                self._save(session)
+
+    def _save(self, session: Session) -> None:
+        if not self._files.save(session):
+            self._used[session.session_id] = session  # the next sweep tries again
 
     def _close_expired(self) -> None:
-        for session in self._sessions.expired(time.monotonic()):
+        for session in self._sessions.expired(self._clock()):
             self._close(session)
 
     async def drain(self, last: asyncio.Event) -> None:
@@ -283,7 +292,7 @@ class SessionDesk:
         self._ended(session, tuple(callers))
 
     def _end_account(self, session: Session, outcome: Outcome, status: int) -> None:
-        now = time.monotonic()
+        now = self._clock()
         began = session.opened_at if outcome is Outcome.SUCCESS else 0.0
         self._ledger.close(
             session.account, outcome, now, route=SESSION_ROUTE, status=status, started_at=began

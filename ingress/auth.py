@@ -10,8 +10,9 @@ per request. ``any`` tries them in this order.
 
 Law: nothing that a client can send raises anything but ``Refused``, and a verdict does not depend
 on what happens to be remembered. Only what verified is remembered, so a flood of forgeries costs
-one or two verifications each (about 30 µs) and no memory. Nothing here is secret (the key is
-public, and the remembered pairs are what clients sent), so plain comparisons leak nothing.
+one or two verifications each (about 30 µs) and no memory. A signature of today's scheme lets its
+bearer in, so it is looked up by a hash (Python's, keyed anew in every process), never compared
+letter by letter with one that is remembered: how long that takes says nothing of a guess.
 
 Replays are known to one process: a worker with several ingress processes, or one that restarted,
 can take a 2024 signature once more per process.
@@ -155,10 +156,7 @@ class Authenticator:
         self._verify(self._key, auth, pair)
 
     def _verify(self, key: RSAPublicKey, auth: AuthData, pair: tuple[str, str]) -> None:
-        try:
-            signature = base64.b64decode(auth.signature, validate=True)
-        except ValueError:
-            raise Refused("bad_signature", "auth_data.signature is not base64.") from None
+        signature = _decoded(auth.signature)
         if self._scheme != "2024" and _is_signed(key, signature, _url_message(auth)):
             if len(self._verified) >= self._cache_entries:
                 del self._verified[next(iter(self._verified))]
@@ -211,6 +209,19 @@ class _Replays:
         return True
 
 
+def _decoded(text: str) -> bytes:
+    """The bytes of a base64 text. Of its spellings only the one that an encoder writes counts:
+    no blanks, no other alphabet, nothing after the padding, no stray bits before it.
+    """
+    try:
+        signature = base64.b64decode(text, validate=True)
+    except ValueError:
+        signature = b""
+    if base64.b64encode(signature).decode() != text:
+        raise Refused("bad_signature", "auth_data.signature is not base64.")
+    return signature
+
+
 def _is_signed(key: RSAPublicKey, signature: bytes, message: str) -> bool:
     try:
         key.verify(signature, message.encode(), _PADDING, _HASH)
@@ -234,7 +245,12 @@ def _message_2024(auth: AuthData) -> str:
 
 
 def _normalised(url: str) -> tuple[str | int, ...] | None:
-    """Return what two spellings of one worker's URL share; None for what is no worker's URL."""
+    """Return what two spellings of one worker's URL share; None for what is no worker's URL.
+
+    Only printable ASCII is one: what lies beyond it, urlsplit drops in places, or reads as ASCII.
+    """
+    if not url.isascii() or not url.isprintable() or " " in url:
+        return None
     try:
         parts = urlsplit(url)
         port = parts.port

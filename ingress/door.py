@@ -1,9 +1,9 @@
 """What happens to a request at the door: refused with a reason, or turned into one job.
 
-Between the HTTP server (``http.py``) and the jobs socket (``process.py``): it looks up the route,
-has the envelope decoded and the signature checked, measures the workload and opens the account.
-The payload's bytes go on untouched, unless a worker.py forms it: then that is asked first, and the
-request becomes a job when the answer comes. It never sees a response; it awaits nothing.
+Between the HTTP server (``http.py``) and what becomes of jobs (``answers.py``): it looks up the
+route, has the envelope decoded and the signature checked, measures the workload and opens the
+account. The payload's bytes go on untouched, unless a worker.py forms it: then that is asked first,
+and the request becomes a job when the answer comes. It never sees a response; it awaits nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from backend_adapter.hook_messages import Refused as HookRefused
 from backend_adapter.messages import FilePart, Submit
 from ingress import session_calls
 from ingress.admission import Admission, Job
+from ingress.answers import Answers
 from ingress.auth import Authenticator
 from ingress.envelope import UNKNOWN_IDX, Envelope, Refused
 from ingress.errors import KINDS, ErrorKind, Problem
@@ -27,7 +28,6 @@ from ingress.questions import Question, Questions
 from ingress.routes import SESSION_CALLS, UPDATE_PATH, Route, Routes
 from ingress.spool import RETRY_S, Bytes, payload_of, whole_of
 from ingress.workload import LEAST_WORKLOAD, quantised
-from reporter.messages import Outcome
 from reporter.producer_ledger import ProducerLedger
 
 #: Content types that can not be the JSON envelope; everything else is tried, as clients expect
@@ -66,9 +66,8 @@ class Door:
         questions: requests that wait for a worker.py's word.
         management: answers what the engine asks of the worker itself.
         ask: hands a question to the hook host, now or when a session stands; or has one forgotten.
-        submit: hands a taken job to the adapter, now or when a session stands.
-        cancel: tells the adapter that nobody wants a job any more.
-        writable: the client of a streaming job has room again.
+        answers: where jobs go, and what becomes of them.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -83,9 +82,8 @@ class Door:
         decode: Callable[[Bytes], Envelope],
         credit_bytes: int,
         ask: Callable[[Prepare | Forget], bool],
-        submit: Callable[[Job], None],
-        cancel: Callable[[Job], None],
-        writable: Callable[[Job], None],
+        answers: Answers,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.routes = routes
         self.authenticator = authenticator
@@ -97,9 +95,8 @@ class Door:
         self._ask = ask
         self._decode = decode
         self._credit_bytes = credit_bytes
-        self._submit = submit
-        self._cancel = cancel
-        self._writable = writable
+        self._answers = answers
+        self._clock = clock
 
     def on_head(self, exchange: Exchange) -> Problem | None:
         """Refuse before the body is read what needs no body to be refused."""
@@ -136,7 +133,7 @@ class Door:
 
         What else the client sent goes nowhere: the query and the bearer hold the endpoint's key.
         """
-        now = time.monotonic()
+        now = self._clock()
         route = self.routes.find(exchange.path)
         if route is None:
             self._on_own_path(exchange, now)
@@ -205,7 +202,7 @@ class Door:
             route = exchange.path.decode()
             exchange.context = job = Job(message, exchange, route, 0, message.request_idx, now)
             exchange.release_body()
-            self._submit(job)
+            self._answers.submit(job)
 
     def on_prepared(self, answer: Prepared, now: float) -> None:
         """A worker.py has said what a request amounts to."""
@@ -332,12 +329,12 @@ class Door:
         )
         exchange.context = job
         exchange.release_body()
-        self._submit(job)
+        self._answers.submit(job)
 
     def on_writable(self, exchange: Exchange) -> None:
         """The client has read enough that more may be sent."""
         if isinstance(exchange.context, Job):
-            self._writable(exchange.context)
+            self._answers.grant(exchange.context)
 
     def on_disconnect(self, exchange: Exchange) -> None:
         """The client went away before its answer ended."""
@@ -350,22 +347,7 @@ class Door:
                 self._ask(Forget(job.message.id))
                 self._ledger.refuse(ErrorKind.CLIENT_GONE)
             return
-        if self._admission.settle(job.submit.id) is None:
-            return
-        self._cancel(job)
-        if not job.key:
-            self._ledger.refuse(ErrorKind.CLIENT_GONE)
-            return
-        self._ledger.close(
-            job.key,
-            Outcome.CANCELLED,
-            time.monotonic(),
-            route=job.route,
-            status=499,
-            started_at=job.started_at,
-            first_byte_at=job.first_byte_at,
-            sent_bytes=job.sent_bytes,
-        )
+        self._answers.leave(job, self._clock())
 
     def _unknown_route(self) -> Problem:
         known = ", ".join(self.routes.names[:20])

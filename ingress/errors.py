@@ -37,6 +37,29 @@ class ErrorKind(enum.StrEnum):
     BAD_SIGNATURE = "bad_signature", 401, "The signature in auth_data was not made by the engine."
     FOREIGN_URL = "foreign_url", 401, "The signature was made for another worker's URL."
     REPLAYED = "replayed", 401, "This auth_data was used before, or is too old."
+    CLIENT_SIGNATURE_MALFORMED = (
+        "client_signature_malformed",
+        400,
+        "The client's own signature is not written in the form that this worker takes.",
+    )
+    CLIENT_SIGNATURE_MISSING = (
+        "client_signature_missing",
+        401,
+        "This worker takes requests only that its clients sign themselves.",
+    )
+    UNKNOWN_CLIENT_KEY = "unknown_client_key", 401, "The client's key is none that is known here."
+    CLIENT_SIGNATURE_EXPIRED = (
+        "client_signature_expired",
+        401,
+        "The client's own signature counts no longer, or not yet.",
+    )
+    BAD_CLIENT_SIGNATURE = (
+        "bad_client_signature",
+        401,
+        "The client's own signature was not made by its key for this request.",
+    )
+    BODY_CHANGED = "body_changed", 401, "The body is not the one that the client signed."
+    NONCE_USED = "nonce_used", 401, "The request that the client signed has come before."
     BAD_TOKEN = "bad_token", 401, "The bearer token or session secret is not the right one."
     UNKNOWN_ROUTE = "unknown_route", 404, "No route is configured for this path."
     METHOD_NOT_ALLOWED = "method_not_allowed", 405, "The path exists, but not for this method."
@@ -73,6 +96,11 @@ class ErrorKind(enum.StrEnum):
         "no_public_key",
         503,
         "The engine's key is not known yet, nothing can be checked.",
+    )
+    NONCE_UNKNOWN = (
+        "nonce_unknown",
+        503,
+        "Whether a request that a client signed has come before cannot be told now.",
     )
     MODEL_TIMEOUT = "model_timeout", 504, "The model server did not answer in time."
     EXPIRED = "expired", 504, "The request's own time ran out before it was answered."

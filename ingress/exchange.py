@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ingress import responses
 from ingress.errors import ErrorKind, Problem
 from ingress.framing import Request
+from ingress.responses import JOIN_BYTES
 
 if TYPE_CHECKING:
     from ingress.connection import Connection
-
-#: Bodies up to this size are joined with what frames them, larger ones are never copied, bytes.
-JOIN_BYTES = 65_536
 
 # How far an answer has come, and how a begun one is framed.
 _WAITING, _SIZED, _CHUNKED, _TO_CLOSE, _BODILESS, _ENDED = range(6)
@@ -98,7 +96,7 @@ class Exchange(Request):
         connection = self.connection
         keep_alive = self.keep_alive and not connection.shared.draining
         try:
-            send_whole(connection, self, status, headers, body, keep_alive)
+            connection.send_whole(self, status, headers, body, keep_alive)
         except ValueError as error:
             self.fail(Problem(ErrorKind.INTERNAL, str(error)))
             return
@@ -146,6 +144,8 @@ class Exchange(Request):
             self._phase = _BODILESS
         if connection.shared.draining:
             self.keep_alive = False
+        if self._phase == _TO_CLOSE:
+            connection.guard(True)
         ending = responses.ending(self.keep_alive, self.http10)
         connection.write(b"".join((prefix, headers, framing, ending)))
 
@@ -181,6 +181,8 @@ class Exchange(Request):
         self._phase = _ENDED
         if phase == _CHUNKED:
             self.connection.write(responses.LAST_CHUNK)
+        elif phase == _TO_CLOSE:
+            self.connection.guard(False)
         self.connection.end_exchange(self.keep_alive)
 
     def abort(self) -> None:
@@ -196,30 +198,3 @@ class Exchange(Request):
     def client_gone(self) -> None:
         """Connection: nobody is left to answer; later calls do nothing."""
         self._phase = _ENDED
-
-
-def send_whole(
-    connection: Connection,
-    request: Request,
-    status: int,
-    headers: bytes,
-    body: bytes | memoryview,
-    keep_alive: bool,
-) -> None:
-    """Write a complete answer to ``request``, framed by its length.
-
-    :raises ValueError: ``status`` is no final HTTP status.
-    """
-    prefixes = connection.shared.prefixes
-    prefix = prefixes.by_status.get(status) or prefixes.of(status)
-    ending = responses.ending(keep_alive, request.http10)
-    if status in responses.BODILESS:
-        connection.write(prefix + headers + ending)
-        return
-    head = b"%b%bcontent-length: %d\r\n%b" % (prefix, headers, len(body), ending)
-    if request.method == b"HEAD":
-        connection.write(head)
-    elif len(body) <= JOIN_BYTES:
-        connection.write(head + body)
-    else:
-        connection.write_pieces((head, body))

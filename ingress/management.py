@@ -2,11 +2,13 @@
 
 Source: the public PyWorker. The bearer token is the engine's own (``MASTER_TOKEN``); what is asked
 for is a file (``/.force_update``) that the instance's start script looks for. Compared in constant
-time, and never shown. It must not know what the file is for.
+time, as digests, so that not even its length shows; never written anywhere. It must not know what
+the file is for.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import logging
 
@@ -25,7 +27,7 @@ class Management:
     """
 
     def __init__(self, token: str, update_file: str) -> None:
-        self._token = token.encode()
+        self._digest = hashlib.sha256(token.encode()).digest() if token else b""
         self._update_file = update_file
 
     def refusal(self, exchange: Exchange) -> Problem | None:
@@ -33,7 +35,7 @@ class Management:
         if exchange.method != b"POST":
             return Problem(ErrorKind.METHOD_NOT_ALLOWED, headers=b"allow: POST\r\n")
         given = (exchange.header(b"authorization") or b"").removeprefix(b"Bearer ")
-        if not self._token or not hmac.compare_digest(given, self._token):
+        if not hmac.compare_digest(hashlib.sha256(given).digest(), self._digest):
             return Problem(ErrorKind.BAD_TOKEN, "send the engine's token as a bearer")
         return None
 

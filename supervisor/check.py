@@ -79,7 +79,7 @@ def amounts_to(script: str, plan: Plan) -> dict[str, Any]:
 
 def _facts(plan: Plan, where: str) -> list[tuple[str, str]]:
     settings, mask = plan.settings, masker(settings_sources.secrets(plan.settings))
-    model, benchmark = settings.model, settings.benchmark
+    model, benchmark, clients = settings.model, settings.benchmark, settings.auth.clients
     command = shlex.join(map(mask, model.command)) or "(something else starts it)"
     lanes = [route.concurrency for route in settings.route if route.path == benchmark.route]
     at_once = min([benchmark.concurrency, *filter(None, lanes)])
@@ -100,6 +100,7 @@ def _facts(plan: Plan, where: str) -> list[tuple[str, str]]:
         ("engine", ", ".join(settings.engine.addresses) + local),
         ("token", "set" if settings.engine.token else "not set"),
         ("signatures", "checked" if settings.auth.mode == "signature" else "NOT checked"),
+        *([("clients", f"sign, too: {', '.join(clients)}")] if clients else []),
         (
             "model",
             "functions of the file" if model.url == "unix:///worker.py" else model.url,
@@ -111,7 +112,7 @@ def _facts(plan: Plan, where: str) -> list[tuple[str, str]]:
         ("state", settings.worker.state_dir),
     ]
     if model.env:
-        facts.insert(8, ("environment", ", ".join(model.env)))  # names; values may be secret
+        facts.insert(-3, ("environment", ", ".join(model.env)))  # names; values may be secret
     return [(name, mask(text)) for name, text in facts]
 
 

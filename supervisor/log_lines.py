@@ -9,6 +9,7 @@ or, on request, one JSON object a line. The hot path does not log at all.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -29,7 +30,7 @@ _VISIBLE = {
 def masker(secrets: Iterable[str]) -> Mask:
     """A function that replaces every secret in a text by ``***``, also where it stands quoted."""
     known = [secret for secret in secrets if secret]
-    forms = {form for s in known for form in (s, repr(s)[1:-1], quote(s, safe=""))}
+    forms = {form for secret in known for form in _written(secret)}
     hidden = sorted(forms, key=len, reverse=True)
     if not hidden:
         return lambda text: text
@@ -41,6 +42,13 @@ def masker(secrets: Iterable[str]) -> Mask:
         return text
 
     return mask
+
+
+def _written(secret: str) -> tuple[str, ...]:
+    """The ways in which it may stand in a text: as it is, quoted by Python or JSON, in a URL."""
+    url = quote(secret, errors="surrogateescape")
+    whole = quote(secret, safe="", errors="surrogateescape")
+    return secret, repr(secret)[1:-1], json.dumps(secret)[1:-1], url, whole
 
 
 class Lines(logging.Formatter):

@@ -201,7 +201,7 @@ class Programs:
             argv, cwd = model.command, model.cwd or os.getcwd()
             url = urlsplit(model.url)
             port = (url.port or 80) if url.hostname in LOOPBACK else 0
-        return Program(argv, environ, cwd, self._capturer(name), port)
+        return Program(argv, environ, cwd, self._capturer(name), port, dumps=name == "model")
 
     def policy(self, name: str) -> Policy:
         """How patient we are with it."""

@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 from typing import Any, assert_never
 
 from supervisor import awaited, lifecycle, process_tree, script, settings_sources, tidings, wire
-from supervisor.child import CONTROL_SOCKET
+from supervisor.child import CONTROL_SOCKET, STRAY_SIGNALS
 from supervisor.commands import obey
 from supervisor.exit_codes import ExitCode
 from supervisor.handoff_file import HandoffFile
@@ -97,8 +97,8 @@ class Supervisor:
         self._runtime_dir = tempfile.mkdtemp(prefix=RUNTIME_PREFIX)  # mode 0700
         self._handoff = HandoffFile(self.run_id, self._runtime_dir)
         self._replanner = Replanner(plan, reread, self._handoff)
-        self._published = False
         self._tail_error = ""
+        self._told_wait: tidings.Tiding | None = None
         self.ready_line: LogMatch | None = None  # of the model's present life
         self._programs: Programs
         self._control: wire.Server
@@ -124,20 +124,19 @@ class Supervisor:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self.loop.add_signal_handler(number, self._on_stop_signal)
             self.loop.add_signal_handler(signal.SIGHUP, self._on_reload_signal)
+            for number in STRAY_SIGNALS:
+                self.loop.add_signal_handler(number, lambda: None)
             self._handoff.write(self.plan.settings)
-            self._published = self._lock.publish(
+            self._lock.publish(
                 runtime_dir=self._runtime_dir,
                 run_id=self.run_id,
                 worker_url=self.plan.worker_url,
                 admin_url=self.plan.admin_url,
                 engine_url=self.plan.engine_url,
             )
-            self._start()
+            self._add_members()
+            self._watch()
             return await self._finished
-
-    def _start(self) -> None:
-        self._add_members()
-        self._watch()
 
     def _add_members(self) -> None:
         """Start everyone who is not there yet."""
@@ -257,6 +256,7 @@ class Supervisor:
         late_s = now - self._last_look - restart.beat_s
         self._last_look = now
         for member in self.members.values():
+            member.heed_log()
             if member.beaten_at is None or member.process is None:
                 continue
             if late_s > restart.beat_s:
@@ -265,11 +265,16 @@ class Supervisor:
                 mute_s = now - member.beaten_at
                 member.beaten_at = None
                 member.feed(lifecycle.Hung(f"no heartbeat for {mute_s:.1f} s"))
+        if mute := awaited.mute_engine(self):
+            self.members["engine"].feed(lifecycle.Hung(mute))
         known = {m.process.pid for m in self.members.values() if m.process is not None}
         process_tree.reap_orphans(known)
+        wait = tidings.of_wait(self)
+        if wait != self._told_wait:
+            self._told_wait = wait
+            self._send([wait])
         self._handoff.keep()
-        if not self._published:  # the disk was full: commands do not find us
-            self._published = self._lock.publish()
+        self._lock.keep()
 
     def _follow(self, tail: Tail) -> None:
         """Read on in the log of a model server that something else starts."""

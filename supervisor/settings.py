@@ -92,10 +92,7 @@ class AuthSettings(Section, frozen=True):
     ] = "signature"
     scheme: Annotated[
         Literal["any", "url", "2024"],
-        doc(
-            "Which signature counts: over the url (today's), over all of auth_data"
-            " (2024's), or either."
-        ),
+        doc("Which signature counts: of the url (today's), of all of auth_data (2024's), or any."),
     ] = "any"
     check_url: Annotated[
         bool, doc("Refuse a signature that was made for another worker's URL.")
@@ -106,6 +103,10 @@ class AuthSettings(Section, frozen=True):
     cache_entries: Annotated[
         int, doc("Verified (url, signature) pairs that are remembered.", ge=1, le=1_000_000)
     ] = 4096
+    clients: Annotated[
+        dict[str, str],
+        doc("Strict mode (docs/security.md): name → key of each client. {}: off.", secret=True),
+    ] = {}
 
 
 class EngineSettings(Section, frozen=True):
@@ -145,11 +146,15 @@ class EngineSettings(Section, frozen=True):
 class ModelSettings(Section, frozen=True):
     """The model server: how it is started, reached and judged."""
 
+    # a key may stand in either: a fault's text does not show what was written
     command: Annotated[
         list[str],
-        doc("Command line that starts it. Empty: something else starts it, we watch its url."),
+        doc(
+            "Command line that starts it. Empty: something else does, we watch its url.",
+            secret=True,
+        ),
     ] = []
-    env: Annotated[dict[str, str], doc("Variables added to its environment.")] = {}
+    env: Annotated[dict[str, str], doc("Variables added to its environment.", secret=True)] = {}
     cwd: Annotated[str, doc("Directory that it starts in. Empty: ours.")] = ""
     url: Annotated[
         str, doc("Base URL that it answers on: http://host:port, or unix:///path of a socket.")
@@ -195,6 +200,10 @@ class ModelSettings(Section, frozen=True):
     probe_failures: Annotated[
         int, doc("Probes that fail in a row before it counts as unhealthy.", ge=1, le=100)
     ] = 2
+    gpu_watch_s: Annotated[
+        Seconds,
+        doc("Seconds between looks at the GPUs; twice as long in silence is an error. 0: never."),
+    ] = 5.0
     connect_timeout_s: Annotated[float, doc("Seconds to connect to it.", gt=0)] = 5.0
     first_byte_timeout_s: Annotated[
         Seconds, doc("Seconds from request to response head; 0: no limit.")

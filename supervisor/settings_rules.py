@@ -7,8 +7,10 @@ business (``settings_sources.py``): a place is only a text here.
 
 from __future__ import annotations
 
+import binascii
 import difflib
 import math
+import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +29,8 @@ PLATFORM_ENGINE = "https://run.vast.ai"
 _SECRET_WORDS = frozenset(("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIALS"))
 #: … whose value has at least this many characters; shorter ones are words like "true".
 MIN_SECRET = 8
+#: Letters of a client's name.
+_NAME = frozenset(string.ascii_letters + string.digits + "-_")
 #: How the URL of a model server on a socket file begins.
 UNIX = "unix:///"
 #: Names by which a program on this machine is reached.
@@ -162,6 +166,24 @@ def _routes(settings: Settings, _: Mapping[str, str]) -> _Found:
         yield "benchmark.route", "benchmark.route is not a configured route", hint
 
 
+def _clients(settings: Settings, _: Mapping[str, str]) -> _Found:
+    for name, text in settings.auth.clients.items():
+        if not 0 < len(name) <= 64 or not _NAME.issuperset(name):
+            what = f"{name[:64]!r} is no name of a client"
+            yield "auth.clients", what, "1 to 64 letters, digits, - and _"
+        elif not _is_key(text):
+            what = f"the key of {name} is no Ed25519 public key in base64 (32 bytes)"
+            yield "auth.clients", what, "python examples/strict_client.py key FILE makes a pair"
+
+
+def _is_key(text: str) -> bool:
+    try:
+        raw = binascii.a2b_base64(text, strict_mode=True)
+    except ValueError:
+        return False
+    return len(raw) == 32
+
+
 def _addresses(settings: Settings, _: Mapping[str, str]) -> _Found:
     for address in settings.engine.addresses:
         if reason := _url_fault(address, _WEB):
@@ -210,6 +232,7 @@ def _platform(settings: Settings, environ: Mapping[str, str]) -> _Found:
 _RULES: tuple[tuple[frozenset[str], Callable[[Settings, Mapping[str, str]], _Found]], ...] = (
     (frozenset(("model", "route")), _model),
     (frozenset(("model", "route", "benchmark", "hooks")), _routes),
+    (frozenset(("auth",)), _clients),
     (frozenset(("engine", "worker", "model")), _addresses),
     (frozenset(("worker", "tls")), _platform),
 )

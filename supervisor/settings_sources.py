@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from supervisor.log_lines import masker
 from supervisor.settings import ModelSettings, Settings, TlsSettings
 from supervisor.settings_fields import PREFIX, Field, fields, fields_of, from_text, sections
 from supervisor.settings_rules import Fault, across, derive, near, secrets_of, unfit
@@ -234,7 +235,10 @@ class _Reader:
         if files and settings.model.command and "model" not in self._faulty:
             self._program(settings.model, environ)
         if self.faults:
-            raise SettingsError(self.faults)
+            mask = masker(secrets_of(settings, environ))
+            raise SettingsError(
+                Fault(each.place, mask(each.message), mask(each.hint)) for each in self.faults
+            )
         return settings
 
     def _program(self, model: ModelSettings, environ: Mapping[str, str]) -> None:

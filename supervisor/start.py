@@ -19,7 +19,7 @@ from typing import Any
 
 import uvloop
 
-from supervisor import log_lines, process_tree, settings_sources, spool_dir
+from supervisor import core_files, log_lines, process_tree, settings_sources, spool_dir
 from supervisor.beacon import Beacon
 from supervisor.console import Console
 from supervisor.exit_codes import ExitCode
@@ -47,6 +47,7 @@ def start(source: Source, color: bool) -> int:
     Raises:
         UsageError: the file is none that can be run.
     """
+    core_files.forbid()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the run knows what to do with it
     # what was found here stays the one that is meant, whatever lies here later
     file = source.script or (str(source.path) if source.path else None)

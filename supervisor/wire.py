@@ -1,8 +1,9 @@
 """The only room that knows ZeroMQ: a binding ``Server`` and a connecting ``Client``.
 
 Both speak in batches: everything that is produced for a peer within one tick of the loop leaves as
-one message of one frame. ``batch.py`` makes it, ``link.py`` holds the rules of a session; here are
-the rules of the socket, each measured and each a regression test in ``tests/unit/test_wire.py``:
+one message of one frame. ``batch.py`` makes it, ``link.py`` holds the rules of a session and
+``ends.py`` acts on them; here are the rules of the socket, each measured and each a regression test
+in ``tests/unit/test_wire.py``:
 
 - The socket's fd is edge-triggered: read until EAGAIN, and look at EVENTS again after every send,
   or a message that has arrived waits for the next one.
@@ -22,14 +23,12 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import zmq
 
-from supervisor import link
-from supervisor.batch import Backlog, Malformed, pack, unpacker
+from supervisor.batch import Malformed, unpacker
+from supervisor.ends import ClientEnd, ServerEnd
 from supervisor.messages import Message
 
 #: Frames below this are cheaper to copy than to lend: a lent one is given back by another thread.
@@ -66,14 +65,13 @@ class _Endpoint:
 
     _ticker: asyncio.TimerHandle
     # what each end does in its own way
-    _arrived: Callable[[list[bytes]], None]
-    _flush: Callable[[], None]
+    _arrived: Callable[[list[bytes], float], None]
+    _flush_end: Callable[[], None]
     _unblock: Callable[[], None]
     _tick: Callable[[], None]
 
-    def __init__(self, kind: int, receives: Any, max_message_bytes: int) -> None:
+    def __init__(self, kind: int, max_message_bytes: int) -> None:
         self._loop = asyncio.get_running_loop()
-        self._unpack = unpacker(receives)
         socket: zmq.Socket[bytes] = _CONTEXT.socket(kind)
         self._socket = socket
         socket.setsockopt(zmq.LINGER, 0)
@@ -123,7 +121,7 @@ class _Endpoint:
             except zmq.Again:
                 break
             try:
-                self._arrived(frames)
+                self._arrived(frames, time.monotonic())
             except Malformed:
                 self.malformed += 1
             except BaseException:
@@ -142,6 +140,10 @@ class _Endpoint:
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        self._flush_end()
 
     def _put(self, *frames: bytes) -> bool:
         """Send one message. False: the pipe is full."""
@@ -180,12 +182,15 @@ class Client(_Endpoint):
         on_down: Callable[[], None] | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
-        super().__init__(zmq.DEALER, receives, max_message_bytes)
+        super().__init__(zmq.DEALER, max_message_bytes)
         self._address = address
-        self._on_messages, self._on_up, self._on_down = on_messages, on_up, on_down
-        self._link = link.ClientLink(draw_epoch)
-        self._out = Backlog(self._put)
-        self._unblock = self._out.unblock
+        self._end = ClientEnd(
+            draw_epoch, unpacker(receives), self._put, self._reconnect,
+            on_messages, on_up, on_down,
+        )  # fmt: skip
+        self._flush_end = self._end.flush
+        self._unblock = self._end.out.unblock
+        self._arrived = self._end.arrived
         self._socket.setsockopt(zmq.IDENTITY, identity.encode())
         self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 100)
@@ -194,51 +199,19 @@ class Client(_Endpoint):
     @property
     def up(self) -> bool:
         """A session stands."""
-        return self._link.up
+        return self._end.link.up
 
     @property
     def backlog(self) -> int:
         """Batches that wait for room in the pipe."""
-        return len(self._out.waiting)
+        return len(self._end.out.waiting)
 
     def send(self, message: Message) -> bool:
         """Send within this tick. False, and nothing is kept: no session stands."""
-        if not self._link.up:
+        if not self._end.send(message):
             return False
-        self._out.messages.append(message)
         self._flush_soon()
         return True
-
-    def _flush(self) -> None:
-        self._flushing = False
-        self._out.flush(self._link.wrap)
-
-    def _arrived(self, frames: list[bytes]) -> None:
-        if len(frames) != 1:
-            raise Malformed("a message is one frame")
-        header, messages = self._unpack(frames[0])
-        verdict = self._link.receive(header, time.monotonic())
-        if verdict == "deliver" and messages:
-            self._on_messages(messages)
-        elif verdict == "up" and self._on_up is not None:
-            self._on_up()
-        elif verdict == "reset":
-            self._down()
-
-    def _down(self) -> None:
-        self._out.clear()
-        if self._on_down is not None:
-            self._on_down()
-        self._due()  # the next greeting
-
-    def _due(self) -> None:
-        due = self._link.tick(time.monotonic())
-        if due == "greet" and not self._put(pack(self._link.greeting)):
-            self._reconnect()
-        elif due == "keepalive":
-            self._out.offer(pack(self._link.wrap()))
-        elif due == "reset":
-            self._down()
 
     def _reconnect(self) -> None:
         """ZeroMQ never does it after a frame that was too long, or other bytes than its own."""
@@ -249,17 +222,9 @@ class Client(_Endpoint):
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(CLIENT_TICK_S, self._tick)
         if self._slept(CLIENT_TICK_S):
-            self._link.slept(self._ticked_at)
+            self._end.link.slept(self._ticked_at)
         self._unblock()
-        self._due()
-
-
-@dataclass(frozen=True, slots=True)
-class _Peer:
-    """The server's end of one session."""
-
-    session: link.ServerLink
-    out: Backlog
+        self._end.tick(time.monotonic())
 
 
 class Server(_Endpoint):
@@ -282,10 +247,13 @@ class Server(_Endpoint):
         on_down: Callable[[str], None] | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
-        super().__init__(zmq.ROUTER, receives, max_message_bytes)
+        super().__init__(zmq.ROUTER, max_message_bytes)
         self._address = address
-        self._on_messages, self._on_up, self._on_down = on_messages, on_up, on_down
-        self._peers: dict[str, _Peer] = {}
+        self._end = ServerEnd(
+            draw_epoch, unpacker(receives), self._put_to, on_messages, on_up, on_down
+        )
+        self._flush_end = self._end.flush
+        self._arrived = self._end.arrived
         self._listeners = 1
         #: times that a vanished socket file was bound again
         self.rebound = 0
@@ -296,27 +264,24 @@ class Server(_Endpoint):
     @property
     def peers(self) -> list[str]:
         """Names of the clients whose sessions stand."""
-        return list(self._peers)
+        return list(self._end.peers)
 
     @property
     def backlog(self) -> int:
         """Batches that wait for room in some client's pipe."""
-        return sum(len(peer.out.waiting) for peer in self._peers.values())
+        return sum(len(peer.out.waiting) for peer in self._end.peers.values())
 
     def send(self, name: str, message: Message) -> bool:
         """Send to a client within this tick. False, and nothing is kept: no session stands."""
-        peer = self._peers.get(name)
-        if peer is None:
+        if not self._end.send(name, message):
             return False
-        peer.out.messages.append(message)
         self._flush_soon()
         return True
 
-    def _flush(self) -> None:
-        self._flushing = False
-        for peer in list(self._peers.values()):
-            if peer.out.messages:
-                peer.out.flush(peer.session.wrap)
+    def close(self) -> None:
+        """As a client's; no session begins any more."""
+        self._end.closed = True
+        super().close()
 
     def _put_to(self, name: str, frame: bytes) -> bool:
         """False: the client's pipe is full. A client that is not there loses its session."""
@@ -325,62 +290,19 @@ class Server(_Endpoint):
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
-            self._drop(name)
+            self._end.drop(name)
             return True
 
     def _unblock(self) -> None:
-        for peer in list(self._peers.values()):
+        for peer in list(self._end.peers.values()):
             peer.out.unblock()
-
-    def _arrived(self, frames: list[bytes]) -> None:
-        if len(frames) != 2:
-            raise Malformed("a message is one frame, behind its client's name")
-        try:
-            name = frames[0].decode()
-        except UnicodeDecodeError:
-            raise Malformed("the client's name is not UTF-8") from None
-        header, messages = self._unpack(frames[1])
-        now = time.monotonic()
-        peer = self._peers.get(name)
-        verdict = link.judge(None if peer is None else peer.session, header, now)
-        if verdict == "open":
-            self._begin(name, link.ServerLink(draw_epoch(), header[0], now))
-        elif verdict == "deliver" and messages:
-            self._on_messages(name, messages)
-        elif verdict == "deliver" and peer is not None:
-            peer.out.offer(pack(peer.session.wrap()))
-        elif verdict == "welcome" and peer is not None:
-            self._put_to(name, pack(peer.session.welcome))
-        else:
-            if verdict == "break":
-                self._drop(name)
-            self._put_to(name, pack(link.refusal(header)))
-
-    def _begin(self, name: str, session: link.ServerLink) -> None:
-        self._drop(name)
-        if self._closed:
-            return
-        peer = self._peers[name] = _Peer(session, Backlog(partial(self._put_to, name)))
-        if self._on_up is not None:
-            self._on_up(name)  # before the welcome, which may find that the client is gone
-        peer.out.offer(pack(session.welcome))
-
-    def _drop(self, name: str) -> None:
-        peer = self._peers.pop(name, None)
-        if peer is not None:
-            peer.out.clear()
-            if self._on_down is not None:
-                self._on_down(name)
 
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(SERVER_TICK_S, self._tick)
         if self._slept(SERVER_TICK_S):
-            for peer in self._peers.values():
-                peer.session.slept(self._ticked_at)
+            self._end.slept(self._ticked_at)
         self._unblock()
-        for name, peer in list(self._peers.items()):
-            if peer.session.dead(time.monotonic()):
-                self._drop(name)
+        self._end.tick(time.monotonic())
         if not self._closed and not os.path.exists(self._address.removeprefix("ipc://")):
             self._rebind()
 

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import threading
-import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -110,30 +109,6 @@ def aside(work: Any, *args: Any) -> tuple[threading.Thread, list[Any]]:
     thread = threading.Thread(target=lambda: got.append(work(*args)), daemon=True)
     thread.start()
     return thread, got
-
-
-def test_hooks_that_hang_or_block_cost_only_their_own_requests(tmp_path: Path) -> None:
-    with on_the_bench(tmp_path, WORKER, "--set", "hooks.timeout_s=4") as bench:
-        bench.until_ready()
-        hung = [aside(bench.ask, "/parsed", {"hang": True}) for _ in range(3)]
-        blocked = [aside(bench.ask, "/blocking", {})]
-        never = aside(bench.ask, "/never", {})
-        began = time.monotonic()
-        for number in range(5):
-            assert bench.json("/parsed", {"n": number})["got"] == {"n": number}
-            assert bench.json("/plain", {"n": number})["got"] == {"n": number}
-            assert bench.ask("/stream", {})[2].startswith(b"data: 0")
-        assert time.monotonic() - began < 4, "nobody waited for those that hang"
-        for thread, got in (*hung, never):
-            thread.join(60)
-            status, _, body = got[0]
-            assert (status, json.loads(body)["error"]["kind"]) == (504, "hook_timeout")
-        status, _, body = bench.ask("/leave", {})
-        assert (status, json.loads(body)["error"]["kind"]) == (500, "hook_failed")
-        for thread, got in blocked:
-            thread.join(60)
-            assert got[0][0] == 200
-        assert {m["restarts"] for m in bench.status()["members"]} == {0}
 
 
 def test_clients_that_left_stand_in_nobodys_way(tmp_path: Path) -> None:

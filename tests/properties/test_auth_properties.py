@@ -1,10 +1,22 @@
-"""Searches for auth_data that is judged wrongly, or that raises anything but a refusal."""
+"""Searches for auth_data that is judged wrongly, or that raises anything but a refusal.
+
+What a scheme leaves free, a client may change at will, and nothing else:
+
+- today's (``url``) signs the JSON text of ``{"url"}``. Free: cost, endpoint, reqnum, request_idx,
+  further keys, and how often it is sent.
+- 2024's signs cost, endpoint, reqnum and url, in the JSON text that Python writes for their values.
+  Free: request_idx and further keys; each signed message counts once.
+- In both, how the JSON of the envelope is written: blanks, the order of keys, escapes, ``2.56e2``
+  for ``256.0``. Not free: another type for the same number (``256`` for ``256.0``), another
+  normal form of the same letters, another spelling of the signature's base64.
+"""
 
 from __future__ import annotations
 
 import base64
 import functools
 import json
+import unicodedata
 from typing import Any
 
 import msgspec
@@ -102,10 +114,7 @@ def test_a_changed_signature_is_noticed(scheme: str, position: int, character: s
     signed = sign(AuthData("", 1.0, "e", 5, 6, OWN), scheme)
     text = signed.signature[:position] + character + signed.signature[position + 1 :]
     changed = msgspec.structs.replace(signed, signature=text)
-    try:
-        same = base64.b64decode(text, validate=True) == base64.b64decode(signed.signature)
-    except ValueError:
-        same = False
+    same = text == signed.signature
     for check_url in (True, False):
         at = door(check_url=check_url)
         assert verdict(at, changed) == ("ok" if same else "bad_signature")
@@ -169,3 +178,159 @@ def test_replays_follow_the_window(reqnums: list[int], window: int) -> None:
 @functools.cache
 def _message(reqnum: int) -> AuthData:
     return sign(AuthData("", 1.0, "e", reqnum, 6, OWN), "2024")
+
+
+# ------------------------------------------------------- mutations of what a client sends
+
+SIGNED = {"url": ("url",), "2024": ("cost", "endpoint", "reqnum", "url")}
+values = st.none() | st.booleans() | numbers | costs | texts | st.lists(texts, max_size=2)
+letters = st.text(st.sampled_from("aé\u0301eöÅ\u212bﬁｱ 1"), min_size=1, max_size=8)
+
+
+def judged(at: Authenticator, body: bytes) -> str:
+    """What becomes of a body, from its bytes on."""
+    try:
+        received = decode(body).auth_data
+    except Refused as refused:
+        return refused.kind
+    assert received is not None
+    return verdict(at, received)
+
+
+def as_sent(auth: AuthData) -> dict[str, Any]:
+    return dict(msgspec.to_builtins(auth))
+
+
+def body_of(auth: Any) -> bytes:
+    return json.dumps({"auth_data": auth, "payload": {}}).encode()
+
+
+def same_text(one: Any, other: Any) -> bool:
+    """Python writes the same JSON for both; what is signed is that text."""
+    return type(one) is type(other) and json.dumps(one) == json.dumps(other)
+
+
+@SEARCH
+@given(
+    auth=auths,
+    scheme=st.sampled_from(["url", "2024"]),
+    changes=st.dictionaries(
+        st.sampled_from(["cost", "endpoint", "reqnum", "request_idx", "url", "x", "URL", "Cost"]),
+        values,
+        min_size=1,
+        max_size=4,
+    ),
+    absent=st.sets(st.sampled_from(["cost", "endpoint", "reqnum", "request_idx", "url"])),
+)
+def test_only_what_the_scheme_leaves_free_may_be_changed(
+    auth: AuthData, scheme: str, changes: dict[str, Any], absent: set[str]
+) -> None:
+    good = as_sent(sign(auth, scheme))
+    sent = {name: value for name, value in (good | changes).items() if name not in absent}
+    verdict_on = judged(door(scheme), body_of(sent))
+    malformed = verdict_on in ("missing_parameter", "invalid_parameter")
+    if absent or malformed:
+        assert verdict_on == "missing_parameter" if absent else malformed
+        return
+    received = decode(body_of(sent)).auth_data
+    kept = all(same_text(getattr(received, name), good[name]) for name in SIGNED[scheme])
+    assert verdict_on == ("ok" if kept else "bad_signature")
+
+
+@SEARCH
+@given(
+    scheme=st.sampled_from(["url", "2024"]),
+    bits=st.sets(st.integers(0, 2047), min_size=1, max_size=3),
+)
+def test_no_flipped_bits_of_the_signature_are_accepted(scheme: str, bits: set[int]) -> None:
+    signed = sign(AuthData("", 1.0, "e", 5, 6, OWN), scheme)
+    raw = bytearray(base64.b64decode(signed.signature))
+    for bit in bits:
+        raw[bit // 8] ^= 1 << bit % 8
+    changed = msgspec.structs.replace(signed, signature=base64.b64encode(raw).decode())
+    assert verdict(door(check_url=True), changed) == "bad_signature"
+
+
+@SEARCH
+@given(
+    scheme=st.sampled_from(["url", "2024"]),
+    position=st.integers(0, 20_000),
+    bit=st.integers(0, 7),
+)
+def test_no_flipped_bit_of_a_body_is_accepted_unless_it_is_free(
+    scheme: str, position: int, bit: int
+) -> None:
+    auth = sign(AuthData("", 1.5, "end", 5, 6, OWN), scheme)
+    body = bytearray(body_of(as_sent(auth)))
+    body[position % len(body)] ^= 1 << bit
+    if judged(door(scheme), bytes(body)) != "ok":
+        return
+    received = decode(bytes(body)).auth_data
+    assert received is not None and received.signature == auth.signature
+    for name in SIGNED[scheme]:
+        assert same_text(getattr(received, name), getattr(auth, name)), bytes(body)
+
+
+@SEARCH
+@given(auth=auths, scheme=st.sampled_from(["url", "2024"]), data=st.data())
+def test_how_the_json_is_written_is_free(auth: AuthData, scheme: str, data: Any) -> None:
+    good = as_sent(sign(auth, scheme))
+    names = data.draw(st.permutations(list(good)))
+    sent = {name: good[name] for name in names} | {"more": data.draw(values)}
+    blanks = data.draw(st.sampled_from([(",", ":"), (" ,\n", "\t:\r\n")]))
+    text = json.dumps(
+        {"payload": {}, "auth_data": sent},
+        ensure_ascii=data.draw(st.booleans()),
+        separators=blanks,
+    )
+    assert judged(door(scheme), text.encode()) == "ok"
+
+
+@SEARCH
+@given(
+    endpoint=letters,
+    form=st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]),
+    name=st.sampled_from(["endpoint", "url"]),
+)
+def test_another_normal_form_is_another_text(endpoint: str, form: Any, name: str) -> None:
+    auth = msgspec.structs.replace(AuthData("", 1.0, "e", 5, 6, OWN), **{name: endpoint})
+    other = unicodedata.normalize(form, endpoint)
+    changed = msgspec.structs.replace(sign(auth, "2024"), **{name: other})
+    assert verdict(door("2024"), changed) == ("ok" if other == endpoint else "bad_signature")
+
+
+@pytest.mark.parametrize(
+    ("signed", "sent", "expected"),
+    [
+        (256.0, "256.0", "ok"),
+        (256.0, "2.56e2", "ok"),
+        (256.0, "256.000", "ok"),
+        (256.0, "256", "bad_signature"),
+        (256, "256", "ok"),
+        (256, "256.0", "bad_signature"),
+        (256, "2.56E+2", "bad_signature"),
+        (256, '"256"', "bad_signature"),
+        ("256", "256", "bad_signature"),
+        ("256", '"256"', "ok"),
+        ("256", '"\\u0032\\u0035\\u0036"', "ok"),
+        ("256", '"256 "', "bad_signature"),
+        (0.0, "-0.0", "bad_signature"),
+        (0.0, "1e-400", "ok"),
+        (0, "-0", "ok"),
+        (0.1, "0.1000000000000000055511151231257827", "ok"),
+        (0.1, "0.10000000000000002", "bad_signature"),
+        (1e22, "10000000000000000000000.0", "ok"),
+        (2**53, "9007199254740993", "bad_signature"),
+        (1, "0x1", "invalid_json"),
+        (1, "01", "invalid_json"),
+        (1, "+1", "invalid_json"),
+        (1, "1_0", "invalid_json"),
+        (1, "Infinity", "invalid_json"),
+        (1, "1e999", "invalid_parameter"),
+        (1, "true", "invalid_parameter"),
+    ],
+)
+def test_numbers_as_they_are_written(signed: Any, sent: str, expected: str) -> None:
+    good = as_sent(sign(AuthData("", signed, "e", 5, 6, OWN), "2024"))
+    text = json.dumps({"auth_data": {**good, "cost": "COST"}, "payload": {}})
+    assert judged(door("2024"), text.replace('"COST"', sent).encode()) == expected

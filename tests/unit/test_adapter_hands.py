@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -20,6 +21,7 @@ from backend_adapter.hook_messages import HOSTED_SOCKET
 from backend_adapter.messages import (
     Answer,
     Cancel,
+    Cancelled,
     Chunk,
     Credit,
     End,
@@ -101,6 +103,10 @@ class Scene:
     def heard(self, job_id: int) -> list[Any]:
         return [message for message in self.messages if message.id == job_id]
 
+    def last(self, job_id: int) -> Any:
+        heard = self.heard(job_id)
+        return heard[-1] if heard else None
+
     def body(self, job_id: int) -> bytes:
         return b"".join(bytes(m.body) for m in self.heard(job_id) if isinstance(m, Chunk))
 
@@ -117,7 +123,7 @@ class Scene:
         """Nothing is held for any job."""
         await wait_until_async(
             lambda: (
-                not self.adapter._runs
+                not self.adapter._runs.open
                 and (self.gauges["waiting"], self.gauges["running"]) == (0, 0)
                 and self.gauges["held_bytes"] == 0
                 and self.capacity_running == 0
@@ -189,12 +195,34 @@ def test_a_request_that_ran_for_long_is_not_sent_again_behind_the_queues_back(
 
     async def scene(stage: Scene) -> None:
         assert isinstance(await stage.end(stage.submit()), Answer)
-        end = await stage.end(stage.submit())
-        assert isinstance(end, Failed) and end.kind == "model_failed"
-        assert stage.gauges["connections_opened"] == 1
+        assert isinstance(await stage.end(stage.submit()), Answer)
+        assert (stage.gauges["retried"], stage.gauges["connections_opened"]) == (1, 2)
         await stage.settled()
 
-    play(tmp_path, script, scene, max_attempts=1)
+    play(tmp_path, script, scene)
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_a_request_is_never_sent_more_often_than_is_allowed(tmp_path: Path, attempts: int) -> None:
+    seen = []
+
+    async def script(peer: Peer) -> None:
+        while peer.number > 1:  # the first connection is the probe's
+            _, body = await peer.request()
+            if body == b"deadly":
+                seen.append(peer.number)
+                peer.reset()
+                return
+            await peer.answer()
+
+    async def scene(stage: Scene) -> None:
+        assert isinstance(await stage.end(stage.submit()), Answer)
+        end = await stage.end(stage.submit(body=b"deadly"))
+        assert isinstance(end, Failed) and end.kind == "model_failed"
+        assert len(seen) == attempts
+        await stage.settled()
+
+    play(tmp_path, script, scene, max_attempts=attempts)
 
 
 def test_a_credit_smaller_than_one_read_and_an_end_that_waits_for_it(tmp_path: Path) -> None:
@@ -222,6 +250,7 @@ def test_a_credit_smaller_than_one_read_and_an_end_that_waits_for_it(tmp_path: P
         stage.ingress.send(Credit(job, 1))  # after the end: nothing
         stage.ingress.send(Cancel(job))
         await stage.settled()
+        await wait_until_async(lambda: stage.last(job) == Cancelled(job), what="the last word")
 
     play(tmp_path, script, scene)
 
@@ -242,8 +271,8 @@ def test_responses_that_nobody_reads_give_their_slots_free_only_so_far(
         jobs = [stage.submit(credit=69_000) for _ in range(3)]
         await wait_until_async(lambda: all(len(stage.body(job)) == 69_000 for job in jobs))
         await wait_until_async(lambda: stage.gauges["running"] == 2, what="one to have left")
-        assert stage.adapter.leaving == 1
-        leaving = [key[1] for key, each in stage.adapter._runs.items() if each._leaving]
+        assert stage.adapter._runs.leaving == 1
+        leaving = [key[1] for key, each in stage.adapter._runs.open.items() if each._leaving]
         stays, cancelled = (job for job in jobs if job not in leaving)
         stage.ingress.send(Credit(stays, 10_000))
         assert isinstance(await stage.end(stays), End)
@@ -253,7 +282,7 @@ def test_responses_that_nobody_reads_give_their_slots_free_only_so_far(
         stage.ingress.send(Credit(leaving[0], 10_000))
         assert isinstance(await stage.end(leaving[0]), End)
         await stage.settled()
-        assert stage.adapter.leaving == 0
+        assert stage.adapter._runs.leaving == 0
 
     play(tmp_path, script, scene)
 
@@ -322,10 +351,15 @@ def test_every_way_out_lets_go_of_everything(tmp_path: Path) -> None:
         await wait_until_async(lambda: stage.gauges["running"] == 4)
         stage.ingress.send(Cancel(running[0]))
         stage.ingress.send(Cancel(running[1]))
+        await wait_until_async(
+            lambda: all(type(heard) is Cancelled for heard in map(stage.last, running[:2]))
+        )
+        for job in running[:2]:
+            assert 0 < stage.last(job).started_at <= time.monotonic()
         bad = await stage.end(stage.submit(path="no slash"))
         assert isinstance(bad, Failed) and bad.kind == "model_failed"
         await wait_until_async(lambda: stage.gauges["running"] == 2)
-        stage.adapter._on_ingress_down("ingress-0")
+        stage.adapter._runs.peer_gone("ingress-0")
         await stage.settled()
         begun = stage.submit()
         await wait_until_async(lambda: stage.gauges["running"] == 1)
@@ -515,3 +549,26 @@ def test_the_probe_that_is_waited_for_is_named_with_what_was_wrong(
     url = f"http://127.0.0.1:{free_port('127.0.0.1')}"
     model = ModelSettings(url=url, health=health)
     asyncio.run(_said_of(tmp_path, model, re.escape(said.replace("URL", url))))
+
+
+@pytest.mark.parametrize(
+    ("module", "why"),
+    [("there", "there is no libnvidia-ml.so.1 here"), ("missing", "nvidia-ml-py is not installed")],
+)
+def test_without_a_gpu_there_is_no_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, why: str
+) -> None:
+    if module == "missing":
+        monkeypatch.setitem(sys.modules, "pynvml", None)
+    elif any(Path(line).exists() for line in ("/dev/nvidiactl", "/proc/driver/nvidia")):
+        pytest.skip("this machine has NVIDIA's driver")
+
+    async def scene(stage: Scene) -> None:
+        def watch() -> str:
+            return str(stage.gauges["gpu_watch"])
+
+        await wait_until_async(lambda: watch().startswith("off: "), what="the watch to be off")
+        assert why in watch()
+        assert stage.gauges["model_ready"]
+
+    play(tmp_path, status(200), scene)

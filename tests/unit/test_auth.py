@@ -177,6 +177,15 @@ def test_urls_of_others(key: RSAPrivateKey, url: str) -> None:
     assert verdict(authenticator(key, check_url=False), auth) == "ok"
 
 
+@pytest.mark.parametrize("odd", ["\n", "\t", " ", "\0", "\u200b", "\u0660", "４"])
+def test_no_spelling_of_the_own_url_holds_more_than_printable_ascii(
+    key: RSAPrivateKey, odd: str
+) -> None:
+    for place in (0, 3, 8, len(URL) - 2, len(URL)):
+        auth = auth_data(url=URL[:place] + odd + URL[place:], signature="AAAA")
+        assert verdict(authenticator(key), auth) == "foreign_url"
+
+
 @pytest.mark.parametrize("url", ["", "192.0.2.1:3000", "ftp://192.0.2.1", "https://"])
 def test_an_own_url_that_cannot_be_checked(url: str) -> None:
     with pytest.raises(ValueError, match=r"worker\.public_url"):
@@ -201,6 +210,14 @@ def test_a_good_signature_with_something_added(key: RSAPrivateKey, extra: str) -
     good = signed_url(key).signature
     for signature in (good + extra, extra + good, good[:9] + extra + good[9:]):
         assert verdict(authenticator(key), auth_data(signature=signature)) == "bad_signature"
+
+
+def test_another_spelling_of_a_good_signature(key: RSAPrivateKey) -> None:
+    good = signed_url(key).signature
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    twin = good[:-3] + letters[letters.index(good[-3]) ^ 1] + "=="
+    assert base64.b64decode(twin) == base64.b64decode(good)
+    assert verdict(authenticator(key), auth_data(signature=twin)) == "bad_signature"
 
 
 def test_without_a_signature(key: RSAPrivateKey) -> None:

@@ -14,7 +14,9 @@ import pytest
 import uvloop
 
 from backend_adapter.hook_messages import Forget, Prepare
-from ingress.admission import Admission, Job
+from backend_adapter.messages import Answer, Cancel, Submit
+from ingress.admission import Admission
+from ingress.answers import Answers
 from ingress.auth import Authenticator
 from ingress.door import Door
 from ingress.envelope import decode_unsigned
@@ -22,7 +24,6 @@ from ingress.http import Server
 from ingress.management import Management
 from ingress.questions import Questions
 from ingress.routes import compile_routes
-from reporter.messages import Outcome
 from reporter.producer_ledger import ProducerLedger
 from supervisor.settings import LimitSettings, RouteSettings
 from tests.kit.wait import wait_until_async
@@ -37,14 +38,17 @@ class Scene:
     """A door whose jobs are answered at once; ``jobs`` holds what it took."""
 
     def __init__(self) -> None:
-        self.jobs: list[Job] = []
-        self.cancelled: list[Job] = []
+        self.jobs: list[Submit] = []
+        self.cancelled: list[int] = []
         self.answering = True
         self.admission = Admission(max_jobs=2)
         self.ledger = ProducerLedger("ingress-0", 1)
         self.questions = Questions(30.0, 7)
         self.update_file = f"/tmp/lighterman-update-{os.getpid()}"
         self.asked: list[Prepare | Forget] = []
+        self.answers = Answers(self.admission, self.ledger, 1024)
+        self.answers.send = self.to_adapter
+        self.admission.link_up()
         self.door = Door(
             compile_routes([RouteSettings(path="/a")]),
             Authenticator("none", "any", "", False, 100, 16),
@@ -55,23 +59,19 @@ class Scene:
             decode=decode_unsigned,
             credit_bytes=4096,
             ask=lambda message: self.asked.append(message) or True,
-            submit=self.submit,
-            cancel=self.cancelled.append,
-            writable=lambda job: None,
+            answers=self.answers,
         )
         self.server = Server(self.door, LimitSettings(), asyncio.get_running_loop())
         self.port = 0
 
-    def submit(self, job: Job) -> None:
-        self.jobs.append(job)
-        self.admission.take(job)
-        if self.answering:
-            self.admission.settle(job.submit.id)
-            exchange, job.exchange.context = job.exchange, None
-            exchange.respond(200, b"")
-            self.ledger.close(
-                job.key, Outcome.SUCCESS, time.monotonic(), route=job.route, status=200
-            )
+    def to_adapter(self, message: Any) -> bool:
+        if isinstance(message, Cancel):
+            self.cancelled.append(message.id)
+        else:
+            self.jobs.append(message)
+            if self.answering:
+                self.answers.hear([Answer(message.id, 200, b"", 0.0)], time.monotonic())
+        return True
 
     async def send(self, head: str, body: bytes = b"") -> tuple[int, bytes]:
         """One request on a connection of its own; status and body of the answer."""
@@ -109,7 +109,7 @@ def test_the_query_and_the_bearer_never_go_on(more: dict[str, Any]) -> None:
     async def script(scene: Scene) -> None:
         head = f"POST /a?api_key={SECRET} HTTP/1.1\r\nauthorization: Bearer {SECRET}"
         assert (await scene.send(head, envelope(**more)))[0] == 200
-        submit = scene.jobs[0].submit
+        submit = scene.jobs[0]
         assert submit.path == "/a"
         assert SECRET.encode() not in submit.headers + bytes(submit.body)
 

@@ -263,6 +263,7 @@ def test_a_key_whose_answer_breaks_off_is_an_error() -> None:
         EC_PEM,
         b"-----BEGIN PUBLIC KEY-----\n-----END PUBLIC KEY-----",
     ],
+    ids=["empty", "no text", "cut", "elliptic", "nothing inside"],
 )
 def test_what_is_no_rsa_public_key_is_refused(raw: bytes) -> None:
     with pytest.raises(ValueError, match="key"):

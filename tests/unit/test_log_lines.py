@@ -160,3 +160,17 @@ def test_everything_that_is_logged_goes_to_stderr(
     assert lines[0].endswith("info    reporter        posted with ***")
     assert "DeprecationWarning: old" in lines[1]
     assert sum(bool(FIRST_LINE.match(line)) for line in lines) == 2
+
+
+def test_a_secret_that_is_no_utf8_is_masked_too() -> None:
+    """A variable may hold any bytes."""
+    mask = masker(["k3y\udcff"])
+    assert mask("a k3y\udcff b k3y%FF") == "a *** b ***"
+
+
+@pytest.mark.parametrize(
+    "written", ['k3y/ "\u00e9\\', "k3y/ \"\u00e9\\\\", 'k3y/ \\"\\u00e9\\\\', "k3y/%20%22%C3%A9%5C",
+                "k3y%2F%20%22%C3%A9%5C"]
+)  # fmt: skip
+def test_however_a_secret_is_written(written: str) -> None:
+    assert masker(['k3y/ "\u00e9\\'])(f"a {written} b") == "a *** b"

@@ -468,7 +468,9 @@ def test_every_setting_has_a_description_and_a_name_of_its_own() -> None:
     assert len(set(variables)) == len(variables)
     by_path = {field.path: field for field in every}
     assert by_path["engine.token"].secret
-    assert [field.path for field in every if field.secret] == ["engine.token"]
+    # or may hold one: the private half of a key, --api-key, HF_TOKEN
+    secret = [field.path for field in every if field.secret]
+    assert secret == ["auth.clients", "engine.token", "model.command", "model.env"]
     assert by_path["worker.port"].variable == "WORKER_PORT"
     assert by_path["worker.port"].own_variable == "LIGHTERMAN_WORKER_PORT"
     assert by_path["worker.port"].default == 3000
@@ -630,3 +632,47 @@ def test_what_a_worker_py_amounts_to_beats_the_platform_and_nothing_else(tmp_pat
 def test_functions_need_a_file_that_they_are_in(tmp_path: Path, text: str) -> None:
     (fault,) = faults(toml(tmp_path, text)).values()
     assert "needs functions of a worker.py" in fault.message
+
+
+KEY = "JrQLj5P/89iXES9+vFgrIy29clF9CC/oPPsw3c5D0bs="
+
+
+def test_clients_that_sign_themselves(tmp_path: Path) -> None:
+    text = f'[auth]\nclients = {{ alice = "{KEY}" }}\n'
+    assert load(toml(tmp_path, text), {}).auth.clients == {"alice": KEY}
+    variable = {"LIGHTERMAN_AUTH_CLIENTS": f'{{ b-1_B = "{KEY}" }}'}
+    assert load(None, variable).auth.clients == {"b-1_B": KEY}
+
+
+@pytest.mark.parametrize(
+    ("clients", "says"),
+    [
+        (f'{{ "" = "{KEY}" }}', "no name of a client"),
+        (f'{{ "a b" = "{KEY}" }}', "no name of a client"),
+        (f'{{ "{"a" * 65}" = "{KEY}" }}', "no name of a client"),
+        ('{ alice = "" }', "the key of alice"),
+        (f'{{ alice = "{KEY[:-1]}" }}', "the key of alice"),
+        (f'{{ alice = "{KEY}\\n" }}', "the key of alice"),
+        ('{ alice = "é" }', "the key of alice"),
+        ('{ alice = "c2hvcnQ=" }', "the key of alice"),
+        ('"MC4CAQAwBQYDK2VwBCIEIJ+DYvh6SEqVTm50"', "auth.clients"),
+        ('["MC4CAQAwBQYDK2VwBCIEIJ+DYvh6SEqVTm50"]', "auth.clients"),
+    ],
+)
+def test_clients_that_could_not_sign(tmp_path: Path, clients: str, says: str) -> None:
+    found = faults(toml(tmp_path, f"[auth]\nclients = {clients}\n"))
+    (fault,) = found.values()
+    assert list(found) == ["worker.toml:2"] and says in fault.message
+    assert "MC4C" not in str(fault)  # somebody may have put the private half there
+
+
+def test_no_fault_shows_a_secret_that_is_known_from_elsewhere(tmp_path: Path) -> None:
+    environ = {"MASTER_TOKEN": "m4ster-of-the-harbour", "HF_TOKEN": "hf_harbour"}
+    text = (
+        '["m4ster-of-the-harbour"]\n[worker]\nhf_harbour = 1\n'
+        'state_dir = ["m4ster-of-the-harbour"]\n'
+        '[model]\ncommand = "serve --api-key k3y-of-mine"\nenv = "A_KEY=k3y-of-mine"\n'
+    )
+    told = "\n".join(map(str, faults(toml(tmp_path, text), environ).values()))
+    assert told.count("***") == 3 and "model.command" in told and "model.env" in told
+    assert not any(word in told for word in ("m4ster", "hf_harbour", "k3y"))

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from backend_adapter.file_body import PIECE_BYTES, PIECES_A_TURN, Feeder, FileBody
+from backend_adapter.file_body import PIECE_BYTES, PIECES_A_TURN, Feeder
 from backend_adapter.messages import FilePart
 from ingress.budget import Budget
 from ingress.errors import ErrorKind, Problem
@@ -180,7 +180,7 @@ class Wire:
 
 def feeder(part: FilePart, room: int, failed: list[str]) -> tuple[Feeder, Wire]:
     wire: Any = Wire(room)
-    made = Feeder(FileBody(part), wire, asyncio.get_running_loop(), failed.append)
+    made = Feeder(part, wire, asyncio.get_running_loop(), failed.append)
     wire.feeder = made
     return made, wire
 
@@ -194,7 +194,7 @@ def test_no_more_is_read_than_is_taken(tmp_path: Path) -> None:
     async def scenario() -> None:
         failed: list[str] = []
         made, wire = feeder(part, 3, failed)
-        assert len(FileBody(part)) == len(body)
+        assert len(part) == len(body)
         made.start()
         path.unlink()  # its owner is gone: it is open
         for _ in range(5):

@@ -678,14 +678,14 @@ def test_a_restarted_server_hears_nothing_of_the_old_session(address: str) -> No
         await guest.is_up()
         guest.wire.send(Cancel(1))
         await wait_until_async(lambda: first.ids() == [1])
-        old = (guest.wire._link.epoch, guest.wire._link.peer)
+        old = (guest.wire._end.link.epoch, guest.wire._end.link.peer)
         first.wire.close()
         for number in range(50):
             guest.wire.send(Cancel(100 + number))  # meant for the one that is gone
             await asyncio.sleep(0)
         second = Door(address)
         await wait_until_async(lambda: guest.events == ["up", "down", "up"])
-        new = (guest.wire._link.epoch, guest.wire._link.peer)
+        new = (guest.wire._end.link.epoch, guest.wire._end.link.peer)
         assert not set(old) & set(new)
         guest.wire.send(Cancel(2))
         await wait_until_async(lambda: second.batches)

@@ -1,0 +1,82 @@
+"""Pure: which nonces were used, in a piece of memory that several processes share.
+
+Law: a nonce, which counts until a second that is signed with it, is new at most once: whatever the
+clock does, whichever process asks, and whenever one of them dies in the midst of writing. Whoever
+asks holds a lock meanwhile.
+
+The memory is ``SIZE_BYTES`` long, and never more: buckets of 63 slots, found by the nonce itself. A
+slot holds a nonce and the last second at which it could be used; after that another takes its
+place, and the bucket remembers the latest second that was overwritten: what counts no longer than
+that is not new, even where a clock was set back. A bucket whose slots all still count is full; that
+begins where about 150,000 nonces count at the same time.
+
+It must not know what a nonce is for, nor where the memory comes from.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+
+BUCKETS = 4096
+SLOTS = 63
+KEY_BYTES = 16
+_SECOND = struct.Struct("<Q")
+#: of a bucket: the latest second that was overwritten, then each slot's
+_SECONDS = struct.Struct(f"<{1 + SLOTS}Q")
+_BUCKET_BYTES = _SECONDS.size + SLOTS * KEY_BYTES
+SIZE_BYTES = BUCKETS * _BUCKET_BYTES
+
+
+class Verdict(enum.Enum):
+    """What is known of a nonce."""
+
+    NEW = "new"
+    USED = "used"
+    UNKNOWN = "unknown"  #: there is no room to remember it
+
+
+class Nonces:
+    """The used ones in ``memory``, ``SIZE_BYTES`` of it, zeros at first."""
+
+    __slots__ = ("_memory",)
+
+    def __init__(self, memory: bytearray) -> None:
+        self._memory = memory
+
+    def take(self, key: bytes, counts_until: int, now: int) -> Verdict:
+        """Use a nonce.
+
+        Args:
+            key: its ``KEY_BYTES`` bytes, evenly spread.
+            counts_until: the last second at which it may be used.
+            now: this second; both Unix seconds.
+        """
+        memory = self._memory
+        start = int.from_bytes(key[:4], "little") % BUCKETS * _BUCKET_BYTES
+        keys_at = start + _SECONDS.size
+        overwritten, *seconds = _SECONDS.unpack_from(memory, start)
+        if counts_until <= overwritten:
+            return Verdict.USED
+        if _holds(bytes(memory[keys_at : start + _BUCKET_BYTES]), key):
+            return Verdict.USED
+        oldest = min(seconds)
+        if oldest >= now:
+            return Verdict.UNKNOWN
+        slot = seconds.index(oldest)
+        # In this order: a death between any two of them forgets nothing that was answered.
+        if oldest > overwritten:
+            memory[start : start + _SECOND.size] = _SECOND.pack(oldest)
+        key_at = keys_at + slot * KEY_BYTES
+        memory[key_at : key_at + KEY_BYTES] = key
+        second_at = start + (1 + slot) * _SECOND.size
+        memory[second_at : second_at + _SECOND.size] = _SECOND.pack(counts_until)
+        return Verdict.NEW
+
+
+def _holds(keys: bytes, key: bytes) -> bool:
+    """It is one of them, and not the end of one and the beginning of the next."""
+    at = keys.find(key)
+    while at % KEY_BYTES > 0 and at >= 0:
+        at = keys.find(key, at + 1)
+    return at >= 0

@@ -1,0 +1,69 @@
+"""Used nonces in a file: shared by processes, kept over restarts, and no if it cannot be asked."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from ingress.nonce_file import LOCK_PATIENCE_S, NAME, NonceFile
+from ingress.nonces import SIZE_BYTES, Verdict
+
+KEY = bytes(range(16))
+NOW = 1_800_000_000
+
+
+def test_whoever_asks_second_is_told_so(tmp_path: Path) -> None:
+    one, two = NonceFile(str(tmp_path)), NonceFile(str(tmp_path))
+    assert one.take(KEY, NOW + 60, NOW) is Verdict.NEW
+    assert two.take(KEY, NOW + 60, NOW) is Verdict.USED
+    assert one.take(KEY, NOW + 60, NOW) is Verdict.USED
+    assert NonceFile(str(tmp_path)).take(KEY, NOW + 60, NOW) is Verdict.USED
+    assert two.take(KEY[::-1], NOW + 60, NOW) is Verdict.NEW
+    made = (tmp_path / NAME).stat()
+    assert made.st_size == SIZE_BYTES
+    assert made.st_blocks * 512 >= SIZE_BYTES  # its room is taken now, not when the disk is full
+    assert stat.S_IMODE(made.st_mode) == 0o600
+
+
+def test_without_a_file_nothing_is_new(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directory = tmp_path / "gone"
+    file = NonceFile(str(directory))
+    assert file.take(KEY, NOW + 60, NOW) is Verdict.UNKNOWN
+    directory.mkdir()
+    assert file.take(KEY, NOW + 60, NOW) is Verdict.UNKNOWN  # looked for once a second
+    assert file.take(KEY, NOW + 60, NOW + 1) is Verdict.NEW
+    assert file.take(KEY, NOW + 60, NOW + 1) is Verdict.USED
+    assert len(caplog.records) == 1 and "No such file" in caplog.text
+
+
+def test_without_room_on_the_disk_nothing_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    fds = set(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        file = NonceFile(str(tmp_path))
+        assert file.take(KEY, NOW + 60, NOW) is Verdict.UNKNOWN
+        assert file.take(KEY, NOW + 60, NOW + 1) is Verdict.UNKNOWN
+    assert len(caplog.records) == 1 and "No space left" in caplog.text
+    assert set(os.listdir("/proc/self/fd")) == fds
+    assert file.take(KEY, NOW + 60, NOW + 2) is Verdict.NEW
+
+
+def test_a_process_that_holds_the_lock_for_ever_costs_a_moment(tmp_path: Path) -> None:
+    file = NonceFile(str(tmp_path))
+    assert file.take(KEY, NOW + 60, NOW) is Verdict.NEW
+    with (tmp_path / NAME).open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        began = time.monotonic()
+        assert file.take(KEY[::-1], NOW + 60, NOW) is Verdict.UNKNOWN
+        assert LOCK_PATIENCE_S <= time.monotonic() - began < 100 * LOCK_PATIENCE_S
+    assert file.take(KEY[::-1], NOW + 60, NOW) is Verdict.NEW
