@@ -79,11 +79,12 @@ class Exchange(Request):
         self.body = b""
         self.headers = []
 
-    def count_more(self, body: bytes) -> None:
-        """The application holds this until the answer has ended. Raises Problem (memory)."""
+    def replace_body(self, body: bytes) -> None:
+        """The application holds this in place of the body. Raises Problem (memory)."""
         connection = self.connection
         intake, counted = connection.shared.intake, connection.counted_bytes
-        connection.counted_bytes = intake.count(counted, counted + len(body))
+        connection.counted_bytes = intake.count(counted, len(body))
+        intake.drop(self)
 
     def respond(self, status: int, headers: bytes, body: bytes | memoryview = b"") -> None:
         """The whole answer.
