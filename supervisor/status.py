@@ -12,6 +12,7 @@ and everything is bounded: members by the plan, gauges by the heartbeat.
                                log_dropped_bytes, log_cut_bytes, log_error
     model                      ready, healthy, state, reason, generation, url
     queue, load                gauges of backend_adapter and reporter, {} until their first beat
+    malformed                  messages that were no words of ours and were dropped, by who got them
 
 It reads the supervisor and changes nothing.
 """
@@ -55,6 +56,7 @@ def status_of(supervisor: Supervisor) -> dict[str, Any]:
         "model": _model(supervisor),
         "queue": _gauges(supervisor, "backend_adapter"),
         "load": _gauges(supervisor, "reporter"),
+        "malformed": _malformed(supervisor),
     }
 
 
@@ -111,6 +113,14 @@ def _model(supervisor: Supervisor) -> dict[str, Any]:
         "generation": member.life.generation if member is not None else 0,
         "url": supervisor.plan.settings.model.url,
     }
+
+
+def _malformed(supervisor: Supervisor) -> dict[str, int]:
+    counts = {"supervisor": supervisor.malformed}
+    for name, member in supervisor.members.items():
+        if "malformed" in member.gauges:
+            counts[name] = int(member.gauges["malformed"])
+    return counts
 
 
 def _gauges(supervisor: Supervisor, name: str) -> dict[str, Any]:

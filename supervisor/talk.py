@@ -187,6 +187,9 @@ def _facts(told: dict[str, Any]) -> list[tuple[str, str]]:
         if said:
             error = member["log_error"]
             facts.append((f"log of {member['name']}", said + (f"; now: {error}" if error else "")))
+    strange = [f"{name} {count}" for name, count in told["malformed"].items() if count]
+    if strange:
+        facts.append(("dropped", "messages that are none of ours: " + ", ".join(strange)))
     return facts
 
 
