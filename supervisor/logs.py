@@ -14,6 +14,7 @@ It must not know whose output it is, nor what a match means.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections import deque
@@ -33,6 +34,7 @@ READS_AT_ONCE = 4
 #: Reads that may empty a pipe when it is closed: 4 MiB, more than a pipe holds.
 DRAIN_READS = 64
 
+_log = logging.getLogger("supervisor")
 #: Called with (kind, pattern, line) for every pattern that a line contains.
 OnMatch = Callable[[str, str, str], None]
 
@@ -230,6 +232,7 @@ class Tail(LineSink):
         self.path = path
         #: why it cannot be read, for people; "" when it can, or does not exist yet
         self.error = ""
+        self._warned = ""  # of what went wrong last: it is said once
         self._skip_old = not from_start
         self._fd = -1
         self._position = 0
@@ -249,6 +252,9 @@ class Tail(LineSink):
                 self.feed(data)
         except OSError as error:
             self.error = f"{self.path}: {error.strerror}"
+            if self.error != self._warned:
+                self._warned = self.error
+                _log.warning("%s", self.error)
             self.close()
             return False
         return True

@@ -97,7 +97,6 @@ class Supervisor:
         self._runtime_dir = tempfile.mkdtemp(prefix=RUNTIME_PREFIX)  # mode 0700
         self._handoff = HandoffFile(self.run_id, self._runtime_dir)
         self._replanner = Replanner(plan, reread, self._handoff)
-        self._tail_error = ""
         self._told_wait: tidings.Tiding | None = None
         self.ready_line: LogMatch | None = None  # of the model's present life
         self._programs: Programs
@@ -284,10 +283,6 @@ class Supervisor:
     def _follow(self, tail: Tail) -> None:
         """Read on in the log of a model server that something else starts."""
         more = tail.poll()
-        if tail.error != self._tail_error:
-            self._tail_error = tail.error
-            if tail.error:
-                _log.warning("%s", tail.error)
         delay_s = 0.0 if more else FOLLOW_EVERY_S
         self._timers["tail"] = self.loop.call_later(delay_s, self._follow, tail)
 

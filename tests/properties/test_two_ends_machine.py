@@ -19,6 +19,7 @@ from typing import Any
 
 import httptools
 import msgspec
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -892,7 +893,7 @@ class _Reader:
         self.whole = True
 
 
-TestTwoEnds = World.TestCase
+TestTwoEnds = pytest.mark.timeout(600)(World.TestCase)
 TestTwoEnds.settings = settings(
     max_examples=int(os.environ.get("TWO_ENDS_EXAMPLES", "500")),
     stateful_step_count=60,
