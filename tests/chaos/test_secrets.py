@@ -39,7 +39,13 @@ from tests.kit.certificates import make_pair
 from tests.kit.wait import DEADLINE_S, wait_until
 from tests.kit.worker import Worker, end
 
-MEMBERS = ("reporter", "backend_adapter", "ingress-0", "model")
+#: Each dies like this.
+MEMBERS = {
+    "reporter": signal.SIGKILL,
+    "backend_adapter": signal.SIGKILL,
+    "ingress-0": signal.SIGABRT,
+    "model": signal.SIGKILL,
+}
 #: A model server that tells everything that it was given, on and on.
 MODEL = """
 import os, sys, threading, time
@@ -196,12 +202,19 @@ def page(url: str) -> bytes:
 
 def look(worker: Worker, out: Out) -> None:
     """What can be read of a running worker."""
+    # a reporter that was started again is ready before its pages are
+    wait_until(lambda: _listens(worker.facts()["admin_url"]), what="the pages")
     out.add("status --json", json.dumps(worker.status()))
     for path in ("/healthz", "/readyz", "/metrics"):
         out.add(path, page(worker.facts()["admin_url"] + path))
     for name, member in worker.members().items():
         if name != "model" and member["pid"]:
             out.add(f"command line of {name}", Path(f"/proc/{member['pid']}/cmdline").read_bytes())
+
+
+def _listens(url: str) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((urlsplit(url).hostname, urlsplit(url).port)) == 0
 
 
 @contextmanager
@@ -281,9 +294,8 @@ def test_row_33_no_secret_comes_out(tmp_path: Path) -> None:
                 wait_until(lambda: worker.status()["load"].get("last_post_error"), what="an error")
                 look(worker, out)
             engine.mood = "good"
-            for name in MEMBERS:
-                number = signal.SIGABRT if name == "ingress-0" else signal.SIGKILL
-                old = worker.kill(name, number)
+            olds = {name: worker.kill(name, number) for name, number in MEMBERS.items()}
+            for name, old in olds.items():
                 worker.wait_replaced(name, old)
                 look(worker, out)
             for words in (("status",), ("status", "--json"), ("logs", "model")):
