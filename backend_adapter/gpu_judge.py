@@ -96,6 +96,8 @@ class GpuJudge:
     def xid(self, uuid: str, code: int, now: float) -> list[Hit | Note]:
         """The driver reported an error."""
         gpu = self._gpus.get(uuid)
+        if gpu is None and len(self._gpus) == 1:
+            (gpu,) = self._gpus.values()  # whose else
         if gpu is None:
             return [Note(f"a GPU that is not known: Xid {code}")]
         if code in UNUSABLE_XIDS:

@@ -173,11 +173,21 @@ def wait(events: Any, every_s: float, devices: list[Device]) -> None:
         with suppress(pynvml.NVMLError):  # its time is over, mostly
             event = pynvml.nvmlEventSetWait_v2(events, int(every_s * 1000))
             if event.eventType == pynvml.nvmlEventTypeXidCriticalError:
-                address = ctypes.cast(event.device, ctypes.c_void_p).value
-                uuid = next((d.uuid for d in devices if d.address == address), "")
-                say(XidEvent(uuid, int(event.eventData)))
+                say(XidEvent(owner(event.device, devices), int(event.eventData)))
                 until = time.monotonic() + EVENT_PAUSE_S
     time.sleep(max(0.0, until - time.monotonic()))
+
+
+def owner(handle: Any, devices: list[Device]) -> str:
+    """Uuid of the device that an event names; "": it is not to be known."""
+    address = ctypes.cast(handle, ctypes.c_void_p).value
+    for device in devices:
+        if device.uuid and device.address == address:
+            return device.uuid
+    try:
+        return str(pynvml.nvmlDeviceGetUUID(handle))
+    except pynvml.NVMLError:
+        return ""
 
 
 def main() -> None:

@@ -128,8 +128,16 @@ def test_other_xids_and_unknown_devices_are_notes() -> None:
     judge = GpuJudge()
     judge.seen([device()], 1.0)
     assert judge.xid("uuid-0", 31, 2.0) == [Note("GPU 0 (H100): Xid 31")]
-    assert judge.xid("else", 79, 2.0) == [Note("a GPU that is not known: Xid 79")]
+    judge.seen([device(), device(1)], 3.0)
+    assert judge.xid("else", 79, 4.0) == [Note("a GPU that is not known: Xid 79")]
     assert judge.fault == ""
+
+
+def test_where_there_is_one_gpu_an_xid_is_its_own() -> None:
+    judge = GpuJudge()
+    judge.seen([device()], 1.0)
+    assert judge.xid("", 79, 2.0) == []
+    assert judge.fault == "GPU 0 (H100): Xid 79: GPU has fallen off the bus"
 
 
 def test_a_note_is_said_once() -> None:
