@@ -103,6 +103,7 @@ class Adapter:
         self._desk.restore()
         self._accounts.start()
         self._script.start()
+        self._watch.start()
         self.capacity_changed()
         runtime.every(EXPIRE_EVERY_S, self._expire)
         runtime.every(GAUGES_EVERY_S, self._tell_gauges)
@@ -123,9 +124,7 @@ class Adapter:
                 "held_bytes": queue.held_bytes,
                 "retried": queue.retried,
                 "max_perf": round(self._capacity.max_perf, 3),
-                "model_ready": verdict is not None and verdict.ready,
-                "model_reason": "" if verdict is None else verdict.reason,
-                "model_awaits": self._watch.awaits,
+                **self._watch.gauges,
                 "connections_opened": self._client.opened,
                 "connections_reused": self._client.reused,
                 "sessions": self._desk.open,
@@ -163,9 +162,9 @@ class Adapter:
 
     async def stop(self) -> None:
         """Close everything."""
-        self._watch.stop()
         self._desk.stop()
         self.backend_down("the worker is stopping")  # what ends now is not sent again
+        await self._watch.stop()
         await self._client.close()
         await self._script.close()
         self._jobs.close()
@@ -264,6 +263,7 @@ class Adapter:
             queue.retried,
             self._watch.benchmarked,
             self._desk.open,
+            self._watch.gpus,
         )
         if gauges != self._gauges and self._accounts.send(gauges):
             self._gauges = gauges

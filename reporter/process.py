@@ -16,7 +16,7 @@ from typing import Any, assert_never
 
 import psutil
 
-from reporter import outbox
+from reporter import key_file, outbox
 from reporter.engine_client import EngineClient, EngineError
 from reporter.faults import Faults
 from reporter.health_pages import HealthPages, HealthPagesError, View
@@ -34,11 +34,11 @@ from reporter.messages import (
 )
 from reporter.metrics import Gauges, Metrics
 from reporter.outbox import Outbox
-from reporter.records import Change, DropRows, State
+from reporter.records import DropRows, State
 from reporter.store import Store
 from supervisor import wire
 from supervisor.child import Runtime
-from supervisor.messages import Beat, ChildNote, ChildState, ModelState
+from supervisor.messages import Beat, ChildNote, ChildState, ModelState, Unready
 from supervisor.settings import Settings
 
 EVENTS_SOCKET = "events"
@@ -70,9 +70,8 @@ class Reporter:
         self._outbox = Outbox(settings.engine)
         self._store = Store(Path(settings.worker.state_dir))
         self._engine = EngineClient(settings.engine, settings.worker.id, runtime.mask)
-        wants_key = settings.auth.mode == "signature"
-        self._keyring = Keyring(settings.engine.addresses if wants_key else ())
-        self._wants_key = wants_key
+        self._wants_key = settings.auth.mode == "signature"
+        self._keyring = Keyring(settings.engine.addresses if self._wants_key else ())
         self._metrics = Metrics(route.path for route in settings.route)
         self._pages = HealthPages(
             settings.worker.admin_host, settings.worker.admin_port, self._view, self._render
@@ -81,6 +80,7 @@ class Reporter:
         self._model_state = ModelState(ChildState.WAITING)
         self._queue = QueueReport(0, 0, 0, 0)
         self._children: dict[str, ChildNote] = {}
+        self._waits_for = ""  #: in the words of ``status``
         self._was_ready = False
         self._told_ready = False  #: the engine has accepted a report that says so
         self._last_error: EngineError | None = None  #: of the newest post
@@ -147,6 +147,8 @@ class Reporter:
                 return  # what was wrong is over when it is ready again, not when it starts
             if self._faults.set(message.name, self._runtime.mask(text)):
                 self._outbox.changed()
+        elif isinstance(message, Unready):
+            self._waits_for = message.reason
         elif isinstance(message, ModelState):
             self._model_state = message
             down = message.state in (ChildState.BACKOFF, ChildState.FAILED)
@@ -237,9 +239,6 @@ class Reporter:
         if applied.ack is not None:
             self._server.send(applied.producer, Ack(applied.ack, applied.epoch))
 
-    def _commit(self, *changes: Change) -> None:
-        self._store.commit(changes)
-
     # ------------------------------------------------------------------ posts
 
     def _step(self) -> None:
@@ -260,7 +259,7 @@ class Reporter:
             case outbox.LoadRows():
                 self._runtime.spawn(self._load_rows(command))
             case DropRows():
-                self._commit(command)
+                self._store.commit([command])
             case _:
                 assert_never(command)
 
@@ -269,7 +268,7 @@ class Reporter:
         report = self._load.status_report(facts)
         accepted = await self._accepted(self._engine.post_status(address, report.body))
         if accepted:
-            self._commit(self._load.report_acknowledged(report))
+            self._store.commit([self._load.report_acknowledged(report)])
             if self._faults.told(faults):
                 self._outbox.changed()
             told_ready = facts.load_time_s > 0 and not facts.error_msg
@@ -337,6 +336,7 @@ class Reporter:
         if self._keyring.fetched(pem, time.monotonic()):
             self._faults.clear("engine-key")
             self._outbox.changed()
+            key_file.write(self._runtime.address(EVENTS_SOCKET), pem)
             for peer in self._server.peers:
                 self._server.send(peer, PublicKey(pem))
 
@@ -355,9 +355,8 @@ class Reporter:
         down = [note.name for note in self._children.values() if note.state not in _LIVE]
         stop = self._children.get("worker")  # there is word of it only when all of it stops
         ready = self._is_ready() and stop is None
-        reason = f"the worker is stopping: {stop.reason}" if stop else self._faults.current
-        if not reason and not ready:
-            reason = "the model server is not ready yet" if not self._model.ready else "no key yet"
+        reason = f"the worker is stopping: {stop.reason}" if stop else self._waits_for
+        reason = reason or self._faults.current or "not ready yet"
         totals = self._load.totals
         return View(
             live=not down,

@@ -79,3 +79,12 @@ def of_model(supervisor: Supervisor) -> str:
         if awaits:
             return f"{awaits}; before that: {reason}" if reason else awaits
     return reason or (verdict.reason if verdict is not None else "")
+
+
+def last_line(supervisor: Supervisor) -> str:
+    """The latest line that the present process of the model server has printed; "": none."""
+    model = supervisor.members.get("model")
+    if model is None or model.capture is None:
+        return ""
+    lines = model.ring.since(model.capture.begins)[0]
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

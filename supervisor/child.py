@@ -26,6 +26,7 @@ import uvloop
 
 import supervisor
 from supervisor import file_limit, log_lines, process_tree, settings_sources, spool_dir, wire
+from supervisor.allocator import TRIM_EVERY_S, Trimmer
 from supervisor.exit_codes import ExitCode
 from supervisor.messages import Beat, Drain, FromSupervisor, Message, Reload
 from supervisor.settings import Settings
@@ -144,6 +145,8 @@ class Runtime:
         gc.collect()
         gc.freeze()  # what start-up made lives as long as the process: never traverse it again
         gc.set_threshold(20_000, 50, 100)
+        if self._signals:  # the process is ours alone
+            self.every(TRIM_EVERY_S, Trimmer().look)
         try:
             return await self._finished
         finally:

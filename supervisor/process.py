@@ -98,6 +98,7 @@ class Supervisor:
         self._handoff = HandoffFile(self.run_id, self._runtime_dir)
         self._replanner = Replanner(plan, reread, self._handoff)
         self._tail_error = ""
+        self._told_wait: tidings.Tiding | None = None
         self.ready_line: LogMatch | None = None  # of the model's present life
         self._programs: Programs
         self._control: wire.Server
@@ -133,12 +134,9 @@ class Supervisor:
                 admin_url=self.plan.admin_url,
                 engine_url=self.plan.engine_url,
             )
-            self._start()
+            self._add_members()
+            self._watch()
             return await self._finished
-
-    def _start(self) -> None:
-        self._add_members()
-        self._watch()
 
     def _add_members(self) -> None:
         """Start everyone who is not there yet."""
@@ -271,6 +269,10 @@ class Supervisor:
             self.members["engine"].feed(lifecycle.Hung(mute))
         known = {m.process.pid for m in self.members.values() if m.process is not None}
         process_tree.reap_orphans(known)
+        wait = tidings.of_wait(self)
+        if wait != self._told_wait:
+            self._told_wait = wait
+            self._send([wait])
         self._handoff.keep()
         self._lock.keep()
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from supervisor.member import Member
     from supervisor.process import Supervisor
 
+#: Characters of a log line that is quoted.
+MAX_QUOTE = 100
+
 
 def status_of(supervisor: Supervisor) -> dict[str, Any]:
     """The snapshot; JSON can hold it."""
@@ -65,7 +68,11 @@ def unready_reason(supervisor: Supervisor) -> str:
             return supervisor.mask(f"{member.name} is {member.state}" + _because(detail))
     if supervisor.model_ready:
         return _no_key(supervisor) if awaited.lacks_key(supervisor) else ""
-    return supervisor.mask("the model server is not ready" + _because(awaited.of_model(supervisor)))
+    text = "the model server is not ready" + _because(awaited.of_model(supervisor))
+    model, line = supervisor.members.get("model"), awaited.last_line(supervisor)[:MAX_QUOTE]
+    if line and model is not None and model.state is ChildState.STARTING:
+        text = f"{text}; its output: {line}"
+    return supervisor.mask(text)
 
 
 def _no_key(supervisor: Supervisor) -> str:

@@ -20,6 +20,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -187,7 +188,8 @@ class Hosted:
         except _BrokeOff as error:
             return _failed(request, Problem(ErrorKind.MODEL_FAILED, str(error)))
         except Exception as error:  # whatever user code raises
-            refused = calls.refusal(0, hooked.route, error)
+            body, headers = await _sent(request)
+            refused = calls.refusal(0, hooked.route, error, body, headers)
             extra = calls.extra_of(refused)
             return _failed(request, Problem(KINDS[refused.kind], refused.message, extra=extra))
 
@@ -262,6 +264,14 @@ class Hosted:
             await asyncio.wait([task], timeout=1.0)
             raise
         return task.result()
+
+
+async def _sent(request: web.Request) -> tuple[bytes, list[str]]:
+    """What the client sent, body and headers. A body that the file took away: what is no JSON."""
+    body = b""
+    with suppress(Exception):  # whatever became of it
+        body = await request.read()
+    return body or b"?", list(request.headers.values())
 
 
 async def _guarded(work: Any) -> Any:

@@ -21,8 +21,8 @@ import msgspec
 from supervisor.exit_codes import ExitCode
 from supervisor.run_lock import read_running
 from tests.chaos.table import row
+from tests.kit.kept_client import Client, Clients
 from tests.kit.load import Load
-from tests.kit.raw_client import Client, Clients
 from tests.kit.running_worker import ANY_PORT, command, environment
 from tests.kit.shifted_clock import ShiftedClock
 from tests.kit.small_disk import small_disk

@@ -23,8 +23,8 @@ from supervisor.run_lock import read_running
 from tests.chaos.table import row
 from tests.kit import demo_programs
 from tests.kit.certificates import make_pair
+from tests.kit.kept_client import Clients, raw_request
 from tests.kit.load import Load
-from tests.kit.raw_client import Clients, raw_request
 from tests.kit.recording_engine import RecordingEngine
 from tests.kit.running_worker import ANY_PORT, RunningWorker, command, environment
 from tests.kit.wait import wait_until

@@ -269,6 +269,46 @@ def test_what_a_hook_makes_has_a_bound_and_so_has_what_waits_for_it(tmp_path: Pa
         assert bench.json("/parsed", {"n": 2})["got"] == {"n": 2}
 
 
+def test_large_bodies_reach_every_kind_of_function(tmp_path: Path) -> None:
+    text = (
+        HEAD
+        + f"""
+async def length(client_request, model_response):
+    from aiohttp import web
+    sent = await client_request.read()
+    got = await model_response.json()
+    return web.json_response([len(sent), len(got["got"]["x"])])
+
+def work(**params):
+    return len(params["x"])
+
+def count(payload):
+    return float(len(payload["x"]))
+
+Worker(WorkerConfig({MODEL}
+    handlers=[
+        HandlerConfig("/formed", request_parser=lambda p: {{**p, "more": 1}}),
+        HandlerConfig("/counted", workload_calculator=count),
+        HandlerConfig("/answered", response_generator=length),
+        HandlerConfig("/worked", remote_function=work),
+    ])).run()
+"""
+    )
+    size = 3_000_000
+    payload = {"x": "ä" * (size // 6)}  # which JSON writes in six letters each
+    with on_the_bench(tmp_path, text) as bench:
+        bench.until_ready()
+        assert bench.json("/formed", payload)["got"] == {**payload, "more": 1}
+        assert bench.json("/counted", payload)["got"] == payload
+        assert bench.json("/worked", payload)["result"] == size // 6
+        sent, got = bench.json("/answered", payload)
+        assert (sent, got) == (len(json.dumps({"payload": payload})), size // 6)
+        spool = Path(bench.state_dir) / "spool"
+        assert list(spool.iterdir()), "no body was large"
+        wait_until(lambda: not [path for path in spool.rglob("*") if path.is_file()])
+        assert bench.until_served(4) == size // 6 + 300.0
+
+
 def test_headers_that_the_door_lets_through_reach_the_function(tmp_path: Path) -> None:
     text = WORKER.replace(
         "async def leave(client_request, model_response):",

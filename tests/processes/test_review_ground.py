@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +15,6 @@ from supervisor.settings_sources import RUN_VARIABLE
 from tests.kit.load import Load
 from tests.kit.wait import wait_until
 from tests.kit.worker import Worker, post_json, running
-
-#: Two heartbeats of a child, and a little.
-TWO_BEATS_S = 2.5
-
-
-def holds(condition: Callable[[], bool], for_s: float) -> bool:
-    """It is true at every look for so long."""
-    until = time.monotonic() + for_s
-    while time.monotonic() < until:
-        if not condition():
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def test_a_model_server_that_was_given_up_is_not_called_ready(tmp_path: Path) -> None:
-    """The adapter repeats its last verdict with every heartbeat, whatever became of the process."""
-    with running(tmp_path, settings=("restart.budget=0",)) as worker:
-        worker.kill("model")
-        wait_until(lambda: worker.members()["model"]["state"] == "failed", what="giving up")
-        assert holds(lambda: not worker.status()["ready"], TWO_BEATS_S)
-        assert not worker.status()["model"]["ready"]
 
 
 def test_a_verdict_does_not_outlive_the_adapter_that_gave_it(tmp_path: Path) -> None:
@@ -80,19 +56,6 @@ def test_a_child_of_ours_lives_before_the_model_server_does(tmp_path: Path) -> N
         members = worker.members()
         first = max(members.values(), key=lambda member: float(member["uptime_s"]))
         assert first["name"] == "backend_adapter"
-
-
-def test_a_killed_supervisor_leaves_nothing_even_when_its_children_are_stopped(
-    tmp_path: Path,
-) -> None:
-    with running(tmp_path) as worker:
-        directory = Path(worker.facts()["runtime_dir"])
-        for name in ("ingress-0", "backend_adapter", "reporter"):
-            worker.kill(name, signal.SIGSTOP)
-        os.kill(worker.process.pid, signal.SIGKILL)
-        worker.process.wait()
-        wait_until(lambda: not worker.leftovers(), what="everything to end")
-        wait_until(lambda: not directory.exists(), what="the directory to go")
 
 
 _ORPHAN = """

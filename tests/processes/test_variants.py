@@ -9,11 +9,9 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 import psutil
@@ -21,7 +19,7 @@ import psutil
 from supervisor.plan import free_port
 from tests.kit.load import Load
 from tests.kit.wait import wait_until
-from tests.kit.worker import Worker, end, get_json, running
+from tests.kit.worker import Worker, end, running
 
 #: A program of the kind that people run: a few lines on uvicorn, JSON and a stream.
 APP = """
@@ -168,39 +166,6 @@ def test_without_authentication_only_where_asked_for(tmp_path: Path) -> None:
                 return answer.status
 
         assert asyncio.run(ask()) == 200
-
-
-def test_a_slow_reader_slows_the_model_and_not_this_workers_memory(tmp_path: Path) -> None:
-    with running(tmp_path) as worker:
-        members = ("ingress-0", "backend_adapter")
-        before = {name: rss(worker.pid(name)) for name in members}
-        address = urlsplit(worker.url)
-        payload = {"prompt": "x", "max_tokens": 65_536, "stream": True}
-        body = json.dumps({"auth_data": worker.auth(), "payload": payload}).encode()
-        clients = []
-        for _ in range(4):
-            client = socket.socket()
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.connect((address.hostname, address.port))
-            head = b"POST /v1/completions HTTP/1.1\r\nhost: w\r\ncontent-length: %d\r\n\r\n"
-            client.sendall(head % len(body) + body)
-            clients.append(client)
-
-        def stats() -> dict[str, Any]:
-            return dict(get_json(f"http://127.0.0.1:{worker.model_port}/demo/stats"))
-
-        def stalled() -> bool:
-            """The model produces nothing more, because nobody takes it."""
-            seen = stats()["served_tokens"]
-            time.sleep(1.0)
-            return bool(seen > 1000 and stats()["served_tokens"] == seen)
-
-        wait_until(stalled, 90.0, "the model to be slowed down")
-        grown = {name: rss(worker.pid(name)) - before[name] for name in members}
-        assert all(size < 24 * 2**20 for size in grown.values()), grown
-        for client in clients:
-            client.close()
-        wait_until(lambda: stats()["running"] == 0, what="the slots to be free")
 
 
 def rss(pid: int) -> int:

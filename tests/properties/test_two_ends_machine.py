@@ -68,6 +68,7 @@ ROUTES = (
     RouteSettings(path="/short", concurrency=1, workload=WORK, max_queue_time_s=2.0, timeout_s=8.0),
     RouteSettings(path="/two", concurrency=2, workload=WORK),
     RouteSettings(path="/free", workload=WORK, timeout_s=40.0),
+    RouteSettings(path="/can not be sent", workload=WORK),
     RouteSettings(path="/now", redeliver=False, workload=WORK, max_queue_time_s=0.0),
 )
 FEW = st.integers(0, 3)
@@ -119,7 +120,7 @@ class IngressProcess:
         if self.world.full and not self.dead:
             return False
         if not self.dead:
-            self.world.wire.to_adapter.append(frame)
+            self.world.carries(self.world.wire.to_adapter, frame)
         return True
 
     def hear(self, messages: list[Any]) -> None:
@@ -245,7 +246,7 @@ class AdapterProcess:
         if self.world.full and not self.dead:
             return False
         if not self.dead:
-            self.world.wire.to_ingress.append(frame)
+            self.world.carries(self.world.wire.to_ingress, frame)
         return True
 
     def up(self, peer: str) -> None:
@@ -260,7 +261,7 @@ class AdapterProcess:
     def hear(self, peer: str, messages: list[Any]) -> None:
         for message in messages:
             if not isinstance(message, Cancel) and hasattr(message, "workload"):
-                assert message.id not in self.told, "submitted twice in one session"
+                assert message.id > max(self.told, default=0), "submitted twice, or out of order"
                 self.told[message.id] = False
             self.runs.hear(peer, [message])
             if isinstance(message, Cancel):
@@ -302,6 +303,9 @@ class AdapterProcess:
                     lane, limit = job.submit.lane, job.submit.lane_limit
                     used = sum(other.submit.lane == lane for other in running)
                     assert limit and used >= limit, "a slot is free, and one waits for it"
+        for job in queue._jobs.values():
+            session = job.submit.session_id
+            assert not session or session in self.desk._sessions.open, "its session was closed"
 
 
 class World(RuleBasedStateMachine):
@@ -313,6 +317,7 @@ class World(RuleBasedStateMachine):
         self.wire = Wire()
         self.stale: list[Wire] = []
         self.full = self.deaf = False
+        self.losing: dict[str, int] = {}  #: batches that will be lost on their way
         self.flowing = True
         self.model = ModelServer()
         self.model.on_received = self._received
@@ -364,6 +369,13 @@ class World(RuleBasedStateMachine):
 
     def reconnects(self) -> None:
         self.wire = Wire()
+
+    def carries(self, way: deque[bytes], frame: bytes) -> None:
+        towards = "adapter" if way is self.wire.to_adapter else "ingress"
+        if self.losing.get(towards, 0):
+            self.losing[towards] -= 1
+        else:
+            way.append(frame)
 
     # ------------------------------------------------------------------ how things move
 
@@ -443,10 +455,14 @@ class World(RuleBasedStateMachine):
 
     def done(self) -> None:
         """After each rule."""
-        if self.flowing and not self.full:
-            self.flow()
-        else:
+        if not self.flowing or self.full:
             self.settle()
+            return
+        self.flow()
+        if self.agreed and not self.losing:
+            promised = self.ingress.admission.jobs
+            for _, number in [*self.adapter.queue._jobs, *self.adapter.runs.open]:
+                assert number in promised, "law 4: nobody waits for what runs or waits here"
 
     # ------------------------------------------------------------------ clients
 
@@ -458,6 +474,7 @@ class World(RuleBasedStateMachine):
             self._session(0, 0)
         for route in routes:
             self._request(route, 1, 1, inside and route % 3 == 0)
+        self.done()
 
     def _send(self, path: bytes, body: bytes, number: int) -> Client:
         client = Client(number, path, body, self.now)
@@ -470,11 +487,15 @@ class World(RuleBasedStateMachine):
             self.ingress.door.on_request(client.exchange)
         return client
 
-    @rule(route=PICK, work=FEW, size=FEW, inside=st.booleans())
-    def request(self, route: int, work: int, size: int, inside: bool) -> None:
-        self._request(route, work, size, inside)
+    @rule(route=PICK, work=FEW, size=FEW, inside=st.booleans(), leaves=st.booleans())
+    def request(self, route: int, work: int, size: int, inside: bool, leaves: bool) -> None:
+        """``leaves``: at once, so that its cancellation travels in the same batch."""
+        self._request(route, work, size, inside, leaves)
+        self.done()
 
-    def _request(self, route: int, work: int, size: int, inside: bool) -> None:
+    def _request(
+        self, route: int, work: int, size: int, inside: bool, leaves: bool = False
+    ) -> None:
         number = next(self.numbers)
         found = self.routes[number] = ROUTES[route % len(ROUTES)]
         session = ""
@@ -484,12 +505,14 @@ class World(RuleBasedStateMachine):
         body = f'{{{session}"payload":{{"n":{number},"w":{work + 0.25},"pad":"{pad}"}}}}'
         client = self._send(found.path.encode(), body.encode(), number)
         client.workload = work + 0.25
-        self.done()
+        if leaves and not client.ended:
+            self._leaves(client)
 
     @rule(route=PICK, count=st.integers(2, 5))
     def many_requests(self, route: int, count: int) -> None:
         for _ in range(count):
             self._request(route, 1, 1, False)
+        self.done()
 
     @rule(call=FEW, pick=FEW)
     def session(self, call: int, pick: int) -> None:
@@ -563,17 +586,24 @@ class World(RuleBasedStateMachine):
         self.done()
 
     @precondition(lambda self: self.model.connections)
-    @rule(pick=PICK, how=st.sampled_from(["fin", "rst", "odd", "half"]))
-    def model_hangs_up(self, pick: int, how: str) -> None:
+    @rule(pick=PICK, word=st.sampled_from([b"", b"what is this?\r\n\r\n", b"HTTP/1.1 200 O"]))
+    def model_hangs_up(self, pick: int, word: bytes) -> None:
+        """On anyone, perhaps with a word that nobody understands."""
         connection = self.model.connections[pick % len(self.model.connections)]
         if not connection.ending:
-            begun = connection.work is None or connection.work.begun
-            if how == "odd" or (how == "half" and begun):
-                self.model.say(connection, b"what is this?\r\n\r\n")
-            elif how == "half":
-                self.model.say(connection, b"HTTP/1.1 200 O")
-            self.model.hang_up(connection, "rst" if how == "rst" else "fin")
+            if word and (connection.work is None or not connection.work.begun):
+                self.model.say(connection, word)
+            self.model.hang_up(connection, "fin")
         self.done()
+
+    @precondition(lambda self: self.model.busy)
+    @rule(pick=PICK, how=st.sampled_from(["fin", "rst"]), times=st.integers(1, 4))
+    def model_drops_requests(self, pick: int, how: str, times: int) -> None:
+        """A request that the model server can not bear, wherever it comes again."""
+        for _ in range(times):
+            if busy := self.model.busy:
+                self.model.hang_up(busy[pick % len(busy)], how)
+            self.done()
 
     @precondition(lambda self: self.model.alive)
     @rule(how=st.sampled_from(["fin", "rst"]), noticed=st.booleans())
@@ -632,12 +662,9 @@ class World(RuleBasedStateMachine):
             self.ingress.end.arrived([frame], self.now)
         self.done()
 
-    @rule(count=st.integers(1, 3), adapter=st.booleans())
-    def the_newest_batches_are_lost(self, count: int, adapter: bool) -> None:
-        under_way = self.wire.to_adapter if adapter else self.wire.to_ingress
-        for _ in range(min(count, len(under_way))):
-            under_way.pop()
-        self.done()
+    @rule(count=st.integers(1, 2), towards=st.sampled_from(["adapter", "ingress"]))
+    def the_next_batches_are_lost(self, count: int, towards: str) -> None:
+        self.losing[towards] = count
 
     @rule()
     def the_connection_is_replaced(self) -> None:
@@ -783,6 +810,7 @@ class World(RuleBasedStateMachine):
         self.full = self.deaf = False
         self.flowing = True
         self.stale.clear()
+        self.losing.clear()
         self.model.alive = True
         if self.adapter.draining:
             self._adapter_restarts()
