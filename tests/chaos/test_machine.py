@@ -451,6 +451,9 @@ def test_row_18_the_state_directory_is_deleted(tmp_path: Path) -> None:
         wait_until(lambda: read_running(str(state)), 5.0, "the run to be found again")
         assert worker.facts()["pid"] == worker.process.pid
         assert "had been removed; made again" in worker.printed
+        large = {"inputs": "x" * 4_000_000, "parameters": {"max_new_tokens": 5}}  # has a file there
+        told = post_json(f"{worker.url}/generate", {"auth_data": auth, "payload": large})
+        assert "generated_text" in told, told
         assert serve(worker, auth, 10) == {"ok": 10}
         flood = {"kind": "flood_log", "megabytes": 1}
         post_json(f"http://127.0.0.1:{worker.model_port}/demo/fault", flood)
@@ -464,4 +467,4 @@ def test_row_18_the_state_directory_is_deleted(tmp_path: Path) -> None:
         assert second.returncode == ExitCode.ALREADY_RUNNING, second.stderr
         old = worker.kill("reporter")
         worker.wait_replaced("reporter", old)
-        until_told(worker, 20)
+        until_told(worker, 21)
