@@ -26,6 +26,8 @@ COALESCE_BYTES = 16_384
 _HEX = b"0123456789abcdefABCDEF"
 _CONTROLS = bytes([*range(9), *range(10, 32), 127])
 _TOKEN = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~"
+#: A reader that takes trailers for headers would believe these.
+_NO_TRAILERS = frozenset({b"content-length", b"host", b"transfer-encoding"})
 
 
 class Body:
@@ -197,6 +199,8 @@ def _check_trailer(line: bytes) -> None:
     name, colon, value = line.partition(b":")
     if not colon or not name or name.translate(None, _TOKEN):
         raise _malformed("a trailer is no header line")
+    if name.lower() in _NO_TRAILERS:
+        raise _malformed("a trailer says where a request ends, or whose it is")
     if value.translate(None, _CONTROLS) != value:
         raise _malformed("a trailer holds control characters")
 

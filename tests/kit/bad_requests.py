@@ -303,7 +303,10 @@ class Requests:
             "folded trailer": trailer(b"X: y\r\n z"),
             "trailer without a colon": trailer(b"GET /x HTTP/1.1"),
             "trailer without a name": trailer(b": y"),
-            "trailer with a space before the colon": trailer(b"Content-Length : 5"),
+            "trailer with a space before the colon": trailer(b"X : 5"),
+            "length in a trailer": trailer(b"Content-Length: 5"),
+            "coding in a trailer": trailer(b"X: y\r\nTRANSFER-ENCODING: chunked"),
+            "Host in a trailer": trailer(b"Host: b"),
         }
         return {name: Bad(self.chunked(tail=tail)) for name, tail in table.items()}
 
@@ -337,12 +340,7 @@ class Requests:
             "extensions": self.chunked(
                 tail=size + b';a="b c";d\r\n' + self.body + b"\r\n0;e\r\n\r\n"
             ),
-            "length in a trailer": self.chunked(
-                tail=self.chunks[:-2] + b"Content-Length: 5\r\nHost: b\r\n\r\n"
-            ),
-            "coding in a trailer": self.chunked(
-                tail=self.chunks[:-2] + b"Transfer-Encoding: chunked\r\n\r\n"
-            ),
+            "trailers": self.chunked(tail=self.chunks[:-2] + b"X: y\r\nAuthorization: z\r\n\r\n"),
             "absolute target": self.sized(first=target),
             "empty lines before it": b"\r\n\r\n" + self.sized(),
             "an offered h2c": self.sized(*upgrade),
