@@ -100,6 +100,7 @@ class Member:
         self.beaten_at: float | None = None
         self._cut_bytes = 0  # of the lines of its processes before this one
         self._log_error = ""
+        self._closed = False
         self._program = program
         self._run_id = run_id
         self._on_change = on_change
@@ -144,11 +145,20 @@ class Member:
 
     def feed(self, event: lifecycle.Event) -> None:
         """Give its life one event and carry out what follows."""
+        if self._closed:
+            return
         for command in self.life.handle(event, self._loop.time(), random.random()):
             self._carry_out(command)
 
     def close(self) -> None:
-        """Forget timers and output; for the end of the run, when the tree is gone."""
+        """Forget timers, output and its process; for the end of the run, which kills what is left.
+
+        Nothing may come after it: the loop still turns, and a death that it hears of would be
+        answered by a restart.
+        """
+        self._closed = True
+        if self.process is not None:
+            self._loop.remove_reader(self.process.pidfd)
         for timer in self._timers.values():
             timer.cancel()
         if self._sweeping is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import sys
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
@@ -139,3 +140,24 @@ def test_leftovers_that_cannot_be_killed_are_looked_at_ever_less_often_and_named
 
     play(scene, "pass")
     assert caplog.text.count("cannot be killed") == 1
+
+
+def test_a_death_after_the_end_of_the_run_is_answered_by_no_restart() -> None:
+    """The run kills what is left, and the loop turns a few times more before it is closed."""
+
+    async def scene(child: Member) -> None:
+        await until_said(child, "up")
+        process = child.process
+        assert process is not None
+        child.close()
+        process.kill_tree()
+        await wait_until_async(
+            lambda: bool(select.select([process.pidfd], [], [], 0)[0]), what="its death"
+        )
+        for _ in range(10):
+            await asyncio.sleep(0.01)  # turns of the loop, in which it could hear of that
+        assert child.process is process and child.life.generation == 1
+        process.reap()
+        child.process = None
+
+    play(scene, "print('up', flush=True); import time; time.sleep(600)")
