@@ -16,6 +16,7 @@ import asyncio
 import dataclasses
 import json
 import random
+import signal
 import socket
 import sqlite3
 import sys
@@ -339,6 +340,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--keep", type=Path, help="directory to work in, which stays")
     given = parser.parse_args(argv)
     print(f"seed {given.seed}", file=sys.stderr, flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the worker is stopped, too
     with tempfile.TemporaryDirectory() as temporary:
         directory = given.keep or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
