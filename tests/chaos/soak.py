@@ -1,7 +1,7 @@
 """Requests under load while processes are killed: every request has one outcome, nothing is left.
 
     python -m tests.chaos.soak [--requests 10000] [--seed N] [--every 2] [--ingresses 2]
-        [--worker-py]
+        [--worker-py] [--only MEMBER …]
 
 Starts a real worker in front of the demo model server. Every ``--every`` seconds one process of
 ours, or the model server, is killed (SIGKILL) or frozen (SIGSTOP) once it is ready. Prints one line
@@ -16,6 +16,7 @@ import asyncio
 import dataclasses
 import json
 import random
+import signal
 import socket
 import sqlite3
 import sys
@@ -23,7 +24,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -50,13 +51,20 @@ class Soak:
     """One soak of one ready worker."""
 
     def __init__(
-        self, worker: Worker, requests: int, seed: int, every_s: float, worker_py: bool
+        self,
+        worker: Worker,
+        requests: int,
+        seed: int,
+        every_s: float,
+        worker_py: bool,
+        only: Sequence[str],
     ) -> None:
         self._worker = worker
         self._requests = requests
         self._seed = seed
         self._every_s = every_s
         self._worker_py = worker_py
+        self._only = only
         self.oracle = Oracle()
         self.watch = Watch(worker)
         self.record = Record(worker)
@@ -126,7 +134,8 @@ class Soak:
         }
 
     def _victims(self) -> list[str]:
-        return [name for name in self.watch.members if name != SPARED]
+        wanted = self._only or self.watch.members
+        return [name for name in self.watch.members if name != SPARED and name in wanted]
 
     async def _visits(self, visits: Iterator[Visit]) -> None:
         await asyncio.gather(*(self._clients(visits) for _ in range(CLIENTS)))
@@ -259,12 +268,13 @@ def soak(
     every_s: float,
     ingresses: int,
     worker_py: bool = False,
+    only: Sequence[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
-    """Run one; the line to print, and what was wrong."""
+    """Run one; the line to print, and what was wrong. ``only``: who is killed; none: all."""
     worker = make(directory, ingresses, worker_py)
     worker.start()
     try:
-        this = Soak(worker.wait_ready(), requests, seed, every_s, worker_py)
+        this = Soak(worker.wait_ready(), requests, seed, every_s, worker_py, only)
         verdict = asyncio.run(this.run())
         this.after(worker.stop())
     finally:
@@ -326,15 +336,17 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--ingresses", type=int, default=2, help="ingress processes")
     parser.add_argument("--worker-py", action="store_true", help="through a worker.py")
+    parser.add_argument("--only", nargs="+", default=(), help="kill these members only")
     parser.add_argument("--keep", type=Path, help="directory to work in, which stays")
     given = parser.parse_args(argv)
     print(f"seed {given.seed}", file=sys.stderr, flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the worker is stopped, too
     with tempfile.TemporaryDirectory() as temporary:
         directory = given.keep or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
         line, wrong = soak(
             directory, requests=given.requests, seed=given.seed, every_s=given.every,
-            ingresses=given.ingresses, worker_py=given.worker_py,
+            ingresses=given.ingresses, worker_py=given.worker_py, only=given.only,
         )  # fmt: skip
     for text in wrong[:200]:
         print(text, file=sys.stderr)

@@ -24,8 +24,9 @@ SEED = 7
     "Any of our processes or the model server is killed or frozen every two seconds, under load",
     seen="One outcome for each request: its own answer, byte for byte, a typed error, or a visibly"
     " broken stream. A connection breaks only where its ingress died.",
-    does="Runs a request again only where something died under it; accounts every unit of work"
-    " and tells the engine of each request once; keeps no process, port, file or thread.",
+    does="Runs a request again only where something died under it; accounts every unit of work and"
+    " tells the engine of each request, but for the last 0.1 s of an ingress that was killed;"
+    " keeps no process, port, file or thread.",
 )
 def test_row_31_a_soak_loses_duplicates_and_leaks_nothing(tmp_path: Path) -> None:
     line, wrong = soak(tmp_path, requests=400, seed=SEED, every_s=1.5, ingresses=2)
