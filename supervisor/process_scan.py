@@ -7,7 +7,7 @@ is not seen.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import psutil
@@ -17,8 +17,9 @@ RUN_VARIABLE = "LIGHTERMAN_RUN"
 CHILD_VARIABLE = "LIGHTERMAN_CHILD"
 
 
-#: Looks at /proc within one scan, while processes keep appearing.
-_LOOKS = 5
+#: Looks at /proc within one scan, while processes keep appearing; and while there are some among
+#: them that had ended before it could be seen whose they were.
+_LOOKS, _MORE_LOOKS = 5, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +30,30 @@ class Seen:
     alive: bool  #: it runs, or is about to end; False: only its exit status is left
     parent: int
     session: int
+    group: int = 0
 
 
-def processes() -> list[Seen]:
-    """Every process.
+def processes(suspect: Callable[[Seen], bool] = lambda _: False) -> list[Seen]:
+    """Every process. ``suspect`` is asked about each at once, and may want some more looks.
 
     What forks and exits faster than we look is always one process ahead of us. So we look again
     for those that appeared meanwhile, and call them alive even when they have ended by now: what
     they forked may live.
     """
     seen: dict[int, Seen] = {}
-    for look in range(_LOOKS):
+    doubtful = False
+    for look in range(_MORE_LOOKS):
+        if look >= _LOOKS and not doubtful:
+            break
         appeared = {int(entry) for entry in os.listdir("/proc") if entry.isdigit()} - seen.keys()
         if not appeared:
             break
-        for pid in appeared:
+        doubtful = False
+        for pid in sorted(appeared, reverse=True):  # the newest will be the first to be gone
             process = _look(pid, late=look > 0)
             if process is not None:
                 seen[pid] = process
+                doubtful |= suspect(process)
     return list(seen.values())
 
 
@@ -60,7 +67,7 @@ def _look(pid: int, late: bool) -> Seen | None:
         return None
     # The first thread may be a zombie while others still hold the port or the GPU.
     alive = late or fields[0] not in (b"Z", b"X") or int(fields[17]) > 1
-    return Seen(pid, alive, int(fields[1]), int(fields[3]))
+    return Seen(pid, alive, int(fields[1]), int(fields[3]), int(fields[2]))
 
 
 def is_stopped(pid: int) -> bool:
@@ -78,6 +85,16 @@ def find_run(
     sids: Collection[int] = (),
     exclude: Collection[int] | None = None,
 ) -> list[int]:
+    """Living processes of a run, by pid: see ``find``."""
+    return sorted(seen.pid for seen in find(run_id, name, sids, exclude))
+
+
+def find(
+    run_id: str,
+    name: str | None = None,
+    sids: Collection[int] = (),
+    exclude: Collection[int] | None = None,
+) -> list[Seen]:
     """Living processes of a run.
 
     Args:
@@ -86,21 +103,37 @@ def find_run(
         sids: members of these sessions count too.
         exclude: pids that do not count; None: this process.
 
-    Their descendants count as well, whatever they did to their environment.
+    Their descendants count as well, whatever they did to their environment; and so do the sessions
+    that they made, whose members may end before anybody can read theirs.
     """
     excluded = {os.getpid()} if exclude is None else set(exclude)
     marks = {f"{RUN_VARIABLE}={run_id}".encode()}
     if name is not None:
         marks.add(f"{CHILD_VARIABLE}={name}".encode())
-    living = {seen.pid: seen for seen in processes() if seen.alive and seen.pid not in excluded}
-    found = {
-        pid for pid, seen in living.items() if seen.session in sids or marks <= _environment(pid)
+    marked: set[int] = set()
+    sessions = set(sids)
+
+    def suspect(seen: Seen) -> bool:
+        """Note whose it is while it lives. True: it has ended already, and may be one of them."""
+        if not seen.alive or seen.pid in excluded:
+            return False
+        environment = _environment(seen.pid)
+        if marks <= environment:
+            marked.add(seen.pid)
+            sessions.add(seen.session)
+        # what has ended shows an empty one; whose child it was may not be seen any more, either
+        return environment <= {b""} and seen.session not in sessions
+
+    living = {
+        seen.pid: seen for seen in processes(suspect) if seen.alive and seen.pid not in excluded
     }
+    sessions -= {os.getsid(0)} - set(sids)  # not what merely runs beside us
+    found = {pid for pid, seen in living.items() if pid in marked or seen.session in sessions}
     grown = found
     while grown:
         grown = {pid for pid, seen in living.items() if seen.parent in grown} - found
         found |= grown
-    return sorted(found)
+    return [living[pid] for pid in found]
 
 
 def _environment(pid: int) -> set[bytes]:

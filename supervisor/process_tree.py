@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from supervisor.process_scan import (
     CHILD_VARIABLE,
     RUN_VARIABLE,
+    find,
     find_run,
     oom_kills,
     port_holder,
@@ -326,13 +327,14 @@ def sweep_once(
 
     Whole process groups are killed at once: no fork can slip through that.
     """
-    found = find_run(run_id, name, sids, exclude)
-    for group in _groups(found) - _groups([0, *(exclude or ())]):
+    found = find(run_id, name, sids, exclude)
+    ours = _groups([0, *(exclude or ())]) | {0}  # 0: it is none of this namespace's
+    for group in {seen.group for seen in found} - ours:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(group, signal.SIGKILL)
-    for pid in found:
+    for seen in found:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(seen.pid, signal.SIGKILL)
     return len(found)
 
 

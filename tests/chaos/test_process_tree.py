@@ -127,13 +127,18 @@ def test_row_10_a_foreign_holder_of_the_port_is_named(tmp_path: Path) -> None:
 )
 def test_row_10_what_forks_without_end_is_swept(run: Run) -> None:
     # bounded all the same: should this test be killed, the chain ends by itself
-    script = "import os\nfor _ in range(50_000):\n    if os.fork(): os._exit(0)"
-    process = run.spawn(sys.executable, "-c", script)
-    reap(process)
-    assert process_tree.sweep(run.id, sids=[process.pid], deadline_s=DEADLINE_S) == 0
-    while process_tree.reap_orphans(()):
-        pass
-    assert not [seen for seen in process_scan.processes() if seen.session == process.pid]
+    chain = "import os\n{}for _ in range(50_000):\n    if os.fork(): os._exit(0)"
+    own_session = (
+        "if os.fork(): os._exit(0)\nos.setsid()\nos.write(1, b'pid %d\\n' % os.getpid())\n"
+    )
+    for first in ("", own_session):
+        process = run.spawn(sys.executable, "-c", chain.format(first))
+        session = int(run.said(process, "pid ").split()[1]) if first else process.pid
+        reap(process)
+        assert process_tree.sweep(run.id, sids=[process.pid], deadline_s=DEADLINE_S) == 0
+        while process_tree.reap_orphans(()):
+            pass
+        assert not [seen for seen in process_scan.processes() if seen.session == session]
 
 
 @row(
