@@ -51,7 +51,7 @@ read no further.
 A body in chunks, whose length nobody has announced, is refused where the room ends.
 
 A response that is complete gives its slot on the model server free although its client still reads,
-for up to 256 responses at once; further ones keep theirs.
+for up to 128 responses at once; further ones keep theirs.
 
 ## With a worker.py
 
