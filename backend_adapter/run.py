@@ -20,7 +20,7 @@ from backend_adapter.response_headers import ResponseHead
 GATHER_BYTES = 65_536
 #: Complete responses whose clients have not read them, each of up to one read of a socket, that
 #: hold no slot. Further ones keep theirs until they are delivered: else they would be without end.
-MAX_LEAVING = 256
+MAX_LEAVING = 128
 _SERVER = "the model server"
 
 

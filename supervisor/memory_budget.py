@@ -17,10 +17,10 @@ AT_REST = {"supervisor": 24 * MIB, "ingress": 28 * MIB, "backend_adapter": 24 * 
 REPORTER_BYTES = 64 * MIB  #: at rest, and with a full outbox
 CONNECTION_BYTES = 8 * 2**10  #: objects of a connection, its request and a small head
 JOB_BYTES = 2 * 2**10  #: objects of a job in the queue
-READ_BYTES = 2**18  #: one read of a socket
+READ_BYTES = 320 * 2**10  #: one read of a socket, 256 KiB, and what it takes to hold it
 UNSENT_BYTES = 2**14  #: ``WRITE_HIGH_BYTES`` of ``ingress/shared.py``
 PIECE_BYTES = 2**17  #: of ``backend_adapter/file_body.py``
-LEAVING = 256  #: ``MAX_LEAVING`` of ``backend_adapter/run.py``
+LEAVING = 128  #: ``MAX_LEAVING`` of ``backend_adapter/run.py``
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def items(settings: Settings) -> Iterator[Item]:
     yield Item(
         "backend_adapter",
         "one read of each response that its client does not read",
-        f"(`model.max_connections` + {LEAVING}) × 256 KiB",
+        f"(`model.max_connections` + {LEAVING}) × 320 KiB",
         (running + LEAVING) * READ_BYTES,
     )
     yield Item(

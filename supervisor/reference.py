@@ -50,8 +50,11 @@ read no further.
 
 A body in chunks, whose length nobody has announced, is refused where the room ends.
 
+Over TLS a body of more than 64 KiB leaves buffers of half a megabyte with its connection; they
+count against `limits.buffered_bytes`, and the connection is closed after the answer.
+
 A response that is complete gives its slot on the model server free although its client still reads,
-for up to 256 responses at once; further ones keep theirs.
+for up to 128 responses at once; further ones keep theirs.
 
 ## With a worker.py
 
@@ -107,7 +110,7 @@ def memory_page() -> str:
         "What clients send and do not read is bounded in bytes, and every bound is a setting. Under"
         " any flood, with the default settings and without TLS, the processes of the worker"
         f" together stay under **{math.ceil(total_bytes(settings) / MIB / 128) * 128} MiB**; at"
-        " rest they take about 100. With TLS each open connection takes its buffers besides.\n",
+        " rest they take about 100. With TLS each open connection takes up to 140 KiB besides.\n",
         "| process | holds | limit | MiB by default |",
         "|---|---|---|---|",
         *(
