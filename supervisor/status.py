@@ -11,6 +11,7 @@ and everything is bounded: members by the plan, gauges by the heartbeat.
     members                    name, state, pid, uptime_s, restarts, reason, last_exit, gauges
     model                      ready, healthy, state, reason, generation, url
     queue, load                gauges of backend_adapter and reporter, {} until their first beat
+    malformed                  messages that were no words of ours and were dropped, by who got them
 
 It reads the supervisor and changes nothing.
 """
@@ -51,6 +52,7 @@ def status_of(supervisor: Supervisor) -> dict[str, Any]:
         "model": _model(supervisor),
         "queue": _gauges(supervisor, "backend_adapter"),
         "load": _gauges(supervisor, "reporter"),
+        "malformed": _malformed(supervisor),
     }
 
 
@@ -100,6 +102,14 @@ def _model(supervisor: Supervisor) -> dict[str, Any]:
         "generation": member.life.generation if member is not None else 0,
         "url": supervisor.plan.settings.model.url,
     }
+
+
+def _malformed(supervisor: Supervisor) -> dict[str, int]:
+    counts = {"supervisor": supervisor.malformed}
+    for name, member in supervisor.members.items():
+        if "malformed" in member.gauges:
+            counts[name] = int(member.gauges["malformed"])
+    return counts
 
 
 def _gauges(supervisor: Supervisor, name: str) -> dict[str, Any]:

@@ -178,6 +178,9 @@ def _facts(told: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("last report", "none yet" if ago_s < 0 else f"{ago_s:g} s ago"))
         error = load.get("error") or load.get("last_post_error")
         facts.append(("last error", str(error or "none")))
+    strange = [f"{name} {count}" for name, count in told["malformed"].items() if count]
+    if strange:
+        facts.append(("dropped", "messages that are none of ours: " + ", ".join(strange)))
     return facts
 
 

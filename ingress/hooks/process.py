@@ -113,7 +113,10 @@ class HookHost:
             pid=os.getpid(),
             ready=ready,
             detail="" if ready else f"running {self._whereabouts()}",
-            gauges={"waiting": self._threads.waiting},
+            gauges={
+                "waiting": self._threads.waiting,
+                "malformed": 0 if self._server is None else self._server.malformed,
+            },
         )
 
     def on_control(self, message: Any) -> None:
