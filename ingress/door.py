@@ -123,9 +123,7 @@ class Door:
             return Problem(ErrorKind.UNSUPPORTED_MEDIA_TYPE, "send a JSON body: application/json")
         asks = route is not None and route.prepare
         if self._admission.full or (asks and len(self._questions.open) >= MAX_QUESTIONS):
-            return Problem(
-                ErrorKind.OVERLOADED, "this worker holds as many requests as it may", 1.0
-            )
+            return _overloaded()
         return None
 
     def on_request(self, exchange: Exchange) -> None:
@@ -133,6 +131,10 @@ class Door:
 
         What else the client sent goes nowhere: the query and the bearer hold the endpoint's key.
         """
+        if self._admission.full:  # others have come while its body did
+            self._ledger.refuse(ErrorKind.OVERLOADED)
+            exchange.fail(_overloaded())
+            return
         now = self._clock()
         route = self.routes.find(exchange.path)
         if route is None:
@@ -352,6 +354,10 @@ class Door:
     def _unknown_route(self) -> Problem:
         known = ", ".join(self.routes.names[:20])
         return Problem(ErrorKind.UNKNOWN_ROUTE, f"no such route; this worker has: {known}")
+
+
+def _overloaded() -> Problem:
+    return Problem(ErrorKind.OVERLOADED, "this worker holds as many requests as it may", 1.0)
 
 
 def _hooks_down() -> Problem:
