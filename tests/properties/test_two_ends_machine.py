@@ -18,6 +18,7 @@ from collections import defaultdict, deque
 from typing import Any
 
 import httptools
+import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -73,8 +74,14 @@ ROUTES = (
 )
 FEW = st.integers(0, 3)
 PICK = st.integers(0, 11)
+_headers = msgspec.msgpack.Decoder(tuple[int, int, int, msgspec.Raw])
 _routes = compile_routes(list(ROUTES))
 _to_adapter, _from_adapter = unpacker(ToAdapter), unpacker(FromAdapter)
+
+
+def _header(frame: bytes) -> tuple[int, int, int]:
+    epoch, to, number, _ = _headers.decode(frame)
+    return epoch, to, number
 
 
 class Wire:
@@ -124,6 +131,8 @@ class IngressProcess:
         return True
 
     def hear(self, messages: list[Any]) -> None:
+        link = self.end.link
+        assert self.world.header[:2] == (link.peer, link.epoch), "words of another session"
         for message in messages:  # one by one, so that what is noted is true at each
             if type(message) is Chunk and self.admission.get(message.id) is not None:
                 self.written[message.id] += len(message.body)
@@ -259,6 +268,8 @@ class AdapterProcess:
         assert not self.runs.open and not self.queue._jobs, "the session's jobs live on"
 
     def hear(self, peer: str, messages: list[Any]) -> None:
+        session = self.end.peers[peer].session
+        assert self.world.header[:2] == (session.peer, session.epoch), "words of another session"
         for message in messages:
             if not isinstance(message, Cancel) and hasattr(message, "workload"):
                 assert message.id > max(self.told, default=0), "submitted twice, or out of order"
@@ -317,6 +328,7 @@ class World(RuleBasedStateMachine):
         self.wire = Wire()
         self.stale: list[Wire] = []
         self.full = self.deaf = False
+        self.header = (0, 0, 0)  #: of the batch that is being heard
         self.losing: dict[str, int] = {}  #: batches that will be lost on their way
         self.flowing = True
         self.model = ModelServer()
@@ -355,6 +367,12 @@ class World(RuleBasedStateMachine):
             link.peer,
         )
 
+    @property
+    def nothing_is_under_way(self) -> bool:
+        """Nor lost, as far as nobody has noticed."""
+        link, session = self.ingress.end.link, self.adapter.end.peers[NAME].session
+        return (link._sent, session._sent) == (session._received, link._received)
+
     def _received(self, number: int) -> None:
         """The model server got a request in full."""
         route = self.routes[number]
@@ -390,13 +408,20 @@ class World(RuleBasedStateMachine):
             for peer in self.adapter.end.peers.values():
                 peer.out.unblock()
 
+    def adapter_gets(self, frame: bytes) -> None:
+        self.header = _header(frame)
+        self.adapter.end.arrived([NAME.encode(), frame], self.now)
+
+    def ingress_gets(self, frame: bytes) -> None:
+        self.header = _header(frame)
+        self.ingress.end.arrived([frame], self.now)
+
     def to_adapter(self, count: int) -> bool:
         moved = False
         while count and self.wire.to_adapter:
             count -= 1
             moved = True
-            frame = self.wire.to_adapter.popleft()
-            self.adapter.end.arrived([NAME.encode(), frame], self.now)
+            self.adapter_gets(self.wire.to_adapter.popleft())
             self.settle()
         return moved
 
@@ -405,7 +430,7 @@ class World(RuleBasedStateMachine):
         while count and self.wire.to_ingress:
             count -= 1
             moved = True
-            self.ingress.end.arrived([self.wire.to_ingress.popleft()], self.now)
+            self.ingress_gets(self.wire.to_ingress.popleft())
             self.settle()
         return moved
 
@@ -459,7 +484,7 @@ class World(RuleBasedStateMachine):
             self.settle()
             return
         self.flow()
-        if self.agreed and not self.losing:
+        if self.agreed and self.nothing_is_under_way:
             promised = self.ingress.admission.jobs
             for _, number in [*self.adapter.queue._jobs, *self.adapter.runs.open]:
                 assert number in promised, "law 4: nobody waits for what runs or waits here"
@@ -652,35 +677,61 @@ class World(RuleBasedStateMachine):
             self.watch()
         self.settle()
 
-    @rule(to_adapter=FEW, to_ingress=FEW)
-    def the_connection_breaks(self, to_adapter: int, to_ingress: int) -> None:
+    @rule(to_adapter=FEW, to_ingress=FEW, amid=st.booleans())
+    def the_connection_breaks(self, to_adapter: int, to_ingress: int, amid: bool) -> None:
         """What is under way is lost, but for what had arrived already."""
+        if amid:
+            self.words_are_under_way()
         lost, self.wire = self.wire, Wire()
         for frame in list(lost.to_adapter)[:to_adapter]:
-            self.adapter.end.arrived([NAME.encode(), frame], self.now)
+            self.adapter_gets(frame)
         for frame in list(lost.to_ingress)[:to_ingress]:
-            self.ingress.end.arrived([frame], self.now)
+            self.ingress_gets(frame)
         self.done()
 
     @rule(count=st.integers(1, 2), towards=st.sampled_from(["adapter", "ingress"]))
     def the_next_batches_are_lost(self, count: int, towards: str) -> None:
         self.losing[towards] = count
 
-    @rule()
-    def the_connection_is_replaced(self) -> None:
+    def words_are_under_way(self) -> None:
+        """The model server has just answered, and a client has just left."""
+        for connection in self.model.busy[:1]:
+            self.model.finish(connection)
+            while connection.carry():
+                self.settle()
+        for client in self.waiting()[-1:]:
+            self._leaves(client)
+        self.settle()
+
+    @rule(amid=st.booleans())
+    def the_connection_is_replaced(self, amid: bool) -> None:
         """What was under way may still arrive, at whoever is there then."""
+        if amid:
+            self.words_are_under_way()
         self.stale.append(self.wire)
         self.wire = Wire()
         self.done()
 
-    @precondition(lambda self: self.stale)
-    @rule(pick=PICK, adapter=st.booleans())
-    def a_stale_batch_arrives(self, pick: int, adapter: bool) -> None:
-        old = self.stale[pick % len(self.stale)]
-        if adapter and old.to_adapter:
-            self.adapter.end.arrived([NAME.encode(), old.to_adapter.popleft()], self.now)
-        elif old.to_ingress:
-            self.ingress.end.arrived([old.to_ingress.popleft()], self.now)
+    @precondition(lambda self: any(old.to_adapter or old.to_ingress for old in self.stale))
+    @rule(pick=PICK, adapter=st.booleans(), fits=st.booleans())
+    def a_stale_batch_arrives(self, pick: int, adapter: bool, fits: bool) -> None:
+        """``fits``: one with just the number that comes next."""
+        ways = [old.to_adapter if adapter else old.to_ingress for old in self.stale]
+        ways = [way for way in ways if way]
+        if adapter and NAME in self.adapter.end.peers:
+            number = self.adapter.end.peers[NAME].session._received + 1
+        else:
+            number = self.ingress.end.link._received + 1
+        for way in ways if fits else ():
+            for frame in way:
+                if _header(frame)[2] == number:
+                    way.remove(frame)
+                    (self.adapter_gets if adapter else self.ingress_gets)(frame)
+                    self.done()
+                    return
+        if ways:
+            frame = ways[pick % len(ways)].popleft()
+            (self.adapter_gets if adapter else self.ingress_gets)(frame)
         self.done()
 
     def tick(self) -> None:
@@ -708,8 +759,10 @@ class World(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------ processes
 
-    @rule()
-    def the_adapter_dies(self) -> None:
+    @rule(amid=st.booleans())
+    def the_adapter_dies(self, amid: bool) -> None:
+        if amid:
+            self.words_are_under_way()
         self._adapter_restarts()
         self.done()
 
