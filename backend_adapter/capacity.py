@@ -5,9 +5,10 @@ more. Without a benchmark it is the most that traffic has reached for a while.
 
 Law: only time in which something ran counts, so an idle worker does not look slow. A benchmark's
 figure never falls, and what traffic adds to it fades within minutes of other traffic: workload is
-what clients claim, and one who claims too much must not turn admission off. A figure that only
-traffic has shown stays, so that a quiet hour does not make a fast worker look full; nothing is
-refused by it.
+what clients claim, and one who claims too much must not turn admission off: no piece of work counts
+for more than ``OUTLIER`` usual ones, of the usual size or at the usual pace, whichever is more. A
+figure that only traffic has shown stays, so that a quiet hour does not make a fast worker look
+full; nothing is refused by it.
 
 Not known here: the clock (``now`` is ``time.monotonic()`` seconds), what a request is.
 """
@@ -15,6 +16,8 @@ Not known here: the clock (``now`` is ``time.monotonic()`` seconds), what a requ
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Iterable
 
 #: Busy seconds after which a piece of work counts half.
 HALF_LIFE_S = 60.0
@@ -23,6 +26,10 @@ MIN_REQUESTS = 3
 MIN_BUSY_S = 1.0
 #: Busy seconds after which a rate counts as sustained, and may exceed the benchmark.
 SUSTAINED_S = 10.0
+#: The latest pieces of work, whose medians say what is usual: few of them can not move those.
+REMEMBERED = 15
+#: As many usual ones one piece may count for.
+OUTLIER = 10.0
 
 _TIME_CONSTANT_S = HALF_LIFE_S / math.log(2)
 
@@ -34,11 +41,14 @@ class Capacity:
         "_benchmarked",
         "_best",
         "_busy_s",
+        "_early",
         "_finished",
+        "_paces",
         "_recent_s",
         "_recent_work",
         "_running",
         "_seen",
+        "_sizes",
     )
 
     def __init__(self, benchmarked: float = 0.0) -> None:
@@ -51,6 +61,10 @@ class Capacity:
         # Work and busy time, both fading with busy time.
         self._recent_work = 0.0
         self._recent_s = 0.0
+        self._sizes: deque[float] = deque(maxlen=REMEMBERED)
+        self._paces: deque[float] = deque(maxlen=REMEMBERED)  # per second
+        #: the first few, before anyone can tell what is usual: size, seconds, busy time then
+        self._early: list[tuple[float, float, float]] = []
 
     def benchmarked(self, max_perf: float) -> None:
         """The benchmark found this figure."""
@@ -71,8 +85,7 @@ class Capacity:
         self._running -= 1
         if workload > 0:
             self._finished += 1
-            share = (now - started_at) / _TIME_CONSTANT_S
-            self._recent_work += workload * (-math.expm1(-share) / share if share > 0 else 1.0)
+            self._count(workload, now - started_at)
         if self._sustained:
             self._best = max(self._best, self._rate())
 
@@ -91,6 +104,23 @@ class Capacity:
     def _sustained(self) -> bool:
         return self._busy_s >= SUSTAINED_S and self._finished >= MIN_REQUESTS
 
+    def _count(self, workload: float, took_s: float) -> None:
+        self._sizes.append(workload)
+        if took_s > 0:
+            self._paces.append(workload / took_s)
+        self._early.append((workload, took_s, self._busy_s))
+        if self._finished < MIN_REQUESTS:
+            return
+        size, pace = _median(self._sizes), _median(self._paces)
+        for work, seconds, busy_s in self._early:
+            share = seconds / _TIME_CONSTANT_S
+            usual = min(work, OUTLIER * max(size, pace * seconds))
+            spread = -math.expm1(-share) / share if share > 0 else 1.0
+            self._recent_work += (
+                usual * spread * math.exp((busy_s - self._busy_s) / _TIME_CONSTANT_S)
+            )
+        self._early.clear()
+
     def _rate(self) -> float:
         return self._recent_work / self._recent_s
 
@@ -102,3 +132,9 @@ class Capacity:
             self._recent_work *= 1 - faded
             self._recent_s = self._recent_s * (1 - faded) + _TIME_CONSTANT_S * faded
         self._seen = now
+
+
+def _median(values: Iterable[float]) -> float:
+    """The lower one of an even number; 0 of none."""
+    ordered = sorted(values)
+    return ordered[(len(ordered) - 1) // 2] if ordered else 0.0

@@ -3,8 +3,10 @@
 Responsible for one number per request: read from the payload field that the settings name,
 without decoding the rest, or the settings' default.
 
-Law: the result is always a multiple of 1/1024, at least 1/1024 and at most 2**40, whatever the
-client sends, so that sums of workloads are exact and no client can poison the load.
+Law: the result is always a multiple of 1/1024, at least 1/1024 and at most the route's maximum,
+whatever the client sends, so that sums of workloads are exact and no client can poison the load. A
+claim beyond the maximum counts as the maximum, and the request goes on as it is: whether it may ask
+for so much is the model server's to say, and what it then does is seldom all of it.
 
 It must not know who sends the payload nor where it goes.
 """
@@ -32,11 +34,12 @@ def quantised(value: float, default: float) -> float:
 class Meter:
     """Measures the requests of one route; compiled once, used for every request."""
 
-    __slots__ = ("_decode", "_default", "_depth")
+    __slots__ = ("_decode", "_default", "_depth", "_most")
 
     def __init__(self, workload: Workload) -> None:
         keys = workload.field.split(".") if workload.field else []
         self._default = quantised(workload.default, workload.default)
+        self._most = quantised(workload.most, workload.most)
         self._depth = len(keys)
         shape: Any = int | float | None
         for key in reversed(keys):
@@ -49,7 +52,7 @@ class Meter:
         """Return the workload of a payload (JSON text).
 
         The default stands in where the field is missing, no number (numeric text and booleans are
-        none), not positive, or beyond 2**40.
+        none), or not positive.
         """
         if not self._depth:
             return self._default
@@ -63,4 +66,4 @@ class Meter:
             value = value.inner
         if value is None:
             return self._default
-        return quantised(value, self._default)
+        return quantised(value, self._default) if value < self._most else self._most

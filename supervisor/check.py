@@ -151,4 +151,6 @@ def _workload(route: RouteSettings) -> str:
     if route.prepare:
         return "the file says"
     work = route.workload
-    return f"{work.field}, or {work.default:g}" if work.field else f"{work.default:g}"
+    if not work.field:
+        return f"{work.default:g}"
+    return f"{work.field}, or {work.default:g}; at most {work.most:g}"

@@ -283,6 +283,20 @@ class Workload(Section, frozen=True):
     default: Annotated[
         float, doc("Workload where the field is missing or no positive number.", gt=0, le=2**40)
     ] = 100.0
+    max: Annotated[
+        float,
+        doc(
+            "Most that one request counts for: who claims more is served, and counts for this much."
+            " 0: 1000 times the default.",
+            ge=0,
+            le=2**40,
+        ),
+    ] = 0.0
+
+    @property
+    def most(self) -> float:
+        """Most that one request counts for."""
+        return self.max or min(1000.0 * self.default, 2.0**40)
 
 
 class RouteSettings(Section, frozen=True):

@@ -43,7 +43,11 @@ def test_without_a_field_it_is_constant() -> None:
         ("n", b'{"n":1,"n":2}', 2.0),
         ("n", {"n": 1e-9}, 1 / 1024),
         ("n", {"n": 1.00001}, 1.0),
-        ("n", {"n": 2**40}, MAX_WORKLOAD),
+        ("n", {"n": 100_000}, 100_000.0),
+        ("n", {"n": 100_001}, 100_000.0),
+        ("n", {"n": 2**40 + 1}, 100_000.0),
+        ("n", {"n": 1e300}, 100_000.0),
+        ("n", {"n": 10**30}, 100_000.0),
     ],
 )
 def test_reads_the_field(field: str, payload: Any, expected: float) -> None:
@@ -59,8 +63,6 @@ def test_reads_the_field(field: str, payload: Any, expected: float) -> None:
         {"n": "5"},
         {"n": 0},
         {"n": -1},
-        {"n": 2**40 + 1},
-        {"n": 10**30},
         {"n": []},
         {"n": {"n": 5}},
         b'{"n":1e999}',
@@ -95,6 +97,27 @@ def test_quantised_is_always_exact_and_bounded(value: float, default: float) -> 
     result = quantised(value, default)
     assert 1 / 1024 <= result <= MAX_WORKLOAD
     assert (result * 1024).is_integer()
+
+
+@pytest.mark.parametrize(("most", "counts"), [(50.0, 50.0), (0.0, 5000.0), (2.0**40, 2.0**30)])
+def test_a_claim_counts_for_no_more_than_the_route_lets(most: float, counts: float) -> None:
+    meter = Meter(Workload(field="n", default=5.0, max=most))
+    assert meter.measure(b'{"n": 1073741824}') == counts
+    assert meter.measure(b'{"n": 7}') == 7.0
+
+
+@given(
+    claim=st.floats() | st.integers(), default=st.floats(2**-20, 2**40), most=st.floats(0, 2**40)
+)
+def test_no_claim_exceeds_the_maximum(claim: float, default: float, most: float) -> None:
+    """Nor does it count for less than it says, up to the maximum."""
+    work = Workload(field="n", default=default, max=most)
+    result = Meter(work).measure(json.dumps({"n": claim}).encode())
+    bound = max(work.most, 1 / 1024) + 1 / 2048
+    assert 1 / 1024 <= result <= max(bound, quantised(default, default))
+    assert (result * 1024).is_integer()
+    if 0 < claim <= work.most:
+        assert abs(result - claim) <= 1 / 1024
 
 
 @given(payload=json_values, field=st.sampled_from(["", "n", "n.n", "a.b.c"]))
