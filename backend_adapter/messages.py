@@ -1,8 +1,9 @@
 """Words of the jobs socket: ingress submits, the adapter answers.
 
 Law 1: each submitted job gets exactly one terminal message (Answer, End, Failed or Rejected), and
-nothing after it. Times are ``time.monotonic()`` seconds, which every process of one machine
-shares. Append fields with defaults, never reorder, never reuse a tag.
+nothing after it; one that the ingress cancels gets none. Times are ``time.monotonic()`` seconds,
+which every process of one machine shares. Append fields with defaults, never reorder, never reuse
+a tag.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Submit(Message, frozen=True, tag=1):
 
 
 class Cancel(Message, frozen=True, tag=2):
-    """Nobody wants this job any more. Ignored when it has ended already."""
+    """Nobody wants this job any more. It is answered by a Cancelled, whatever became of the job."""
 
     id: int
 
@@ -163,4 +164,11 @@ class Rejected(Message, frozen=True, tag=6):
     position: int = 0  #: place in its lane when it was refused, 1-based; 0: not queued
 
 
-FromAdapter = Answer | Head | Chunk | End | Failed | Rejected
+class Cancelled(Message, frozen=True, tag=7):
+    """A Cancel has arrived. It ends nothing: whoever sent that has let go of the job."""
+
+    id: int
+    started_at: float = 0.0  #: 0: it did not run just then
+
+
+FromAdapter = Answer | Head | Chunk | End | Failed | Rejected | Cancelled

@@ -1,9 +1,9 @@
 """The pool of connections to the model server, and its policy.
 
-Law: a request that ends at once on an old connection, before any response byte came, was, as far as
-anyone can tell, sent to a closed one; it is sent again on a new one, once, and nobody is told
-unless that ends so, too: then it counts as sent twice. Everything else that goes wrong is told at
-once, and what to do about it is the queue's decision.
+Law: a request that ends at once on a connection that had long been idle, before any response byte
+came, was, as far as anyone can tell, sent to a closed one; it is sent again on a new one, once, and
+nobody is told unless that ends so, too: then it counts as sent twice. Everything else that goes
+wrong is told at once, and what to do about it is the queue's decision.
 
 The most recently used connection is used next, so that the others may age and be closed by the
 server. Connections are as many as there are requests at once; that bound is the queue's. One timer

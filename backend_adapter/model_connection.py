@@ -26,6 +26,9 @@ from backend_adapter.response_headers import ResponseHead, read_head
 
 #: Seconds after writing within which a connection that had been closed before shows it.
 STALE_WITHIN_S = 1.0
+#: Seconds without a request after which a server may have closed a connection that it kept. One
+#: that breaks sooner says that the server is dying, and a new one would meet the same end.
+STALE_AFTER_S = 1.0
 HEAD_LIMIT_BYTES = 65_536  #: response head, and framing without any body in between
 _JOIN_BYTES = 65_536  #: a body up to this size is copied into one write with its head
 
@@ -59,6 +62,8 @@ class Connection(asyncio.Protocol):
         "_head",
         "_head_bytes",
         "_head_told",
+        "_idle_s",
+        "_idle_since",
         "_keep_alive",
         "_last_at",
         "_lines",
@@ -88,6 +93,8 @@ class Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._lines: list[tuple[bytes, bytes]] = []
         self._last_at = 0.0
+        self._idle_since = 0.0
+        self._idle_s = 0.0  #: before the present request
         self._paused = False
         self._feeder: Feeder | None = None  #: of a body that lies in a file
         self.counted = counted
@@ -118,6 +125,7 @@ class Connection(asyncio.Protocol):
         self.request = request
         request.connection = self
         request.sent_at = self._loop.time()
+        self._idle_s = request.sent_at - self._idle_since
         body = request.body
         if isinstance(body, FilePart):
             transport.write(request.head)
@@ -309,6 +317,7 @@ class Connection(asyncio.Protocol):
         self._detach()
         if reusable:
             self._clear()
+            self._idle_since = self._loop.time()
         else:
             self.abort()
         self._owner.freed(self, reusable)
@@ -319,7 +328,9 @@ class Connection(asyncio.Protocol):
         request = self._detach()
         if request is None:
             return
-        stale_until = request.sent_at + STALE_WITHIN_S
+        stale = self._idle_s >= STALE_AFTER_S and (
+            self._loop.time() < request.sent_at + STALE_WITHIN_S
+        )
         if self._head is not None:
             if self._head.until_close and eof:
                 request.sink.on_end()
@@ -327,7 +338,7 @@ class Connection(asyncio.Protocol):
                 request.sink.on_broken("model_failed", f"{reason} in the middle of its response")
         elif self._touched:
             request.sink.on_broken("model_failed", f"{reason} within the head of its response")
-        elif self.reused and not request.resent and self._loop.time() < stale_until:
+        elif stale and self.reused and not request.resent:
             self._owner.resend(request)
         else:
             request.sink.on_lost(1 + request.resent, reason)

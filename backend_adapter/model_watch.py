@@ -1,7 +1,8 @@
 """The hands of readiness: probes, benchmarks and timers of the one model server.
 
-``readiness.py`` judges, ``measure.py`` measures; here its commands are carried out, and what the
-supervisor and the reporter are to be told is kept. It must not know the queue: whoever owns this
+``readiness.py`` judges, ``measure.py`` measures, ``gpu_gate.py`` has a say where a GPU is in
+trouble; here their commands are carried out, and what the supervisor and the reporter are to be
+told is kept. It must not know the queue: whoever owns this
 is told whether jobs may run, through ``Owner``.
 """
 
@@ -12,15 +13,17 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from typing import Protocol, assert_never
+from typing import Any, Protocol, assert_never
 
 from backend_adapter import readiness_words as words
 from backend_adapter.capacity import Capacity
+from backend_adapter.gpu_gate import GpuGate
+from backend_adapter.gpu_watch import GpuWatch
 from backend_adapter.measure import Measurement, fixed
 from backend_adapter.model_client import ModelClient, ProbeResult
 from backend_adapter.readiness import Readiness
 from backend_adapter.samples import Samples
-from reporter.messages import ModelReport
+from reporter.messages import Gpu, ModelReport
 from supervisor.child import Runtime
 from supervisor.messages import ChildState, LogMatch, ModelState, ModelVerdict
 
@@ -84,6 +87,8 @@ class ModelWatch:
             stall_timeout_s=model.stall_timeout_s,
             now=time.monotonic(),
         )
+        self._gate = GpuGate(model.stall_timeout_s)
+        self._gpus = GpuWatch(runtime, model.gpu_watch_s, self)
         self._measurement: Measurement | None = None
         self._measured_requests = 0
         self._probe_text = ""  # what was wrong with the latest probe
@@ -121,8 +126,26 @@ class ModelWatch:
         )  # fmt: skip
 
     @property
+    def gauges(self) -> dict[str, Any]:
+        """What goes with each heartbeat."""
+        verdict = self.verdict
+        return {
+            "model_ready": verdict is not None and verdict.ready,
+            "model_reason": "" if verdict is None else verdict.reason,
+            "model_awaits": self.awaits,
+            **self._gpus.gauges,
+        }
+
+    @property
+    def gpus(self) -> list[Gpu]:
+        """The GPUs as they were seen last."""
+        return self._gpus.gpus
+
+    @property
     def awaits(self) -> str:
         """What its readiness waits for, in the words of people; "" when the verdict says more."""
+        if self._gate.trouble:
+            return self._gate.trouble
         model = self._runtime.settings.model
         match self._readiness.awaits:
             case words.Awaits.LINE if model.lifecycle:
@@ -155,11 +178,24 @@ class ModelWatch:
 
     # ------------------------------------------------------------------ what it hears
 
+    def start(self) -> None:
+        """Look at the GPUs, where there are some."""
+        self._gpus.start()
+
+    def gpu_fault(self, text: str) -> None:
+        """Which GPUs cannot be used; "": all can."""
+        self._carry_out(self._gate.fault(text))
+
+    def gpu_hit(self, text: str) -> None:
+        """What ran on a GPU is dead."""
+        self._carry_out(self._gate.hit(text, time.monotonic()))
+
     def on_model_state(self, message: ModelState) -> None:
         """Where the model server's process stands."""
         if message.max_perf > 0:
             self._capacity.benchmarked(message.max_perf)
             self._owner.capacity_changed()
+        self._gate.model_state(message.state, message.generation)
         self._do(
             self._readiness.model_state(
                 message.state,
@@ -188,17 +224,25 @@ class ModelWatch:
 
     def note_progress(self) -> None:
         """Bytes came, or did not."""
-        self._readiness.progress(self._client.progress_at)
+        client, hosted = self._client, self._hosted
+        self._readiness.progress(client.progress_at)
+        if self._gate.pending:
+            running = client.in_flight + (hosted.in_flight if hosted else 0)
+            self._carry_out(self._gate.look(running, client.progress_at, time.monotonic()))
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """No timer and no benchmark any more."""
         self._stop_measuring()
         if self._wake is not None:
             self._wake.cancel()
+        await self._gpus.stop()
 
     # ------------------------------------------------------------------ what it does
 
     def _do(self, commands: Sequence[words.Command]) -> None:
+        self._carry_out(self._gate.passes(commands))
+
+    def _carry_out(self, commands: Sequence[words.Command]) -> None:
         for command in commands:
             match command:
                 case words.Probe():

@@ -27,7 +27,7 @@ from backend_adapter.session_desk import SWEEP_EVERY_S, SessionDesk
 from backend_adapter.session_files import SessionFiles
 from reporter.messages import QueueReport
 from reporter.producer import EVENTS_EVERY_S, LAST_ACCOUNTS_S, Producer
-from supervisor import wire
+from supervisor import file_limit, wire
 from supervisor.child import Runtime
 from supervisor.messages import Beat, ChildNote, LogMatch, ModelState
 from supervisor.settings import Settings
@@ -52,7 +52,7 @@ class Adapter:
         self._queue = Queue(
             max_jobs=settings.queue.max_jobs,
             max_bytes=settings.queue.max_bytes,
-            max_running=model.max_connections,
+            max_running=file_limit.connections(model.max_connections),
             max_attempts=settings.queue.max_attempts,
         )
         self._client = self._client_of(model.url)
@@ -103,6 +103,7 @@ class Adapter:
         self._desk.restore()
         self._accounts.start()
         self._script.start()
+        self._watch.start()
         self.capacity_changed()
         runtime.every(EXPIRE_EVERY_S, self._expire)
         runtime.every(GAUGES_EVERY_S, self._tell_gauges)
@@ -123,9 +124,7 @@ class Adapter:
                 "held_bytes": queue.held_bytes,
                 "retried": queue.retried,
                 "max_perf": round(self._capacity.max_perf, 3),
-                "model_ready": verdict is not None and verdict.ready,
-                "model_reason": "" if verdict is None else verdict.reason,
-                "model_awaits": self._watch.awaits,
+                **self._watch.gauges,
                 "connections_opened": self._client.opened,
                 "connections_reused": self._client.reused,
                 "sessions": self._desk.open,
@@ -163,9 +162,9 @@ class Adapter:
 
     async def stop(self) -> None:
         """Close everything."""
-        self._watch.stop()
         self._desk.stop()
         self.backend_down("the worker is stopping")  # what ends now is not sent again
+        await self._watch.stop()
         await self._client.close()
         await self._script.close()
         self._jobs.close()
@@ -264,6 +263,7 @@ class Adapter:
             queue.retried,
             self._watch.benchmarked,
             self._desk.open,
+            self._watch.gpus,
         )
         if gauges != self._gauges and self._accounts.send(gauges):
             self._gauges = gauges

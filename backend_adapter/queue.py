@@ -133,7 +133,8 @@ class Queue:
             self.backend_down(reason)
         spent = sent and (job.attempts >= self._max_attempts or not job.submit.redeliver)
         if spent or job.state is State.BEGUN:
-            return self.broken(key, "model_failed", reason, now)
+            text = refusals.not_again(job, reason) if spent else reason
+            return self.broken(key, "model_failed", text, now)
         if self._failed or (self._hosted_failed and job.submit.hosted):
             return [self._give_up(job, now)]
         self._lanes.release(job)

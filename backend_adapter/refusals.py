@@ -27,6 +27,13 @@ def not_ready(job: Job, reason: str) -> Reject:
     return Reject(job, "not_ready", text, MIN_RETRY_S)
 
 
+def not_again(job: Job, reason: str) -> str:
+    """It was sent as often as it may be, and not answered."""
+    if job.submit.redeliver:
+        return f"{reason}; the request was sent {job.attempts} times, and is not sent again"
+    return f"{reason}; its route may not run twice"
+
+
 def hooks_down(job: Job, for_good: bool) -> Reject:
     """The process that holds the worker.py is away."""
     if for_good:

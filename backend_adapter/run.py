@@ -21,6 +21,7 @@ GATHER_BYTES = 65_536
 #: Complete responses whose clients have not read them, each of up to one read of a socket, that
 #: hold no slot. Further ones keep theirs until they are delivered: else they would be without end.
 MAX_LEAVING = 256
+_SERVER = "the model server"
 
 
 class Sender(Protocol):
@@ -157,11 +158,11 @@ class Run:
 
     def on_lost(self, sent: int, reason: str) -> None:
         """Nothing of the response was seen."""
-        self._owner.lost(self, sent, reason)
+        self._owner.lost(self, sent, self._of_whom(reason))
 
     def on_broken(self, kind: str, message: str) -> None:
         """It can not be completed."""
-        self._owner.broken(self, kind, message)
+        self._owner.broken(self, kind, self._of_whom(message))
 
     # ------------------------------------------------------------------ the ingress's word
 
@@ -189,6 +190,12 @@ class Run:
         self.request.release()
 
     # ------------------------------------------------------------------ inside
+
+    def _of_whom(self, text: str) -> str:
+        """A hosted job is worker.py's, which may have ended, or have lost the model server."""
+        if not self.job.submit.hosted:
+            return text
+        return text.replace(_SERVER, f"worker.py (or {_SERVER} behind it)", 1)
 
     def _push(self, data: bytes) -> None:
         credit = self._credit

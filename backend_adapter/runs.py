@@ -19,6 +19,7 @@ from backend_adapter.capacity import Capacity
 from backend_adapter.jobs import Job, Key
 from backend_adapter.messages import (
     Cancel,
+    Cancelled,
     Credit,
     Failed,
     FromAdapter,
@@ -100,6 +101,9 @@ class Runs:
                     run.grant(message.size)
             elif kind is Cancel:
                 key = (peer, message.id)
+                run = self.open.get(key)
+                began = run.job.dispatched_at if run is not None else 0.0
+                self._hands.send(peer, Cancelled(message.id, began))
                 self.carry_out(self._queue.cancel(key, now))
                 self._forget(key)  # complete, but not delivered
                 self._check_empty()

@@ -77,7 +77,7 @@ class SessionDesk:
         self._closing_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(ON_CLOSE_AT_ONCE)
-        self._used: dict[str, Session] = {}  # since they were saved
+        self._used: dict[str, Session] = {}  # since they were saved, or not saved yet
         self._draining = False
 
     @property
@@ -178,7 +178,7 @@ class SessionDesk:
         if not self._sessions.add(session, self._closing_bytes):
             self._end_account(session, Outcome.REJECTED, 429)
             return None
-        self._files.save(session)
+        self._save(session)
         self._mirror.changed(session.session_id)
         return session
 
@@ -204,12 +204,18 @@ class SessionDesk:
     # ------------------------------------------------------------------ ends
 
     def sweep(self) -> None:
-        """Close what has expired, and save what was used. Call every ``SWEEP_EVERY_S``."""
+        """Close what has expired, save what was used, or is gone. Call every ``SWEEP_EVERY_S``."""
         self._close_expired()
+        if self._sessions.open and not self._files.there:
+            self._used.update(self._sessions.open)  # somebody removed them: all are written anew
         for session_id in list(islice(self._used, SAVED_AT_ONCE)):
             session = self._used.pop(session_id)
             if session_id in self._sessions.open:
-                self._files.save(session)
+                self._save(session)
+
+    def _save(self, session: Session) -> None:
+        if not self._files.save(session):
+            self._used[session.session_id] = session  # the next sweep tries again
 
     def _close_expired(self) -> None:
         for session in self._sessions.expired(self._clock()):

@@ -2,7 +2,7 @@
 
 They outlive a process, not the run: they lie in the run's own directory, which goes with it, and
 are not forced to the disk. What cannot be written or read costs only this: the session would not
-survive a crash. It must not know what a session is for.
+survive a crash until it could be written. It must not know what a session is for.
 """
 
 from __future__ import annotations
@@ -29,9 +29,15 @@ class SessionFiles:
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
+        self._refused = ""  # why the latest write went wrong: it is said once
 
-    def save(self, session: Session) -> None:
-        """Write it, or write it anew."""
+    @property
+    def there(self) -> bool:
+        """The directory is; cleaners of /tmp take what is old."""
+        return os.path.isdir(self._directory)
+
+    def save(self, session: Session) -> bool:
+        """Write it, or write it anew. False: the disk refused."""
         path = self._path(session)
         try:
             os.makedirs(self._directory, 0o700, exist_ok=True)
@@ -39,7 +45,13 @@ class SessionFiles:
                 file.write(msgspec.msgpack.encode(session))
             os.replace(f"{path}.new", path)
         except OSError as error:
-            _log.warning("a session is not kept on disk: %s", error.strerror)
+            reason = error.strerror or str(error)
+            if reason != self._refused:
+                _log.warning("sessions are not kept on disk now: %s", reason)
+            self._refused = reason
+            return False
+        self._refused = ""
+        return True
 
     def drop(self, session: Session) -> None:
         """It is closed."""

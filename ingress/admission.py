@@ -168,6 +168,12 @@ class Admission:
             del self.jobs[item.job.submit.id]
         return lost
 
+    def give_up(self) -> list[Lost]:
+        """No adapter comes any more: settle and return every job."""
+        text = "the worker's adapter failed for good; send the request elsewhere"
+        jobs, self.jobs = self.jobs, {}
+        return [Lost(job, "adapter_down", text) for job in jobs.values()]
+
     def expire(self, now: float) -> list[Lost]:
         """Settle and return what waited too long for an adapter. Nothing while a session stands."""
         if self._up:

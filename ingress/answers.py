@@ -19,6 +19,7 @@ from typing import Any
 from backend_adapter.messages import (
     Answer,
     Cancel,
+    Cancelled,
     Chunk,
     Credit,
     End,
@@ -34,6 +35,8 @@ from reporter.messages import Outcome
 from reporter.producer_ledger import ProducerLedger
 from supervisor.messages import Message
 
+#: Jobs of one process whose client left, and of which the adapter has not said when they began.
+MAX_DEPARTED = 20_000
 #: Closes an event of a stream that was cut in its middle; between two events it means nothing.
 _EVENT_END = b"\n\n"
 
@@ -55,6 +58,8 @@ class Answers:
         self._grant_at = grant_at
         #: hands a message to the adapter; False: no session stands, and nothing is kept
         self.send: Callable[[Message], bool] = _nobody
+        #: work whose client left before it was known when it began: id → key, route, when
+        self._departed: dict[int, tuple[int, str, float]] = {}
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Answer: self._on_answer,
             Head: self._on_head,
@@ -62,6 +67,7 @@ class Answers:
             End: self._on_end,
             Failed: self._on_failed,
             Rejected: self._on_rejected,
+            Cancelled: self._on_cancelled,
         }
 
     # ------------------------------------------------------------------ from the clients
@@ -75,12 +81,15 @@ class Answers:
         """The client left before its answer ended. Void where that crossed the end."""
         if self._admission.settle(job.submit.id) is None:
             return
-        self._cancel(job)
+        heard = self._cancel(job)
         if not job.key:
             self._ledger.refuse(ErrorKind.CLIENT_GONE)
             return
         job.status = ErrorKind.CLIENT_GONE.status
-        self._close(job, Outcome.CANCELLED, now)
+        if heard and not job.started_at and len(self._departed) < MAX_DEPARTED:
+            self._departed[job.submit.id] = (job.key, job.route, now)
+        else:
+            self._close(job, Outcome.CANCELLED, now)
 
     def grant(self, job: Job) -> None:
         """What left for the client may be sent again by the model server."""
@@ -98,6 +107,11 @@ class Answers:
     def link_down(self, now: float) -> None:
         """It ended."""
         self._lose(self._admission.link_down(now), now)
+        self.close_departed()
+
+    def adapter_failed(self, now: float) -> None:
+        """There will be no further session."""
+        self._lose(self._admission.give_up(), now)
 
     def hear(self, messages: Sequence[Any], now: float) -> None:
         """The adapter's words, in order."""
@@ -119,15 +133,22 @@ class Answers:
             text = "the worker stopped before the answer was complete; send the request elsewhere"
             self._fail(job, Problem(ErrorKind.DRAINING, text), now)
 
+    def close_departed(self) -> None:
+        """The adapter will not say any more when they began."""
+        for number in list(self._departed):
+            self._on_cancelled(Cancelled(number), 0.0)
+
     # ------------------------------------------------------------------ inside
 
-    def _cancel(self, job: Job) -> None:
+    def _cancel(self, job: Job) -> bool:
+        """Tell the adapter. True: it will say when the job began."""
         submit = job.submit
         if isinstance(submit, Submit):
-            self.send(Cancel(submit.id))
-        elif submit.call == "create":  # nobody will ever name it
+            return self.send(Cancel(submit.id))
+        if submit.call == "create":  # nobody will ever name it
             number = self._admission.next_id()
             self.send(SessionCall(number, "end", submit.session_id, submit.auth))
+        return False
 
     def _lose(self, lost: list[Lost], now: float) -> None:
         for item in lost:
@@ -191,6 +212,19 @@ class Answers:
             kind = KINDS.get(message.kind, ErrorKind.INTERNAL)
             problem = Problem(kind, message.message, message.retry_after_s or None)
             self._fail(job, problem, now, Outcome.REJECTED)
+
+    def _on_cancelled(self, message: Cancelled, now: float) -> None:
+        departed = self._departed.pop(message.id, None)
+        if departed is not None:
+            key, route, at = departed
+            self._ledger.close(
+                key,
+                Outcome.CANCELLED,
+                at,
+                route=route,
+                status=ErrorKind.CLIENT_GONE.status,
+                started_at=message.started_at,
+            )
 
     def _fail(
         self, job: Job, problem: Problem, now: float, outcome: Outcome = Outcome.ERROR

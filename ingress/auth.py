@@ -10,8 +10,9 @@ per request. ``any`` tries them in this order.
 
 Law: nothing that a client can send raises anything but ``Refused``, and a verdict does not depend
 on what happens to be remembered. Only what verified is remembered, so a flood of forgeries costs
-one or two verifications each (about 30 µs) and no memory. Nothing here is secret (the key is
-public, and the remembered pairs are what clients sent), so plain comparisons leak nothing.
+one or two verifications each (about 30 µs) and no memory. A signature of today's scheme lets its
+bearer in, so it is looked up by a hash (Python's, keyed anew in every process), never compared
+letter by letter with one that is remembered: how long that takes says nothing of a guess.
 
 Replays are known to one process: a worker with several ingress processes, or one that restarted,
 can take a 2024 signature once more per process.

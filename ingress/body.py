@@ -11,8 +11,6 @@ by 16 KiB, however small the pieces. This module is a leaf below ``framing.py``.
 
 from __future__ import annotations
 
-import mmap
-
 from ingress.errors import ErrorKind, Problem
 from ingress.spool import SpoolFile
 
@@ -27,6 +25,9 @@ COALESCE_BYTES = 16_384
 
 _HEX = b"0123456789abcdefABCDEF"
 _CONTROLS = bytes([*range(9), *range(10, 32), 127])
+_TOKEN = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~"
+#: A reader that takes trailers for headers would believe these.
+_NO_TRAILERS = frozenset({b"content-length", b"host", b"transfer-encoding"})
 
 
 class Body:
@@ -55,10 +56,8 @@ class Body:
         for piece in pieces:
             file.write(piece)
 
-    def join(self) -> bytes | mmap.mmap:
-        """The whole body; copied at most once. Raises Problem (memory)."""
-        if self._file is not None:
-            return self._file.map()
+    def join(self) -> bytes:
+        """The whole body; copied at most once. Empty, if it is in a file."""
         pieces = self._pieces
         if len(pieces) == 1 and type(pieces[0]) is bytes:
             return pieces[0]
@@ -173,7 +172,8 @@ class ChunkedBody(Body):
             return -(start + 2)
         end = data.find(b"\r\n\r\n", start, start + TRAILER_BYTES)
         if end >= 0:
-            _refuse_bare_lf(data[:end], start)
+            for line in data[start:end].split(b"\r\n"):
+                _check_trailer(line)
             return -(end + 4)
         if len(data) - start >= TRAILER_BYTES:
             raise Problem(
@@ -192,6 +192,17 @@ def too_large(limit_bytes: int) -> Problem:
 
 def _malformed(what: str) -> Problem:
     return Problem(ErrorKind.INVALID_REQUEST, f"The chunked body is malformed: {what}.")
+
+
+def _check_trailer(line: bytes) -> None:
+    # Thrown away, but only if nobody could take it for something else.
+    name, colon, value = line.partition(b":")
+    if not colon or not name or name.translate(None, _TOKEN):
+        raise _malformed("a trailer is no header line")
+    if name.lower() in _NO_TRAILERS:
+        raise _malformed("a trailer says where a request ends, or whose it is")
+    if value.translate(None, _CONTROLS) != value:
+        raise _malformed("a trailer holds control characters")
 
 
 def _refuse_bare_lf(data: bytes, start: int) -> None:

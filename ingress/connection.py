@@ -17,43 +17,45 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import time
 from typing import cast
 
 from ingress import responses
 from ingress.errors import ErrorKind, Problem
-from ingress.exchange import JOIN_BYTES, Exchange
-from ingress.framing import Framer, Request
+from ingress.exchange import Exchange
+from ingress.framing import Framer
 from ingress.patience import PIPELINE_S, too_slow
-from ingress.shared import BODY, BUSY, CLOSED, HEAD, IDLE, LINGER, Shared
+from ingress.sender import Sender
+from ingress.shared import (
+    BODY,
+    BUSY,
+    CLOSED,
+    HEAD,
+    HOLD_BYTES,
+    IDLE,
+    LINGER,
+    STORING,
+    WRITE_BYTES,
+    Shared,
+    app_failed,
+)
+from ingress.spool import SpoolFile
 
-_log = logging.getLogger("ingress")
 
-#: Bytes of pipelined requests beyond which a connection is not read until its answer has ended.
-HOLD_BYTES = 65_536
-
-#: Connections beyond the limit that are told so at one time; further ones are just closed.
-OVERFLOW_CONNECTIONS = 64
-
-
-class Connection(asyncio.Protocol):
+class Connection(Sender):
     """The protocol of one client socket.
 
     :param shared: what it has in common with the server's other connections.
+    :param below: with TLS, the transport that carries it.
     """
 
     __slots__ = (
-        "_deadline", "_exchange", "_framer", "_held", "_parsing", "_reading_paused",
-        "_stall_deadline", "_state", "_transport", "_unsent_bytes", "counted_bytes", "shared",
-        "writable",
+        "_deadline", "_exchange", "_framer", "_held", "_parsing", "_reading_paused", "_state",
+        "_thrown_bytes", "counted_bytes",
     )  # fmt: skip
 
-    _transport: asyncio.Transport
-
-    def __init__(self, shared: Shared) -> None:
-        self.shared = shared
-        self.writable = True
+    def __init__(self, shared: Shared, below: asyncio.Transport | None = None) -> None:
+        super().__init__(shared, below)
         self._framer = Framer(shared.limits, functools.partial(Exchange, self))
         #: The accepted exchange whose answer has not ended.
         self._exchange: Exchange | None = None
@@ -66,8 +68,8 @@ class Connection(asyncio.Protocol):
         self._reading_paused = False
         #: Its share of the budget's memory, but for what is held back.
         self.counted_bytes = 0
-        self._unsent_bytes = 0
-        self._stall_deadline = 0.0
+        #: Read after a refusal, and thrown away.
+        self._thrown_bytes = 0
 
     # ------------------------------------------------------------------ events of the socket
 
@@ -76,16 +78,15 @@ class Connection(asyncio.Protocol):
         transport = cast(asyncio.Transport, transport)  # uvloop has classes of its own
         self._transport = transport
         shared = self.shared
-        open_connections = len(shared.connections)
-        if open_connections >= shared.max_connections + OVERFLOW_CONNECTIONS:
+        if shared.overrun:
             self._state = CLOSED
             transport.abort()
             return
-        shared.add(self, transport)
-        if open_connections >= shared.max_connections:
-            self._refuse(Problem(ErrorKind.OVERLOADED, retry_after_s=1.0))
-        elif shared.draining:
-            self._refuse(Problem(ErrorKind.DRAINING, retry_after_s=1.0))
+        refusal = shared.refusal()
+        shared.connections.add(self)
+        transport.set_write_buffer_limits(*WRITE_BYTES)
+        if refusal is not None:
+            self.refuse(Problem(refusal, retry_after_s=1.0))
 
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes from the client."""
@@ -93,6 +94,8 @@ class Connection(asyncio.Protocol):
             self._parse(data)
         elif self._state <= BUSY:
             self._hold(data)
+        else:
+            self._throw_away(len(data))
 
     def eof_received(self) -> None:
         """asyncio: the client will send no more: it has left. The transport closes itself."""
@@ -164,6 +167,9 @@ class Connection(asyncio.Protocol):
         if data:
             self._set_held(b"")
             self._parse(data)
+        self._read_on()
+
+    def _read_on(self) -> None:
         if self._reading_paused and len(self._held) <= HOLD_BYTES and self._state != CLOSED:
             self._reading_paused = False
             self._transport.resume_reading()
@@ -185,14 +191,17 @@ class Connection(asyncio.Protocol):
                     start = framer.body(data, start)
                     if framer.request.chunked:
                         self.counted_bytes = self.shared.intake.grow(self.counted_bytes, framer)
+                    if framer.request.file is not None:
+                        self._await_disk(framer.request.file, complete=start >= 0)
+                    elif start >= 0:
+                        self._hand_over(framer.request)
                     if start < 0:
                         self._deadline = 0.0
                         return
-                    self._hand_over(framer.request)
                 else:
                     break
         except Problem as problem:
-            self._refuse(problem)
+            self.refuse(problem)
         finally:
             self._parsing = False
         if start < size and self._state <= BUSY:
@@ -216,7 +225,7 @@ class Connection(asyncio.Protocol):
         except Problem as problem:
             fault = problem
         except Exception as error:
-            fault = self._app_failed(error)
+            fault = app_failed(error)
         if fault is not None:
             self._enter(BUSY)
             if exchange.has_body:
@@ -237,6 +246,27 @@ class Connection(asyncio.Protocol):
         else:
             self._hand_over(exchange)
 
+    def _await_disk(self, file: SpoolFile, complete: bool) -> None:
+        file.moved = functools.partial(self._disk_moved, file)
+        if complete:
+            self._enter(STORING)
+            self._disk_moved(file)
+        elif file.behind and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def _disk_moved(self, file: SpoolFile) -> None:
+        try:
+            if file.problem is not None:
+                raise file.problem
+            if not file.behind:
+                self._read_on()
+            if self._state == STORING and not file.waiting_bytes:
+                self._framer.request.body = file.map()
+                self._hand_over(self._framer.request)
+        except Problem as problem:
+            self.refuse(problem)
+
     def _hand_over(self, exchange: Exchange) -> None:
         self._state = BUSY
         self._deadline = 0.0
@@ -246,12 +276,7 @@ class Connection(asyncio.Protocol):
         except Problem as problem:
             exchange.fail(problem)
         except Exception as error:
-            exchange.fail(self._app_failed(error))
-
-    def _app_failed(self, error: Exception) -> Problem:
-        # One request's bad luck: the process and its other clients go on.
-        _log.critical("failed at a request", exc_info=error)
-        return Problem(ErrorKind.INTERNAL)
+            exchange.fail(app_failed(error))
 
     def _forget_exchange(self) -> None:
         shared = self.shared
@@ -263,49 +288,19 @@ class Connection(asyncio.Protocol):
             self._exchange = None
             shared.active -= 1
 
-    def _refuse(self, problem: Problem) -> None:
-        """Answer a request that the application will never see, and close."""
+    def refuse(self, problem: Problem) -> None:
+        """Answer a request that the application will never see, and close, unless it is over."""
+        if self._state >= LINGER:
+            return
         self.shared.count_refused(problem.kind)
-        self.send_whole(
-            self._framer.request, problem.status, problem.header_lines(), problem.body(), False
-        )
+        lines, request = problem.header_lines(), self._framer.request
+        self.send_whole(request, problem.status, lines, problem.body(), False)
         if self._exchange is not None:
             self._exchange.client_gone()
         self._forget_exchange()
         self._linger()
 
     # ------------------------------------------------------------------ answers
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Send, soon: uvloop joins what is written within one turn of the loop."""
-        self._transport.write(data)
-
-    def write_pieces(self, pieces: tuple[bytes | memoryview, ...]) -> None:
-        """Send without copying."""
-        self._transport.writelines(pieces)
-
-    def send_whole(
-        self,
-        request: Request,
-        status: int,
-        headers: bytes,
-        body: bytes | memoryview,
-        keep_alive: bool,
-    ) -> None:
-        """Write a complete answer to ``request``, framed by its length."""
-        prefixes = self.shared.prefixes
-        prefix = prefixes.by_status.get(status) or prefixes.of(status)
-        ending = responses.ending(keep_alive, request.http10)
-        if status in responses.BODILESS:
-            self._transport.write(prefix + headers + ending)
-            return
-        head = b"%b%bcontent-length: %d\r\n%b" % (prefix, headers, len(body), ending)
-        if request.method == b"HEAD":
-            self._transport.write(head)
-        elif len(body) <= JOIN_BYTES:
-            self._transport.write(head + body)
-        else:
-            self._transport.writelines((head, body))
 
     def end_exchange(self, keep_alive: bool) -> None:
         """The exchange's answer has been written in full."""
@@ -325,15 +320,11 @@ class Connection(asyncio.Protocol):
     def cut(self, reset: bool) -> None:
         """End the connection after a broken answer; ``reset`` where a close would look regular."""
         self._forget_exchange()
-        transport = self._transport
-        if not reset:
-            self.close()
-        elif transport.get_extra_info("sslcontext") is not None:
+        if reset and self._below is not None:
             # Without the closing words of TLS, which would vouch for a complete answer.
             self._enter(CLOSED)
-            transport.abort()
+            self._transport.abort()
         else:
-            responses.reset_at_close(transport.get_extra_info("socket"))
             self.close()
 
     # ------------------------------------------------------------------ ends
@@ -341,7 +332,15 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Close once everything written has left."""
         self._enter(CLOSED)
-        self._transport.close()
+        if self._below is None:
+            self._transport.close()
+        else:
+            # TLS allows its closing words, and all that is still before them, a moment only.
+            self.shared.loop.call_soon(self._close_if_flushed)
+
+    def _close_if_flushed(self) -> None:
+        if self._state == CLOSED and not self.unsent_bytes:
+            self._transport.close()
 
     def abort(self) -> None:
         """Close at once; an exchange under way ends in ``on_disconnect``."""
@@ -356,31 +355,29 @@ class Connection(asyncio.Protocol):
         self._enter(LINGER)
         self._set_held(b"")
         self._framer.next()  # what came of the request is nobody's any more
-        if self._reading_paused:
-            self._reading_paused = False
-            self._transport.resume_reading()
+        self._read_on()
         if self._transport.can_write_eof():
             self._transport.write_eof()
+
+    def _throw_away(self, size_bytes: int) -> None:
+        # A client that reads only when all is sent gets its refusal, but not for any price.
+        self._thrown_bytes += size_bytes
+        if self._thrown_bytes >= self.shared.limits.body_bytes and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
 
     def _enter(self, state: int) -> None:
         self._state = state
         self._deadline = 0.0
 
-    @property
-    def unsent_bytes(self) -> int:
-        """Bytes written that have not left this process."""
-        return self._transport.get_write_buffer_size()
-
     def sweep(self, now: float) -> None:
         """Look at the deadlines; called about once a second with the monotonic time."""
         shared = self.shared
-        unsent = self._transport.get_write_buffer_size()
-        if unsent != self._unsent_bytes:
-            self._unsent_bytes = unsent
-            self._stall_deadline = now + shared.limits.write_timeout_s
-        elif unsent and now >= self._stall_deadline:
+        if self.stalled(now):
+            self.guard(True)  # what the kernel still holds is nothing to wait for
             self._transport.abort()
             return
+        self._close_if_flushed()
         exchange = self._exchange
         if exchange is not None:
             if self._state == BODY:
@@ -393,7 +390,9 @@ class Connection(asyncio.Protocol):
         if self._deadline == 0.0:
             self._deadline = now + shared.timeouts_s[self._state]
         elif now >= self._deadline:
-            if self._state == HEAD or self._state == BODY:
-                self._refuse(Problem(ErrorKind.TIMEOUT_READING))
+            if HEAD <= self._state <= STORING:
+                self.refuse(Problem(ErrorKind.TIMEOUT_READING))
+            elif self._state == LINGER and self._reading_paused:
+                self._transport.abort()  # a TLS one would read on for the client's last words
             else:
                 self.close()

@@ -238,8 +238,8 @@ class Door:
             ticket = f"{TICKET_HEADER}: {answer.ticket}\r\n".encode() if answer.ticket else b""
             return JSON_TYPE + ticket, asked.body, asked.file
         if not answer.untouched:
-            file = exchange.replace_body(answer.body)
-            return answer.headers, b"" if file is not None else answer.body, file
+            exchange.replace_body(answer.body)
+            return answer.headers, answer.body, None
         whole: Bytes = asked.body if exchange.file is None else exchange.file.map()
         return JSON_TYPE, *payload_of(self._decode(whole).payload, whole, exchange.file)
 

@@ -12,16 +12,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from backend_adapter.messages import FilePart
 from ingress import responses
 from ingress.errors import ErrorKind, Problem
 from ingress.framing import Request
+from ingress.responses import JOIN_BYTES
 
 if TYPE_CHECKING:
     from ingress.connection import Connection
-
-#: Bodies up to this size are joined with what frames them, larger ones are never copied, bytes.
-JOIN_BYTES = 65_536
 
 # How far an answer has come, and how a begun one is framed.
 _WAITING, _SIZED, _CHUNKED, _TO_CLOSE, _BODILESS, _ENDED = range(6)
@@ -82,16 +79,12 @@ class Exchange(Request):
         self.body = b""
         self.headers = []
 
-    def replace_body(self, body: bytes) -> FilePart | None:
-        """The application holds this from now on in place of the body.
-
-        :return: where it lies; None: with the application.
-        :raises Problem: memory.
-        """
+    def replace_body(self, body: bytes) -> None:
+        """The application holds this in place of the body. Raises Problem (memory)."""
         connection = self.connection
         intake, counted = connection.shared.intake, connection.counted_bytes
-        connection.counted_bytes, part = intake.replace(counted, self, body)
-        return part
+        connection.counted_bytes = intake.count(counted, len(body))
+        intake.drop(self)
 
     def respond(self, status: int, headers: bytes, body: bytes | memoryview = b"") -> None:
         """The whole answer.
@@ -151,6 +144,8 @@ class Exchange(Request):
             self._phase = _BODILESS
         if connection.shared.draining:
             self.keep_alive = False
+        if self._phase == _TO_CLOSE:
+            connection.guard(True)
         ending = responses.ending(self.keep_alive, self.http10)
         connection.write(b"".join((prefix, headers, framing, ending)))
 
@@ -186,6 +181,8 @@ class Exchange(Request):
         self._phase = _ENDED
         if phase == _CHUNKED:
             self.connection.write(responses.LAST_CHUNK)
+        elif phase == _TO_CLOSE:
+            self.connection.guard(False)
         self.connection.end_exchange(self.keep_alive)
 
     def abort(self) -> None:

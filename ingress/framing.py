@@ -8,7 +8,7 @@ and some raw bytes, never a queue of parsed requests.
 Law: what is accepted, and the requests that come out, do not depend on how the bytes were cut
 into pieces. What two readers could read differently is refused (RFC 9112 section 11.2): both
 lengths, repeated lengths, bare LF, folded lines, spaces before a colon. Those llhttp refuses;
-refused here are several or no Host, unknown transfer codings, chunks in HTTP/1.0, fragments in
+refused here are several, odd or no Host, unknown transfer codings, chunks in HTTP/1.0, fragments in
 the target and odd versions, all of which it lets pass.
 
 Bounds: a head takes at most ``request_line_bytes + header_bytes`` and one read of the socket; a
@@ -31,6 +31,8 @@ from supervisor.settings import LimitSettings
 
 _HEAD_END = b"\r\n\r\n"
 _TLS_HANDSHAKE = 0x16
+#: What may be in a Host (RFC 3986 section 3.2, without user and password).
+_HOST = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~%!$&'()*+;=:[]"
 _NOTED = frozenset(
     {
         b"connection",
@@ -98,8 +100,9 @@ class Framer(Generic[R]):
     """Cuts the bytes of one connection into requests, one at a time.
 
     Feed each piece to ``head`` until it returns an offset, then, if ``request.has_body``, to
-    ``body`` until that does; ``request`` is complete then. Call ``next`` before the next head.
-    Anything wrong raises ``Problem``, and the framer is of no further use.
+    ``body`` until that does; ``request`` is complete then, but for a body that goes into a file.
+    Call ``next`` before the next head. Anything wrong raises ``Problem``, and the framer is of no
+    further use.
 
     :param limits: bounds of what is accepted.
     :param new_request: makes the empty object that a request is read into.
@@ -255,13 +258,15 @@ class Framer(Generic[R]):
         if name == b"host":
             if request.host is not None:
                 raise Problem(ErrorKind.INVALID_REQUEST, "The request has two Host headers.")
+            if value.translate(None, _HOST):
+                raise Problem(ErrorKind.INVALID_REQUEST, "The Host header names no host.")
             request.host = value
         elif name == b"content-length":
             if len(value) > 20:
                 raise Problem(ErrorKind.INVALID_REQUEST, "Content-Length has too many digits.")
             request.content_length = int(value)
         elif name == b"expect":
-            self._expect = value.lower()
+            self._expect = value.lower() if not self._expect else b"several"
         elif name == b"transfer-encoding":
             if value.lower() != b"chunked":
                 raise Problem(
@@ -290,9 +295,12 @@ class Framer(Generic[R]):
         if b"#" in target:
             raise Problem(ErrorKind.INVALID_REQUEST, "The request target has a fragment (#).")
         request.path, _, request.query = target.partition(b"?")
-        if target[0] != 0x2F and b"://" in request.path:
-            # The form meant for proxies: scheme://authority/path (RFC 9112 section 3.2.2).
-            request.path = b"/" + request.path.partition(b"://")[2].partition(b"/")[2]
+        if target[0] != 0x2F:
+            if b"://" in request.path:
+                # The form meant for proxies: scheme://authority/path (RFC 9112 section 3.2.2).
+                request.path = b"/" + request.path.partition(b"://")[2].partition(b"/")[2]
+            elif request.method == b"CONNECT":
+                request.keep_alive = False  # what follows is meant for somebody else
         if request.host is None and not request.http10:
             raise Problem(ErrorKind.INVALID_REQUEST, "The request has no Host header.")
         if request.content_length > 0:
@@ -329,7 +337,7 @@ class Framer(Generic[R]):
             stop = start + request.content_length
             if stop <= len(data):
                 # It came in one piece, as most do: nothing to collect.
-                request.body = data[start:stop]
+                request.body = body_bytes = data[start:stop]
                 self.body_bytes = request.content_length
             else:
                 body = self._body = SizedBody(request.content_length)
@@ -338,11 +346,12 @@ class Framer(Generic[R]):
             self.body_bytes = body.size_bytes
             if stop < 0:
                 return -1
-            request.body = body.join()
-        if not self._upgraded:
+            request.body = body_bytes = body.join()
+        if request.file is not None:
+            # It would have to see the body to go on.
+            self._parser = httptools.HttpRequestParser(self)
+        elif not self._upgraded:
             # Without an on_body the parser only counts, which costs nothing. Chunks it has not
             # seen: an empty body is as good to it.
-            read = request.body
-            whole = read if isinstance(read, bytes) else memoryview(read)
-            self._parser.feed_data(LAST_CHUNK if request.chunked else whole)
+            self._parser.feed_data(LAST_CHUNK if request.chunked else body_bytes)
         return stop

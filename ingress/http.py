@@ -1,8 +1,9 @@
 """The ingress's HTTP/1.1 server: a listening port and the connections that came through it.
 
-Reads top down: ``http.py`` (port, sweep, drain) → ``connection.py`` (one client) → ``exchange.py``
-(one answer), ``framing.py`` and ``body.py`` (one request's bytes). It serves an ``Application`` and
-knows nothing of authentication, jobs or the other processes.
+Reads top down: ``http.py`` (port, sweep, drain) → ``greeting.py`` (where there is TLS) →
+``connection.py`` (one client) → ``exchange.py`` (one answer), ``framing.py`` and ``body.py`` (one
+request's bytes). It serves an ``Application`` and knows nothing of authentication, jobs or the
+other processes.
 
 Law: what a client can make this process hold is bounded: connections, bytes of a head, of a body,
 of all bodies together, of pipelined requests, of unsent answers; and every wait has a deadline
@@ -12,16 +13,16 @@ that one timer, the sweep, looks after.
 from __future__ import annotations
 
 import asyncio
-import functools
-import resource
 import ssl
 import time
 
 from ingress.connection import Connection
 from ingress.errors import ErrorKind
 from ingress.exchange import Application, Exchange
+from ingress.greeting import Greeting
+from ingress.intake import MakeSpool
 from ingress.shared import Shared
-from ingress.spool import Spool
+from supervisor import file_limit
 from supervisor.settings import LimitSettings
 
 __all__ = ["Application", "Exchange", "Server"]
@@ -31,13 +32,6 @@ SWEEP_EVERY_S = 1.0
 
 #: Connections that the kernel holds until they are accepted (net.core.somaxconn may allow less).
 BACKLOG = 4096
-
-#: Seconds for a TLS handshake, and for the closing words after the last byte.
-TLS_HANDSHAKE_S = 10.0
-TLS_SHUTDOWN_S = 2.0
-
-#: File descriptors that clients are never given: the other sockets, files, and the moment.
-RESERVED_FDS = 192
 
 
 class Server:
@@ -57,22 +51,19 @@ class Server:
         app: Application,
         limits: LimitSettings,
         loop: asyncio.AbstractEventLoop,
-        spool: Spool | None = None,
+        spool: MakeSpool | None = None,
     ) -> None:
         self._loop = loop
-        fds = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        most = limits.connections
-        if fds != resource.RLIM_INFINITY:
-            most = max(1, min(most, fds - RESERVED_FDS))
         self._changed = asyncio.Event()
+        most = file_limit.connections(limits.connections)
         self._shared = Shared(app, limits, loop, most, self._changed.set, spool)
         self._listener: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def connections(self) -> int:
-        """Open connections."""
-        return len(self._shared.connections)
+        """Open connections, also those whose TLS handshake is under way."""
+        return self._shared.open_connections
 
     @property
     def active(self) -> int:
@@ -119,30 +110,32 @@ class Server:
         :return: the port.
         :raises OSError: the port cannot be had.
         """
-        secure = ssl_context is not None
+        shared = self._shared
         self._listener = await self._loop.create_server(
-            functools.partial(Connection, self._shared),
+            lambda: Greeting(shared, ssl_context) if ssl_context else Connection(shared),
             host,
             port,
             backlog=BACKLOG,
             reuse_port=reuse_port,
-            ssl=ssl_context,
-            ssl_handshake_timeout=TLS_HANDSHAKE_S if secure else None,
-            ssl_shutdown_timeout=TLS_SHUTDOWN_S if secure else None,
         )
-        self._tick()
         bound: int = self._listener.sockets[0].getsockname()[1]
+        self._tick()
         return bound
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(SWEEP_EVERY_S, self._tick)
         self._shared.prefixes.tick(time.time())
+        most = self._shared.limits.connections  # others may change the limit of descriptors
+        self._shared.max_connections = file_limit.connections(most)
         self.sweep(time.monotonic())
 
     def sweep(self, now: float) -> None:
         """Enforce every deadline that has passed at ``now`` (monotonic seconds)."""
         for connection in list(self._shared.connections):
             connection.sweep(now)
+        for greeting in list(self._shared.handshakes):
+            if now - greeting.began_at >= self._shared.limits.header_timeout_s:
+                greeting.abort()
         self._changed.set()
 
     async def drain(self, deadline_s: float) -> bool:
@@ -173,5 +166,8 @@ class Server:
             self._listener.close()
         if self._timer is not None:
             self._timer.cancel()
+        for greeting in list(self._shared.handshakes):
+            greeting.abort()
         for connection in list(self._shared.connections):
             connection.abort()
+        self._shared.intake.close()

@@ -10,7 +10,9 @@ Between ``connection.py`` (bytes come, exchanges end), ``budget.py`` (the rules)
 
 from __future__ import annotations
 
-from backend_adapter.messages import FilePart
+from collections.abc import Callable
+from functools import partial
+
 from ingress.budget import SOFT_LARGE_BYTES, Budget
 from ingress.errors import ErrorKind, Problem
 from ingress.exchange import Exchange
@@ -22,6 +24,10 @@ from supervisor.settings import LimitSettings
 SMALL_HEAD_BYTES = 4096
 
 
+#: Makes the spool, which counts what waits for the disk.
+MakeSpool = Callable[[Budget], Spool]
+
+
 class Intake:
     """That of one server.
 
@@ -30,10 +36,15 @@ class Intake:
 
     __slots__ = ("_spool", "budget")
 
-    def __init__(self, limits: LimitSettings, spool: Spool | None) -> None:
+    def __init__(self, limits: LimitSettings, spool: MakeSpool | None) -> None:
         disk_bytes = limits.spool_bytes if spool is not None else 0
         self.budget = Budget(limits.buffered_bytes, disk_bytes, limits.large_bytes)
-        self._spool = spool
+        self._spool = spool(self.budget) if spool is not None else None
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        if self._spool is not None:
+            self._spool.close()
 
     def count(self, counted: int, size_bytes: int) -> int:
         """Count so many bytes in memory in place of ``counted``; returns them. Raises Problem."""
@@ -71,30 +82,12 @@ class Intake:
         file.counted_bytes = size
         return counted
 
-    def replace(self, counted: int, exchange: Exchange, body: bytes) -> tuple[int, FilePart | None]:
-        """What a worker.py has made of a request is sent in place of its body.
-
-        Returns:
-            what is counted in memory now, and where the new body lies; None: keep it.
-
-        Raises:
-            Problem: memory.
-        """
-        if not self.budget.large(len(body)):
-            return self.count(counted, max(counted, len(body))), None
-        self.drop(exchange)
-        file = self._open(len(body))
-        exchange.file = file
-        file.write(body)
-        return self.count(counted, 0), file.whole()
-
     def drop(self, exchange: Exchange) -> None:
         """Its file, if it has one, is needed no more."""
         file = exchange.file
         if file is not None:
             exchange.file = None
-            self.budget.take_disk(-file.counted_bytes)
-            file.remove()
+            file.remove(partial(self.budget.take_disk, -file.counted_bytes))
 
     def _to_disk(self, framer: Framer[Exchange], size_bytes: int) -> SpoolFile:
         file = self._open(size_bytes)

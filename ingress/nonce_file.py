@@ -29,10 +29,11 @@ class NonceFile:
 
     def __init__(self, directory: str) -> None:
         self._path = os.path.join(directory, NAME)
-        self._fd = -1
+        self._fd = -1  #: open for as long as the process lives
         self._nonces: Nonces | None = None
         self._said = ""
         self._tried_at = 0
+        self._open(-1)  # now, because room on the disk takes a moment
 
     def take(self, key: bytes, counts_until: int, now: int) -> Verdict:
         """``Nonces.take``; UNKNOWN where the file cannot be had, or is locked for too long."""

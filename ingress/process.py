@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import time
+from functools import partial
 from typing import Any
 
 from backend_adapter.hook_messages import HOOKS_SOCKET, Forget, FromHooks, Prepare, Prepared
@@ -79,8 +80,7 @@ class Ingress:
         app = guarded(self._door, settings, self._ledger.refuse)
         worker = settings.worker
         directory = spool_dir.of_run(settings, runtime.handoff.runtime_dir)
-        spool = Spool(directory, runtime.name)
-        spool.sweep()
+        spool = partial(Spool, directory, runtime.name, runtime.loop)
         limits = share(settings.limits, worker.processes)
         self._server = Server(app, limits, runtime.loop, spool)
         self._webhooks = WebhookPort(
@@ -127,18 +127,19 @@ class Ingress:
                 runtime.address(HOOKS_SOCKET), runtime.name, FromHooks, self._on_hooks,
                 on_up=self._hooks_up, max_message_bytes=size,
             )  # fmt: skip
-            runtime.every(HOUSEKEEPING_EVERY_S, self._expire_questions)
+            runtime.every(
+                HOUSEKEEPING_EVERY_S, lambda: self._door.expire_questions(time.monotonic())
+            )
         await self._webhooks.open()
         runtime.every(EVENTS_EVERY_S, self._send_accounts)
         runtime.every(HOUSEKEEPING_EVERY_S, self._housekeep)
 
     def beat(self) -> Beat:
         """Ready means: the port is open. An adapter that is away is the adapter's own matter."""
-        detail = "" if self._jobs.up else "waiting for the adapter"
         return Beat(
             pid=os.getpid(),
             ready=True,
-            detail=detail,
+            detail="" if self._jobs.up else "waiting for the adapter",
             gauges={
                 "port": self._port,
                 "lacks_key": self._authenticator.lacks_key,
@@ -154,9 +155,11 @@ class Ingress:
         )
 
     def on_control(self, message: Any) -> None:
-        """Is the worker.py gone for good?"""
+        """Is the worker.py, or the adapter, gone for good?"""
         if isinstance(message, ChildNote) and message.name == "hooks":
             self._door.hooks_failed(message.state == ChildState.FAILED)
+        elif isinstance(message, ChildNote) and message.state == ChildState.FAILED:
+            self._answers.adapter_failed(time.monotonic())
 
     def reload(self, settings: Settings) -> None:
         """New routes and certificates; what runs goes on as it was taken."""
@@ -172,6 +175,7 @@ class Ingress:
         if not await self._server.drain(deadline_s):
             self._give_up()
         await self._webhooks.drain(LAST_ACCOUNTS_S)
+        self._answers.close_departed()
         self._send_accounts()
         await self._accounts.settle(end)
 
@@ -207,9 +211,6 @@ class Ingress:
                 self._door.on_prepared(message, now)
             else:
                 self._door.on_refused(message)
-
-    def _expire_questions(self) -> None:
-        self._door.expire_questions(time.monotonic())
 
     # ------------------------------------------------------------------ jobs
 

@@ -23,6 +23,9 @@ LAST_CHUNK = b"0\r\n\r\n"
 #: Statuses whose responses never have a body (RFC 9110 section 6.4.1).
 BODILESS = frozenset({204, 304})
 
+#: Bodies up to this size are joined with what frames them, larger ones are never copied, bytes.
+JOIN_BYTES = 65_536
+
 # How a head ends, by what becomes of the connection.
 STAYS_OPEN = b"\r\n"
 CLOSES = b"connection: close\r\n\r\n"
@@ -36,9 +39,9 @@ def ending(keep_alive: bool, http10: bool) -> bytes:
     return STAYS_OPEN_HTTP10 if http10 else STAYS_OPEN
 
 
-def reset_at_close(client: socket.socket) -> None:
-    """Its close is to show that an answer broke off: the client sees a reset, no regular end."""
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+def reset_at_close(client: socket.socket, on: bool) -> None:
+    """Whether its close is to show that an answer broke off: a reset, no regular end."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", on, 0))
 
 
 class Prefixes:
@@ -75,3 +78,24 @@ class Prefixes:
             prefix = f"HTTP/1.1 {status} {phrase}\r\n".encode() + self._date
             self.by_status[status] = prefix
         return prefix
+
+    def whole(
+        self,
+        status: int,
+        headers: bytes,
+        ending: bytes,
+        body: bytes | memoryview,
+        head_only: bool,
+    ) -> tuple[bytes | memoryview, ...]:
+        """A complete response, framed by its length, in one piece or two.
+
+        :raises ValueError: as ``of``.
+        """
+        prefix = self.by_status.get(status) or self.of(status)
+        if status in BODILESS:
+            return (prefix + headers + ending,)
+        size = len(body)
+        head = b"%b%bcontent-length: %d\r\n%b" % (prefix, headers, size, ending)
+        if head_only or not size:
+            return (head,)
+        return (head + body,) if size <= JOIN_BYTES else (head, body)

@@ -2,29 +2,42 @@
 
 Law: a file belongs to one request of one life of one process, and goes with it; what an earlier
 life of the same process has left goes when the next one begins. Names are never used twice. Room
-for a body of known length is taken before its first byte is read, so a full disk is a refusal and
-not a broken upload.
+for a body of known length is looked for before its first byte is read, so a full disk is a refusal
+and not a broken upload, unless somebody else fills it meanwhile.
 
 A file is written and mapped, never held: its pages are the kernel's to take back.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import itertools
 import logging
+import math
 import mmap
 import os
 import secrets
+import threading
+from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
+from queue import SimpleQueue
 
 import msgspec
 
 from backend_adapter.messages import FilePart
+from ingress.budget import Budget
 from ingress.errors import ErrorKind, Problem
 
 #: After which a client may try again that found no room.
 RETRY_S = 1.0
+#: Bytes of one body that may wait for the disk before its client is read no further …
+BEHIND_BYTES = 2**19
+#: … and of all bodies together, before that is so for each of them.
+ALL_BEHIND_BYTES = 8 * 2**20
+#: Pieces that one write takes (IOV_MAX).
+MAX_PIECES = 1024
 _log = logging.getLogger("ingress")
 
 #: What a body that has arrived looks like.
@@ -34,36 +47,54 @@ Bytes = bytes | mmap.mmap
 class SpoolFile:
     """One body, while it arrives and until its request has ended.
 
+    All of its methods belong to the loop but ``_carry_out``, which the spool's thread calls.
+
     Attributes:
-        size_bytes: written so far.
-        counted_bytes: what its owner has counted for it.
+        size_bytes: of the body, so far.
+        waiting_bytes: of them, those that are not written yet, and in memory.
+        counted_bytes: what its owner has counted for it on the disk.
+        problem: why it cannot be used; None: it can.
+        moved: called when bytes were written, or could not be.
     """
 
-    __slots__ = ("_fd", "_path", "counted_bytes", "size_bytes")
+    __slots__ = (
+        "_fd", "_path", "_pieces", "_promised", "_queued", "_removed", "_spool", "counted_bytes",
+        "moved", "problem", "size_bytes", "waiting_bytes",
+    )  # fmt: skip
 
-    def __init__(self, path: str, fd: int) -> None:
+    def __init__(self, spool: Spool, path: str, promised_bytes: int) -> None:
+        self._spool = spool
         self._path = path
-        self._fd = fd
-        self.size_bytes = 0
-        self.counted_bytes = 0
+        self._fd = -1
+        self._pieces: deque[bytes | bytearray] = deque()
+        self._promised = promised_bytes
+        self._queued = False
+        self._removed: Callable[[], object] | None = None
+        self.size_bytes = self.waiting_bytes = self.counted_bytes = 0
+        self.problem: Problem | None = None
+        self.moved: Callable[[], None] = _nobody
 
     def write(self, piece: bytes | bytearray) -> None:
-        """Append. Raises Problem (memory): the disk refuses it."""
-        view = memoryview(piece)
-        try:
-            while view:
-                written = os.write(self._fd, view)
-                self.size_bytes += written
-                view = view[written:]
-        except OSError as error:
-            raise no_room(error.strerror or "") from None
+        """Append, soon. Raises Problem (memory): so much waits for the disk that it must not."""
+        self._spool.wait(len(piece))
+        self._pieces.append(piece)
+        self.size_bytes += len(piece)
+        self.waiting_bytes += len(piece)
+        self._enqueue()
+
+    @property
+    def behind(self) -> bool:
+        """The disk is slower than the client: read no more of it for now."""
+        return self.waiting_bytes > BEHIND_BYTES or (
+            self.waiting_bytes > 0 and self._spool.waiting_bytes > ALL_BEHIND_BYTES
+        )
 
     def map(self) -> mmap.mmap:
-        """The whole body, which is not empty, without holding it. Raises Problem (memory)."""
+        """The whole body, which is not empty and written. Raises Problem (memory)."""
         try:
             return mmap.mmap(self._fd, self.size_bytes, prot=mmap.PROT_READ)
-        except OSError as error:
-            raise no_room(error.strerror or "") from None
+        except (OSError, ValueError) as error:
+            raise no_room(str(error)) from None
 
     def whole(self) -> FilePart:
         """All of it, for another process."""
@@ -74,61 +105,119 @@ class SpoolFile:
         address, size = _place(view)
         return FilePart(self._path, address - _place(mapped)[0], size)
 
-    def remove(self) -> None:
-        """It is needed no more; who reads it already reads on."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            with suppress(OSError):
-                os.unlink(self._path)
+    def remove(self, removed: Callable[[], object]) -> None:
+        """It is needed no more; who reads it already reads on. ``removed``: called when it is."""
+        self.moved = _nobody
+        self._removed = removed
+        self._enqueue()
+
+    def _enqueue(self) -> None:
+        if not self._queued:
+            self._queued = True
+            self._spool.queue.put(self)
+
+    def _carry_out(self) -> tuple[int, str]:
+        """Write what waits, or remove the file; returns the bytes let go of, and a fault."""
+        gone = self._removed is not None
+        pieces = [self._pieces.popleft() for _ in range(len(self._pieces))]
+        size = sum(map(len, pieces))
+        try:
+            if gone:
+                if self._fd >= 0:
+                    os.close(self._fd)
+                    self._fd = -1
+                    os.unlink(self._path)
+                return size, ""
+            if self._fd < 0:
+                self._fd = self._spool.create(self._path)
+            views = [memoryview(piece) for piece in pieces]
+            while views:
+                written = os.writev(self._fd, views[:MAX_PIECES])
+                while views and written >= len(views[0]):
+                    written -= len(views.pop(0))
+                if written:
+                    views[0] = views[0][written:]
+        except OSError as error:
+            return size, error.strerror or "it refuses"
+        return size, ""
+
+    def _carried_out(self, size: int, fault: str) -> None:
+        self._queued = False
+        self.waiting_bytes -= size
+        kept = min(size, self._promised)
+        self._promised -= kept
+        self._spool.settled(size, kept)
+        if fault and self.problem is None:
+            self.problem = no_room(fault)
+            self._spool.say(f"no large bodies: {fault}")
+        if self._removed is not None and self._fd < 0 and not self._pieces:
+            self._spool.settled(0, self._promised)
+            removed, self._removed = self._removed, None
+            removed()
+        elif self._pieces or self._removed is not None:
+            self._enqueue()
+        self.moved()
 
 
 class Spool:
-    """The files of one process.
+    """The files of one process, and the thread that waits for the disk.
+
+    A disk that is busy with other things may take seconds for an open, a write or an unlink, and
+    the loop must not stand still meanwhile.
 
     Args:
         directory: of the run; made when it is needed.
         name: of the process; what begins so is its own.
+        loop: where its callers live.
+        budget: what waits for the disk counts against its memory.
     """
 
-    def __init__(self, directory: str, name: str) -> None:
+    def __init__(
+        self, directory: str, name: str, loop: asyncio.AbstractEventLoop, budget: Budget
+    ) -> None:
         self._directory = directory
         self._name = name
+        self._loop = loop
+        self._budget = budget
         self._prefix = os.path.join(directory, f"{name}.{secrets.token_hex(4)}.")
         self._numbers = itertools.count()
+        self._promised_bytes = 0  #: announced, and not written yet
         self._said = ""
+        self.queue: SimpleQueue[SpoolFile | None] = SimpleQueue()
+        self.waiting_bytes = 0  #: of all files
+        self._thread = threading.Thread(target=self._main, name="spool", daemon=True)
+        self._thread.start()
 
-    def sweep(self) -> None:
-        """Remove what an earlier life of this process has left."""
-        with suppress(OSError):
-            for name in os.listdir(self._directory):
-                if name.startswith(f"{self._name}."):
-                    with suppress(OSError):
-                        os.unlink(os.path.join(self._directory, name))
+    def close(self) -> None:
+        """End the thread, once it has done what it was told."""
+        self.queue.put(None)
 
     def open(self, size_bytes: int) -> SpoolFile:
-        """A new file with room for so many bytes; 0: how many is not known.
+        """A new file for a body of so many bytes; 0: how many is not known.
+
+        Room is looked for and not allocated: a file that is gone before the system has written it
+        costs the disk nothing, while taking and freeing blocks makes some file systems slow.
 
         Raises:
-            Problem: memory; the disk has no room, or takes no files.
+            Problem: memory; the disk has no room.
         """
-        path = f"{self._prefix}{next(self._numbers)}"
-        try:
-            file = SpoolFile(path, self._create(path))
-        except OSError as error:
-            self._say(f"no file for a large body: {error}")
-            raise no_room(error.strerror or "") from None
-        try:
-            if size_bytes:
-                os.posix_fallocate(file._fd, 0, size_bytes)
-        except OSError as error:
-            file.remove()
-            self._say(f"no room for a large body in {self._directory}: {error.strerror}")
-            raise no_room(error.strerror or "") from None
-        self._said = ""
-        return file
+        if self._free_bytes() < size_bytes + self._promised_bytes:
+            self.say(f"no room for a large body in {self._directory}")
+            raise no_room("it is full")
+        self._promised_bytes += size_bytes
+        return SpoolFile(self, f"{self._prefix}{next(self._numbers)}", size_bytes)
 
-    def _create(self, path: str) -> int:
+    def _free_bytes(self) -> float:
+        place = self._directory
+        while place != os.path.dirname(place):  # it is made when it is needed
+            with suppress(OSError):
+                disk = os.statvfs(place)
+                return disk.f_bavail * disk.f_frsize
+            place = os.path.dirname(place)
+        return math.inf
+
+    def create(self, path: str) -> int:
+        """Thread: a new file's descriptor. Raises OSError."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             return os.open(path, flags, 0o600)
@@ -136,10 +225,46 @@ class Spool:
             os.makedirs(self._directory, mode=0o700, exist_ok=True)
             return os.open(path, flags, 0o600)
 
-    def _say(self, text: str) -> None:
+    def wait(self, size_bytes: int) -> None:
+        """So many bytes wait for the disk. Raises Problem (memory): they are too many."""
+        if not self._budget.take(size_bytes):
+            raise no_room("it is too slow for what comes")
+        self.waiting_bytes += size_bytes
+
+    def settled(self, size_bytes: int, promised_bytes: int) -> None:
+        """They do no more; and these are announced no more."""
+        self._budget.take(-size_bytes)
+        self.waiting_bytes -= size_bytes
+        self._promised_bytes -= promised_bytes
+
+    def say(self, text: str) -> None:
+        """Log it, unless that was said last."""
         if text != self._said:
             self._said = text
             _log.error("%s (limits.spool_dir)", text)
+
+    def _sweep(self) -> None:
+        """Remove what an earlier life of this process has left."""
+        with suppress(OSError):
+            for name in os.listdir(self._directory):
+                path = os.path.join(self._directory, name)
+                if name.startswith(f"{self._name}.") and not path.startswith(self._prefix):
+                    with suppress(OSError):
+                        os.unlink(path)
+
+    def _main(self) -> None:
+        self._sweep()
+        while (file := self.queue.get()) is not None:
+            outcome = file._carry_out()
+            try:
+                self._loop.call_soon_threadsafe(file._carried_out, *outcome)
+            except RuntimeError:
+                return  # the loop is closed: the process ends
+            del file  # a thread that waits holds nobody's body
+
+
+def _nobody() -> None:
+    """Nobody waits."""
 
 
 def whole_of(body: Bytes, file: SpoolFile | None) -> tuple[bytes, FilePart | None]:

@@ -5,7 +5,8 @@ and it belongs to one thread: ``store.py`` is what the loop may touch.
 
 Law: the file is whole. A commit is one transaction (WAL, synchronous=NORMAL: it survives the kill
 of any process; after a power cut the last moments may be missing). A file that is no database, or
-another version's, is moved aside, and an earlier one that was moved aside goes.
+another version's, is moved aside, and an earlier one that was moved aside goes. One that somebody
+removed takes nothing any more: ``write`` raises, and the next call makes a new file.
 Bound: ``max_rows`` rows, some 80 MB for a million; beyond it the oldest go, counted.
 """
 
@@ -59,6 +60,7 @@ class AccountsFile:
         self.dropped_rows = 0  #: rows beyond ``max_rows``
         self._max_rows = max_rows
         self._connection: sqlite3.Connection | None = None
+        self._opened = (0, 0)  # device and inode of the file that it has
         self._row_count = 0
 
     def read(self) -> records.State:
@@ -90,6 +92,10 @@ class AccountsFile:
 
     def write(self, changes: Iterable[records.Change]) -> None:
         """One transaction: all of the changes, or an exception and none of them."""
+        if self._connection is not None and not self._is_there():
+            raise FileNotFoundError(
+                "the file has been removed"
+            )  # SQLite would write on, for nobody
         connection = self._open()
         with connection:
             connection.execute("BEGIN")
@@ -112,8 +118,19 @@ class AccountsFile:
             except sqlite3.DatabaseError as error:
                 self._move_aside(error)
                 self._connection = _connect(self.path)
+            self._opened = self._identity()
             (self._row_count,) = self._connection.execute("SELECT count(*) FROM rows").fetchone()
         return self._connection
+
+    def _identity(self) -> tuple[int, int]:
+        there = self.path.stat()
+        return there.st_dev, there.st_ino
+
+    def _is_there(self) -> bool:
+        try:
+            return self._identity() == self._opened
+        except FileNotFoundError:
+            return False
 
     def _move_aside(self, error: Exception) -> None:
         aside = self._beside(".unreadable")

@@ -62,6 +62,10 @@ class Keyring:
         self._failures += 1
         self._due_at = now + (max(pause_s, SUSPECT_EVERY_S) if self.pem else pause_s)
 
+    def hasten(self) -> None:
+        """Whoever has the key's other half was started anew: fetch it at once."""
+        self._due_at = -math.inf
+
     def suspect(self) -> None:
         """Signatures stopped verifying, or somebody lacks the key."""
         if self.pem:

@@ -102,6 +102,17 @@ class ModelReport(Message, frozen=True, tag=3):
     max_perf: float = 0.0  #: workload per second; 0: unknown
 
 
+class Gpu(Message, frozen=True):
+    """One GPU as it was seen last."""
+
+    index: int
+    name: str
+    used_bytes: int
+    total_bytes: int  #: 0: unknown
+    utilization: float  #: 0 to 1; negative: unknown
+    usable: bool
+
+
 class QueueReport(Message, frozen=True, tag=4):
     """The adapter's gauges, every second while they change."""
 
@@ -111,6 +122,7 @@ class QueueReport(Message, frozen=True, tag=4):
     retried: int  #: since its epoch began
     benchmarked: int = 0  #: benchmark requests since its epoch began
     sessions: int = 0  #: open now
+    gpus: list[Gpu] = []  #: none: they are not watched
 
 
 ToReporter = Events | KeySuspect | ModelReport | QueueReport

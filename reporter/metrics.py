@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from reporter.ledger import pending
-from reporter.messages import SESSION_ROUTE, Closed, Outcome, QueueReport, Totals
+from reporter.messages import SESSION_ROUTE, Closed, Gpu, Outcome, QueueReport, Totals
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -173,6 +173,7 @@ class Metrics:
         yield counters("restarts", "Restarts of a process.", "child", restarts)
         yield gauge("model_ready", "1: the model server is ready.", gauges.model_ready)
         yield gauge("max_perf", "Measured workload per second.", gauges.max_perf)
+        yield from _gpu_families(gauges.queue.gpus)
 
         posts = CounterMetricFamily(
             PREFIX + "engine_posts", "Posts to the engine.", labels=["kind", "result"]
@@ -187,6 +188,30 @@ class Metrics:
         yield counter("drift", "Batches whose sums disagreed with events.", gauges.drift)
         yield counter("gaps", "Times that accounts had been lost.", gauges.gaps)
         yield counter("store_failures", "Commits not on disk.", gauges.store_failures)
+
+
+def _gpu_families(gpus: list[Gpu]) -> Iterator[Metric]:
+    """Devices are few, and each has one name: their number bounds the labels."""
+    from prometheus_client.core import GaugeMetricFamily
+
+    def family(name: str, text: str, values: Iterable[tuple[Gpu, float]]) -> Metric:
+        family = GaugeMetricFamily(PREFIX + name, text, labels=["gpu", "name"])
+        for gpu, value in values:
+            family.add_metric([str(gpu.index), gpu.name], value)
+        return family
+
+    gpus = gpus[:MAX_LABELS]
+    if not gpus:
+        return
+    yield family("gpu_usable", "1: nothing hinders its use.", [(g, g.usable) for g in gpus])
+    sized = [gpu for gpu in gpus if gpu.total_bytes]
+    yield family("gpu_memory_used_bytes", "Its memory in use.", [(g, g.used_bytes) for g in sized])
+    yield family("gpu_memory_total_bytes", "Its memory.", [(g, g.total_bytes) for g in sized])
+    yield family(
+        "gpu_utilization",
+        "Share of time in which it worked, 0 to 1.",
+        [(g, g.utilization) for g in gpus if g.utilization >= 0],
+    )
 
 
 class _Scrape:

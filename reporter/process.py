@@ -16,7 +16,7 @@ from typing import Any, assert_never
 
 import psutil
 
-from reporter import outbox
+from reporter import key_file, outbox
 from reporter.engine_client import EngineClient, EngineError
 from reporter.faults import Faults
 from reporter.health_pages import HealthPages, HealthPagesError, View
@@ -34,11 +34,11 @@ from reporter.messages import (
 )
 from reporter.metrics import Gauges, Metrics
 from reporter.outbox import Outbox
-from reporter.records import Change, DropRows, State
+from reporter.records import DropRows, State
 from reporter.store import Store
 from supervisor import wire
 from supervisor.child import Runtime
-from supervisor.messages import Beat, ChildNote, ChildState, ModelState
+from supervisor.messages import Beat, ChildNote, ChildState, ModelState, Unready
 from supervisor.settings import Settings
 
 EVENTS_SOCKET = "events"
@@ -70,9 +70,8 @@ class Reporter:
         self._outbox = Outbox(settings.engine)
         self._store = Store(Path(settings.worker.state_dir))
         self._engine = EngineClient(settings.engine, settings.worker.id, runtime.mask)
-        wants_key = settings.auth.mode == "signature"
-        self._keyring = Keyring(settings.engine.addresses if wants_key else ())
-        self._wants_key = wants_key
+        self._wants_key = settings.auth.mode == "signature"
+        self._keyring = Keyring(settings.engine.addresses if self._wants_key else ())
         self._metrics = Metrics(route.path for route in settings.route)
         self._pages = HealthPages(
             settings.worker.admin_host, settings.worker.admin_port, self._view, self._render
@@ -81,9 +80,10 @@ class Reporter:
         self._model_state = ModelState(ChildState.WAITING)
         self._queue = QueueReport(0, 0, 0, 0)
         self._children: dict[str, ChildNote] = {}
+        self._waits_for = ""  #: in the words of ``status``
         self._was_ready = False
         self._told_ready = False  #: the engine has accepted a report that says so
-        self._last_error = ""
+        self._last_error: EngineError | None = None  #: of the newest post
         self._last_post_at = 0.0
         self._started_at = time.monotonic()
         self._server: wire.Server
@@ -120,7 +120,8 @@ class Reporter:
                 "max_perf": round(self._model.max_perf, 3),
                 "error": self._faults.text,
                 "last_post_s": round(time.monotonic() - since, 1) if since else -1.0,
-                "last_post_error": self._last_error,
+                "last_post_error": str(self._last_error or ""),
+                "last_post_kind": getattr(self._last_error, "kind", ""),
                 "posted": self._outbox.status.posted,
                 "rows_waiting": self._outbox.waiting,
                 "drift": self._load.drift,
@@ -135,8 +136,9 @@ class Reporter:
         if isinstance(message, ChildNote) and message.name == LOCAL_ENGINE:
             if message.state == ChildState.READY and message.restarts:
                 self._load.tell_load_time_again()
-                self._keyring.suspect()
+                self._keyring.hasten()
                 self._outbox.changed()
+                self._outbox.status.hasten()
         elif isinstance(message, ChildNote):
             self._children[message.name] = message
             text = "" if message.state in _WELL else message.reason or f"it is {message.state}"
@@ -145,6 +147,8 @@ class Reporter:
                 return  # what was wrong is over when it is ready again, not when it starts
             if self._faults.set(message.name, self._runtime.mask(text)):
                 self._outbox.changed()
+        elif isinstance(message, Unready):
+            self._waits_for = message.reason
         elif isinstance(message, ModelState):
             self._model_state = message
             down = message.state in (ChildState.BACKOFF, ChildState.FAILED)
@@ -235,9 +239,6 @@ class Reporter:
         if applied.ack is not None:
             self._server.send(applied.producer, Ack(applied.ack, applied.epoch))
 
-    def _commit(self, *changes: Change) -> None:
-        self._store.commit(changes)
-
     # ------------------------------------------------------------------ posts
 
     def _step(self) -> None:
@@ -258,7 +259,7 @@ class Reporter:
             case outbox.LoadRows():
                 self._runtime.spawn(self._load_rows(command))
             case DropRows():
-                self._commit(command)
+                self._store.commit([command])
             case _:
                 assert_never(command)
 
@@ -267,7 +268,7 @@ class Reporter:
         report = self._load.status_report(facts)
         accepted = await self._accepted(self._engine.post_status(address, report.body))
         if accepted:
-            self._commit(self._load.report_acknowledged(report))
+            self._store.commit([self._load.report_acknowledged(report)])
             if self._faults.told(faults):
                 self._outbox.changed()
             told_ready = facts.load_time_s > 0 and not facts.error_msg
@@ -288,11 +289,11 @@ class Reporter:
         try:
             await post
         except EngineError as error:
-            if str(error) != self._last_error:
+            if str(error) != str(self._last_error):
                 _log.warning("%s", error)
-            self._last_error = str(error)
+            self._last_error = error
             return False
-        self._last_error = ""
+        self._last_error = None
         self._last_post_at = time.monotonic()
         return True
 
@@ -335,6 +336,7 @@ class Reporter:
         if self._keyring.fetched(pem, time.monotonic()):
             self._faults.clear("engine-key")
             self._outbox.changed()
+            key_file.write(self._runtime.address(EVENTS_SOCKET), pem)
             for peer in self._server.peers:
                 self._server.send(peer, PublicKey(pem))
 
@@ -353,9 +355,8 @@ class Reporter:
         down = [note.name for note in self._children.values() if note.state not in _LIVE]
         stop = self._children.get("worker")  # there is word of it only when all of it stops
         ready = self._is_ready() and stop is None
-        reason = f"the worker is stopping: {stop.reason}" if stop else self._faults.current
-        if not reason and not ready:
-            reason = "the model server is not ready yet" if not self._model.ready else "no key yet"
+        reason = f"the worker is stopping: {stop.reason}" if stop else self._waits_for
+        reason = reason or self._faults.current or "not ready yet"
         totals = self._load.totals
         return View(
             live=not down,

@@ -1,17 +1,23 @@
 """The hands of a producer: its accounts' way to the reporter, and the reporter's words back.
 
-Law: what was accounted reaches the reporter, whatever becomes of a session: what is unconfirmed is
-sent again in the next one (``producer_ledger.py``). It must not know what is accounted.
+Law: what was accounted reaches the reporter, whatever becomes of a session or of this process: what
+is unconfirmed is sent again in the next session (``producer_ledger.py``), and by the process after
+this one (``daybook.py``), which sends its own only when all of that is confirmed. What a death
+costs is what changed since the last ``flush``. It must not know what is accounted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from reporter.messages import Ack, FromReporter
+from reporter import key_file
+from reporter.daybook import Daybook
+from reporter.messages import Ack, Events, FromReporter, PublicKey
 from reporter.producer_ledger import ProducerLedger
 from supervisor import wire
 from supervisor.messages import Message
@@ -20,6 +26,9 @@ from supervisor.messages import Message
 EVENTS_EVERY_S = 0.1
 #: Seconds past a drain deadline that the last accounts may take to be confirmed.
 LAST_ACCOUNTS_S = 0.5
+#: Seconds of a session in which the reporter may leave what was inherited unconfirmed: it holds
+#: back a batch for 5 s at most, so one that is not confirmed by then never will be.
+INHERITED_S = 60.0
 
 
 class Producer:
@@ -46,16 +55,27 @@ class Producer:
         self._on_word = on_word
         self._on_up = on_up
         self._acked = asyncio.Event()
+        self._daybook = Daybook(address, name)
+        #: batches of lives before this one, oldest first; only those of the oldest are under way
+        self._inherited: deque[Events] = deque()
+        self._up_at = 0.0
         self._client: wire.Client | None = None
 
     def start(self) -> None:
-        """Connect. ``flush`` is to be called every ``EVENTS_EVERY_S``."""
+        """Connect. ``flush`` is to be called every ``EVENTS_EVERY_S``.
+
+        The engine's key is told at once where it is known already: the reporter may be away.
+        """
+        self._inherited.extend(self._daybook.open())
         self._client = wire.Client(
             self._address, self._name, FromReporter, self._on_messages, on_up=self._up
         )
+        if pem := key_file.read(self._address):
+            self._on_word(PublicKey(pem))
 
     def close(self) -> None:
         """Close the socket."""
+        self._daybook.close()
         if self._client is not None:
             self._client.close()
 
@@ -74,11 +94,19 @@ class Producer:
         return self._client is not None and self._client.send(message)
 
     def flush(self) -> None:
-        """Send what has changed."""
-        if self.up:
-            events = self.ledger.batch()
-            if events is not None:
-                self.send(events)
+        """Write down what has changed, and send it."""
+        if self._inherited and self.up and time.monotonic() - self._up_at > INHERITED_S:
+            self._inherited.clear()
+            self._next_life()
+        events = self.ledger.batch()
+        if events is None:
+            return
+        if self._daybook.full:
+            self._daybook.rewrite((*self._inherited, *self.ledger.unacked()))
+        else:
+            self._daybook.append(events)
+        if not self._inherited:
+            self.send(events)
 
     async def settle(self, end: float) -> None:
         """Return when the reporter has confirmed everything, or at loop time ``end``."""
@@ -86,21 +114,46 @@ class Producer:
             async with asyncio.timeout_at(end):
                 while True:
                     self._acked.clear()
-                    self.flush()  # or, where no session stands, the timer does later
-                    if self.ledger.settled:
+                    self.flush()
+                    if self.ledger.settled and not self._inherited:
                         return
                     await self._acked.wait()
 
     def _up(self) -> None:
-        for events in self.ledger.unacked():
-            self.send(events)
+        self._up_at = time.monotonic()
+        self._send_unconfirmed()
         self._on_up()
+
+    def _send_unconfirmed(self) -> None:
+        """One life after the other: the reporter ends one when it hears of the next."""
+        if self._inherited:
+            oldest = self._inherited[0].epoch
+            batches = [events for events in self._inherited if events.epoch == oldest]
+        else:
+            batches = self.ledger.unacked()
+        for events in batches:
+            self.send(events)
+
+    def _confirmed(self, ack: Ack) -> None:
+        inherited = self._inherited
+        if inherited and inherited[0].epoch == ack.epoch:
+            while inherited and inherited[0].epoch == ack.epoch and inherited[0].seq <= ack.seq:
+                inherited.popleft()
+            if not inherited or inherited[0].epoch != ack.epoch:
+                self._next_life()
+        elif ack.epoch == self.ledger.epoch:
+            self.ledger.acked(ack.seq)
+            if not self.ledger.unacked():
+                self._daybook.clear()
+        self._acked.set()
+
+    def _next_life(self) -> None:
+        self._daybook.rewrite((*self._inherited, *self.ledger.unacked()))
+        self._send_unconfirmed()
 
     def _on_messages(self, messages: list[Any]) -> None:
         for message in messages:
             if isinstance(message, Ack):
-                if message.epoch == self.ledger.epoch:
-                    self.ledger.acked(message.seq)
-                    self._acked.set()
+                self._confirmed(message)
             else:
                 self._on_word(message)

@@ -159,13 +159,14 @@ class Store:
 
     def _failed(self, error: Exception) -> None:
         self._file.close()
-        self._fell_behind(str(error) or type(error).__name__)
+        removed = isinstance(error, FileNotFoundError)  # making it again may help at once
+        self._fell_behind(str(error) or type(error).__name__, 0.0 if removed else RETRY_S)
 
-    def _fell_behind(self, reason: str) -> None:
+    def _fell_behind(self, reason: str, retry_s: float = RETRY_S) -> None:
         now = time.monotonic()
         with self._lock:
             self.behind = True
-            self._retry_at = now + RETRY_S
+            self._retry_at = now + retry_s
         if now - self._logged_at >= LOG_EVERY_S:
             self._logged_at = now
             _log.warning("%s: %s; accounts are kept in memory only", self._file.path, reason)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: What a heartbeat carries.
 Gauges = dict[str, Any]
+#: Posts in a row that a local engine may leave without an answer.
+MUTE_POSTS = 3
 
 
 def of_run(supervisor: Supervisor) -> str:
@@ -46,6 +48,21 @@ def engine_knows(gauges: Gauges) -> bool:
     return bool(gauges.get("reported_ready"))
 
 
+def mute_engine(supervisor: Supervisor) -> str:
+    """Why the local engine counts as frozen: it takes connections, and has answered none of the
+    reporter's posts for the time that ``MUTE_POSTS`` of them may take. "": it does not.
+    """
+    engine, reporter = (supervisor.members.get(name) for name in ("engine", "reporter"))
+    if engine is None or reporter is None or engine.state is not ChildState.READY:
+        return ""
+    patience_s = MUTE_POSTS * supervisor.plan.settings.engine.timeout_s
+    silent_s = float(reporter.gauges.get("last_post_s", 0.0))
+    silent = reporter.gauges.get("last_post_kind") == "timeout" and not 0 <= silent_s <= patience_s
+    if not silent or supervisor.loop.time() - engine.life.started_at <= patience_s:
+        return ""
+    return f"it takes reports and answers none of them for {patience_s:g} s"
+
+
 def deciding(gauges: Gauges) -> tuple[bool, bool]:
     """What of a heartbeat decides whether the worker is ready."""
     return engine_knows(gauges), bool(gauges.get("lacks_key"))
@@ -62,3 +79,12 @@ def of_model(supervisor: Supervisor) -> str:
         if awaits:
             return f"{awaits}; before that: {reason}" if reason else awaits
     return reason or (verdict.reason if verdict is not None else "")
+
+
+def last_line(supervisor: Supervisor) -> str:
+    """The latest line that the present process of the model server has printed; "": none."""
+    model = supervisor.members.get("model")
+    if model is None or model.capture is None:
+        return ""
+    lines = model.ring.since(model.capture.begins)[0]
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

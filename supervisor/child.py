@@ -15,7 +15,6 @@ import fcntl
 import gc
 import logging
 import os
-import resource
 import shutil
 import signal
 import sys
@@ -26,15 +25,17 @@ from typing import Any, NoReturn, Protocol
 import uvloop
 
 import supervisor
-from supervisor import log_lines, process_tree, settings_sources, spool_dir, wire
+from supervisor import file_limit, log_lines, process_tree, settings_sources, spool_dir, wire
+from supervisor.allocator import TRIM_EVERY_S, Trimmer
 from supervisor.exit_codes import ExitCode
 from supervisor.messages import Beat, Drain, FromSupervisor, Message, Reload
 from supervisor.settings import Settings
 from supervisor.settings_sources import Handoff, SettingsError, read_handoff
 
 CONTROL_SOCKET = "control"
-#: File descriptors that a child of ours may have, where the system lets it.
-MAX_FILES = 65_536
+#: Mean nothing to us, and would end a process that says nothing of them. A handler, not SIG_IGN,
+#: which the programs that we start would inherit.
+STRAY_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF)
 _log = logging.getLogger("child")
 
 
@@ -131,8 +132,8 @@ class Runtime:
         self.loop.set_exception_handler(self._unexpected)
         if self._signals:
             self.loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
-            self.loop.add_signal_handler(signal.SIGINT, lambda: None)
-            self.loop.add_signal_handler(signal.SIGHUP, lambda: None)
+            for number in (signal.SIGINT, signal.SIGHUP, *STRAY_SIGNALS):
+                self.loop.add_signal_handler(number, lambda: None)
         service = build(self)
         await service.start()
         self._service = service
@@ -144,6 +145,8 @@ class Runtime:
         gc.collect()
         gc.freeze()  # what start-up made lives as long as the process: never traverse it again
         gc.set_threshold(20_000, 50, 100)
+        if self._signals:  # the process is ours alone
+            self.every(TRIM_EVERY_S, Trimmer().look)
         try:
             return await self._finished
         finally:
@@ -231,14 +234,6 @@ def end_run(run_id: str, runtime_dir: str) -> None:
     shutil.rmtree(runtime_dir, ignore_errors=True)
 
 
-def _raise_file_limit() -> None:
-    """Each client is a file descriptor, and the soft limit is mostly 1,024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = min(hard, MAX_FILES) if hard != resource.RLIM_INFINITY else MAX_FILES
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
 def enter(name: str) -> Handoff:
     """The first thing that every child does: read what it was started with, and set up its log.
 
@@ -251,7 +246,7 @@ def enter(name: str) -> Handoff:
     except SettingsError as error:
         print(error, file=sys.stderr)
         sys.exit(ExitCode.SETTINGS)
-    _raise_file_limit()
+    file_limit.raise_limit()
     settings = handoff.settings.worker
     mask = log_lines.masker(settings_sources.secrets(handoff.settings))
     log_lines.configure(name, settings.log_format, settings.log_level, mask)

@@ -1,7 +1,8 @@
 """One log file that rotates, and that never fails its writer.
 
 Law: the files together hold at most (``keep`` + 1) × ``max_bytes``, plus one write. A write that
-the disk refuses (full, gone, not allowed) is dropped and counted; the next one tries again.
+the disk refuses (full, gone, not allowed) is dropped and counted; the next one tries again. A file
+that somebody removed is made again.
 
 A leaf. Writing to a regular file is taken not to block.
 """
@@ -38,6 +39,8 @@ class RotatingFile:
                 and self._size_bytes + len(data) > self._max_bytes
             ):
                 self._rotate()
+            if self._fd >= 0 and os.fstat(self._fd).st_nlink == 0:
+                self.close()  # removed: nobody could read what goes there
             if self._fd < 0:
                 self._open()
             if self._torn:
@@ -75,3 +78,4 @@ class RotatingFile:
         with contextlib.suppress(FileNotFoundError):
             os.replace(self.path, f"{self.path}.1")
         self.close()
+        self._size_bytes = 0  # should the new one not open, the old ones are not moved on

@@ -142,7 +142,7 @@ class LineSink:
         #: number of this source's first line in the ring
         self.begins = self.ring.count
         self.splitter = LineSplitter()
-        self._file = places.get("file")
+        self.file = places.get("file")
         self._patterns = places.get("patterns", ())
         self._on_match = places.get("on_match")
         self._mask = places.get("mask")
@@ -163,8 +163,8 @@ class LineSink:
         text = b"\n".join(lines).decode("utf-8", "replace")
         if self._mask is not None:
             text = self._mask(text)
-        if self._file is not None:
-            self._file.write(text.encode() + b"\n")
+        if self.file is not None:
+            self.file.write(text.encode() + b"\n")
         texts = text.split("\n")
         self.ring.extend(texts)
         if self._echo is not None:

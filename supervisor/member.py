@@ -45,6 +45,21 @@ class Program:
     dumps: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class LogStanding:
+    """What became of a member's output, over all its processes.
+
+    Attributes:
+        dropped_bytes: that the disk refused.
+        cut_bytes: of lines longer than ``logs.MAX_LINE_BYTES``, beyond that.
+        error: why lines are dropped now; "": they are written.
+    """
+
+    dropped_bytes: int = 0
+    cut_bytes: int = 0
+    error: str = ""
+
+
 class Member:
     """One child.
 
@@ -83,6 +98,8 @@ class Member:
         self.gauges: dict[str, Any] = {}
         self.detail = ""
         self.beaten_at: float | None = None
+        self._cut_bytes = 0  # of the lines of its processes before this one
+        self._log_error = ""
         self._program = program
         self._run_id = run_id
         self._on_change = on_change
@@ -101,6 +118,29 @@ class Member:
     def gone(self) -> bool:
         """No process of it is left and none will be started."""
         return self.state in (ChildState.STOPPED, ChildState.FAILED, ChildState.WAITING)
+
+    @property
+    def log(self) -> LogStanding:
+        """What of its output is kept."""
+        if self.capture is None:
+            return LogStanding()
+        file = self.capture.file
+        dropped_bytes, error = (file.dropped_bytes, file.error) if file is not None else (0, "")
+        cut_bytes = 0 if self.capture.closed else self.capture.splitter.dropped_bytes
+        return LogStanding(dropped_bytes, self._cut_bytes + cut_bytes, error)
+
+    def heed_log(self) -> None:
+        """Say it once when its log cannot be written, and once when it can be again."""
+        standing = self.log
+        if bool(standing.error) == bool(self._log_error):
+            return
+        if standing.error:
+            text = "%s: its log lines are dropped, and counted in status: %s"
+            _log.warning(text, self.name, standing.error)
+        else:
+            text = "%s: its log is written again; %d bytes were dropped since the start"
+            _log.warning(text, self.name, standing.dropped_bytes)
+        self._log_error = standing.error
 
     def feed(self, event: lifecycle.Event) -> None:
         """Give its life one event and carry out what follows."""
@@ -192,6 +232,7 @@ class Member:
         if not capture.closed:
             self._loop.remove_reader(capture.fd)
             capture.close()
+            self._cut_bytes += capture.splitter.dropped_bytes
 
     def _exited(self, process: process_tree.Process) -> None:
         self._loop.remove_reader(process.pidfd)

@@ -160,4 +160,12 @@ class CommandReply(Message, frozen=True, tag=6):
     body: str
 
 
-FromSupervisor = ModelState | LogMatch | ChildNote | Drain | Reload | CommandReply
+class Unready(Message, frozen=True, tag=7):
+    """What the worker waits for before it is ready, in the words of ``status``: for the reporter's
+    pages, when it changes (at most once a beat). "": nothing.
+    """
+
+    reason: str
+
+
+FromSupervisor = ModelState | LogMatch | ChildNote | Drain | Reload | CommandReply | Unready

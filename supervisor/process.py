@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 from typing import Any, assert_never
 
 from supervisor import awaited, lifecycle, process_tree, script, settings_sources, tidings, wire
-from supervisor.child import CONTROL_SOCKET
+from supervisor.child import CONTROL_SOCKET, STRAY_SIGNALS
 from supervisor.commands import obey
 from supervisor.exit_codes import ExitCode
 from supervisor.handoff_file import HandoffFile
@@ -97,11 +97,11 @@ class Supervisor:
         self._runtime_dir = tempfile.mkdtemp(prefix=RUNTIME_PREFIX)  # mode 0700
         self._handoff = HandoffFile(self.run_id, self._runtime_dir)
         self._replanner = Replanner(plan, reread, self._handoff)
-        self._published = False
         self._tail_error = ""
+        self._told_wait: tidings.Tiding | None = None
         self.ready_line: LogMatch | None = None  # of the model's present life
         self._programs: Programs
-        self._control: wire.Server
+        self.control: wire.Server
 
     # ------------------------------------------------------------------ the run
 
@@ -111,11 +111,11 @@ class Supervisor:
         with ExitStack() as undo:
             undo.callback(shutil.rmtree, self._runtime_dir, ignore_errors=True)
             undo.callback(remove_spool, self.plan.settings, self._runtime_dir)
-            self._control = wire.Server(
+            self.control = wire.Server(
                 wire.ipc_address(self._runtime_dir, CONTROL_SOCKET), ToSupervisor,
                 self._on_messages, on_up=self._on_child_up,
             )  # fmt: skip
-            undo.callback(self._control.close)
+            undo.callback(self.control.close)
             self._programs = Programs(
                 self.plan, self._runtime_dir, self.run_id, self._echo, self._on_log_match, self.mask
             )
@@ -124,20 +124,19 @@ class Supervisor:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self.loop.add_signal_handler(number, self._on_stop_signal)
             self.loop.add_signal_handler(signal.SIGHUP, self._on_reload_signal)
+            for number in STRAY_SIGNALS:
+                self.loop.add_signal_handler(number, lambda: None)
             self._handoff.write(self.plan.settings)
-            self._published = self._lock.publish(
+            self._lock.publish(
                 runtime_dir=self._runtime_dir,
                 run_id=self.run_id,
                 worker_url=self.plan.worker_url,
                 admin_url=self.plan.admin_url,
                 engine_url=self.plan.engine_url,
             )
-            self._start()
+            self._add_members()
+            self._watch()
             return await self._finished
-
-    def _start(self) -> None:
-        self._add_members()
-        self._watch()
 
     def _add_members(self) -> None:
         """Start everyone who is not there yet."""
@@ -166,11 +165,6 @@ class Supervisor:
         for member in self.members.values():
             member.close()
         process_tree.sweep(self.run_id, exclude=(os.getpid(),))
-
-    @property
-    def malformed(self) -> int:
-        """Messages on the control socket that were no words of ours."""
-        return self._control.malformed
 
     @property
     def plan(self) -> Plan:
@@ -224,7 +218,7 @@ class Supervisor:
     def _asker(self, name: str) -> Callable[[float], bool]:
         def ask(deadline_s: float) -> bool:
             margin = DRAIN_MARGIN_S if deadline_s > DRAIN_MARGIN_S else 0.0
-            return self._control.send(name, Drain(deadline_s - margin))
+            return self.control.send(name, Drain(deadline_s - margin))
 
         return ask
 
@@ -252,7 +246,7 @@ class Supervisor:
 
     def _send(self, told: Iterable[tidings.Tiding]) -> None:
         for name, message in told:
-            self._control.send(name, message)
+            self.control.send(name, message)
 
     def _watch(self) -> None:
         """Once a beat: who has gone mute? And bury what was left to us."""
@@ -262,6 +256,7 @@ class Supervisor:
         late_s = now - self._last_look - restart.beat_s
         self._last_look = now
         for member in self.members.values():
+            member.heed_log()
             if member.beaten_at is None or member.process is None:
                 continue
             if late_s > restart.beat_s:
@@ -270,11 +265,16 @@ class Supervisor:
                 mute_s = now - member.beaten_at
                 member.beaten_at = None
                 member.feed(lifecycle.Hung(f"no heartbeat for {mute_s:.1f} s"))
+        if mute := awaited.mute_engine(self):
+            self.members["engine"].feed(lifecycle.Hung(mute))
         known = {m.process.pid for m in self.members.values() if m.process is not None}
         process_tree.reap_orphans(known)
+        wait = tidings.of_wait(self)
+        if wait != self._told_wait:
+            self._told_wait = wait
+            self._send([wait])
         self._handoff.keep()
-        if not self._published:  # the disk was full: commands do not find us
-            self._published = self._lock.publish()
+        self._lock.keep()
 
     def _follow(self, tail: Tail) -> None:
         """Read on in the log of a model server that something else starts."""
@@ -295,7 +295,7 @@ class Supervisor:
             elif isinstance(message, ModelVerdict):
                 self._on_verdict(message)
             elif isinstance(message, CommandRequest):
-                self._control.send(name, obey(self, message))
+                self.control.send(name, obey(self, message))
             elif isinstance(message, Configured | ScriptFailed | LifecycleState):
                 script.heed(self, message)
             else:
@@ -343,14 +343,14 @@ class Supervisor:
             if kind == "ready":
                 self.note_ready_line(match)
             else:
-                self._control.send("backend_adapter", match)
+                self.control.send("backend_adapter", match)
         elif kind == "ready":
             self.members[name].feed(lifecycle.BecameReady())
 
     def note_ready_line(self, match: LogMatch) -> None:
         """Also told to later adapters."""
         self.ready_line = match
-        self._control.send("backend_adapter", match)
+        self.control.send("backend_adapter", match)
 
     def configure(self, values: bytes) -> None:
         """A worker.py has said what the worker is; or, after its restart, says it again.
@@ -377,7 +377,7 @@ class Supervisor:
     def _tell_reload(self) -> None:
         for name in self.members:
             if self._programs.ours(name):
-                self._control.send(name, Reload())
+                self.control.send(name, Reload())
 
     # ------------------------------------------------------------------ the end
 

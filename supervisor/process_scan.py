@@ -63,6 +63,15 @@ def _look(pid: int, late: bool) -> Seen | None:
     return Seen(pid, alive, int(fields[1]), int(fields[3]))
 
 
+def is_stopped(pid: int) -> bool:
+    """A signal has stopped it (SIGSTOP): none of its threads runs, whatever it was about to do."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1] == b"T"
+    except OSError:
+        return False
+
+
 def find_run(
     run_id: str,
     name: str | None = None,

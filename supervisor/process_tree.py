@@ -75,7 +75,7 @@ class Exit:
     pid: int
     code: int | None = None
     signal: int | None = None
-    #: the kernel counted a process of our cgroup as killed for memory while this one was killed
+    #: it failed, and in its time the kernel counted a process of our cgroup as killed for memory
     oom: bool = False
     #: a SIGKILL that we did not send
     foreign: bool = False
@@ -83,7 +83,8 @@ class Exit:
     def describe(self) -> str:
         """For people."""
         if self.code is not None:
-            return f"exit {self.code}"
+            meanwhile = "; meanwhile the kernel killed a process here for memory (out of memory)"
+            return f"exit {self.code}" + (meanwhile if self.oom else "")
         if self.signal is None:
             return "ended, and something else took its exit status"
         if self.oom:
@@ -154,13 +155,13 @@ class Process:
         return self.exit
 
     def _judge(self, status: os.waitid_result) -> Exit:
-        if status.si_code == os.CLD_EXITED:
-            return Exit(self.pid, code=status.si_status)
         number = status.si_status
-        foreign = number == signal.SIGKILL and number not in self.signalled
         counted = oom_kills()
-        oom = foreign and None not in (counted, self._oom_kills) and counted != self._oom_kills
-        return Exit(self.pid, signal=number, oom=oom, foreign=foreign)
+        oom = None not in (counted, self._oom_kills) and counted != self._oom_kills
+        if status.si_code == os.CLD_EXITED:  # what was killed may have been a child of it
+            return Exit(self.pid, code=number, oom=oom and number != 0)
+        foreign = number == signal.SIGKILL and number not in self.signalled
+        return Exit(self.pid, signal=number, oom=oom and foreign, foreign=foreign)
 
 
 def spawn(

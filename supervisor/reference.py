@@ -6,6 +6,7 @@ A test compares the pages with what this would write, so neither can drift from 
 
 from __future__ import annotations
 
+import math
 import sys
 import typing
 from pathlib import Path
@@ -15,10 +16,52 @@ import msgspec
 
 from supervisor import lifecycle
 from supervisor.exit_codes import ExitCode
+from supervisor.memory_budget import MIB, items, total_bytes
 from supervisor.messages import ChildState
-from supervisor.settings import Workload
+from supervisor.settings import Settings, Workload
 from supervisor.settings_sources import Field, fields, sections
 
+_MEMORY = """
+The bodies, the unread answers and the spool are shared evenly by several ingress processes. Not
+counted are the model server, a worker.py (below), and the kernel's own socket buffers and page
+cache, which it takes back when memory is short.
+
+## Where a body is
+
+A body longer than `limits.large_bytes` goes into a file as it comes, and so does one of 16 KiB when
+half of `limits.buffered_bytes` is held. A file is mapped for as long as it takes to check it, and
+is sent to the model server piece by piece, as fast as that takes it; so no process ever holds a
+large body, however often it is sent again. Files are in `limits.spool_dir` (a disk; in a tmpfs they
+would be memory), only this user can read them, and each goes with its request. A killed ingress's
+files go when it is back, those of a whole run at its end, or before the next one starts.
+
+A thread waits for the disk, never the loop. While the disk is slower than the clients, they are
+read no further.
+
+## At the limit
+
+| what is full | the client gets |
+|---|---|
+| one body over `limits.body_bytes` | 413 `body_too_large` when the head has come; nothing is read |
+| memory, the spool, or the disk | 503 `memory` with Retry-After, before the body is read |
+| pipelined requests | the answer to the first, then the connection closes |
+| answers that nobody reads | who has not read for longest is cut off |
+| the queue | 429 `queue_full` with Retry-After |
+
+A body in chunks, whose length nobody has announced, is refused where the room ends.
+
+A response that is complete gives its slot on the model server free although its client still reads,
+for up to 256 responses at once; further ones keep theirs.
+
+## With a worker.py
+
+Its process reads the body of each request that its functions see. Bodies that wait for a function
+hold at most `limits.buffered_bytes`, those of requests whose response it forms as much again, or
+one body; beyond that, 503 `memory`. What its functions make of them is theirs.
+
+An ingress that stands still is replaced within seconds; until then, what the model server answers
+to its clients gathers in the queue process, up to each stream's `limits.stream_credit_bytes`.
+"""
 _MADE = "<!-- Written by `python -m supervisor.reference`. Change the code, not this page. -->\n"
 
 
@@ -28,6 +71,7 @@ def pages() -> dict[str, str]:
         "settings.md": settings_page(),
         "exit-codes.md": exit_codes_page(),
         "lifecycle.md": lifecycle_page(),
+        "memory.md": memory_page(),
     }
 
 
@@ -52,6 +96,28 @@ def settings_page() -> str:
         out += _table([field for field in known if field.section == name])
     out.append('## `workload` of a route\n\nA table: `workload = { field = "max_tokens" }`.\n')
     out += _table(_workload_fields())
+    return "\n".join(out)
+
+
+def memory_page() -> str:
+    """What the worker holds at most, and what happens at each limit."""
+    settings = Settings()
+    out = [
+        f"# Memory\n\n{_MADE}",
+        "What clients send and do not read is bounded in bytes, and every bound is a setting. Under"
+        " any flood, with the default settings and without TLS, the processes of the worker"
+        f" together stay under **{math.ceil(total_bytes(settings) / MIB / 128) * 128} MiB**; at"
+        " rest they take about 100. With TLS each open connection takes its buffers besides.\n",
+        "| process | holds | limit | MiB by default |",
+        "|---|---|---|---|",
+        *(
+            f"| {item.process} | {item.what} | {item.limit} | {math.ceil(item.bytes / MIB)} |"
+            for item in items(settings)
+        ),
+        f"| together | | | {math.ceil(total_bytes(settings) / MIB)} |\n",
+        _MEMORY.strip(),
+        "",
+    ]
     return "\n".join(out)
 
 

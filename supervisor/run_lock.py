@@ -2,7 +2,8 @@
 
 Law: whoever holds the lock of ``run.lock`` is the run; the file itself means nothing. The kernel
 drops the lock with the process, so a file left behind by a crash is harmless, and it is never
-deleted (a second run could lock a file that has no name any more).
+deleted (a second run could lock a file that has no name any more). Where somebody else removes it,
+or its directory, it is made again (``keep``).
 
 The file holds the facts of the run as JSON, for the command line. It must not know what they mean.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import time
 from typing import Any
@@ -21,6 +23,7 @@ _FILE = "run.lock"
 _PATIENCE_S = 0.5
 _PAUSE_S = 0.01
 _MAX_BYTES = 64 * 1024
+_log = logging.getLogger("supervisor")
 
 
 class RunLockError(Exception):
@@ -47,14 +50,15 @@ class RunLock:
         self._fd = -1
         self._facts: dict[str, Any] = {}
         self._size_bytes = 0
+        self._published = False
+        self._lost_said = False
         #: what the run before this one had published, when it was not released
         self.left_behind: dict[str, Any] = {}
 
     def acquire(self) -> None:
         """Take the lock, or raise AlreadyRunning, or RunLockError when the directory is no good."""
         try:
-            os.makedirs(self.state_dir, mode=0o700, exist_ok=True)
-            fd = os.open(_path(self.state_dir), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = _opened(self.state_dir)
         except OSError as error:
             raise RunLockError(
                 f"cannot use the state directory {self.state_dir}: {error.strerror};"
@@ -87,9 +91,46 @@ class RunLock:
         try:
             written = os.pwrite(self._fd, padded, 0)
         except OSError:
-            return False
+            written = 0
         self._size_bytes = max(self._size_bytes, written)
-        return written == len(padded)
+        self._published = written == len(padded)
+        return self._published
+
+    def keep(self) -> None:
+        """Call now and then: publish what the disk refused, and make the file again where it is
+        gone; otherwise no command finds this run, and a second one could start beside it.
+        """
+        try:
+            there = os.path.samestat(os.stat(_path(self.state_dir)), os.fstat(self._fd))
+        except OSError:
+            there = False
+        if not there:
+            self._make_again()
+        elif not self._published:
+            self.publish()
+
+    def _make_again(self) -> None:
+        try:
+            fd = _opened(self.state_dir)
+        except OSError as error:
+            self._say_lost(f"cannot be made again: {error.strerror}")
+            return
+        if not _try_lock(fd, fcntl.LOCK_EX):
+            holder = _glance(fd).get("pid", 0)
+            os.close(fd)
+            if holder:  # else somebody who only looked: tried again at the next call
+                self._say_lost(f"and another worker (pid {holder}) uses its place")
+            return
+        os.close(self._fd)
+        self._fd, self._size_bytes = fd, os.fstat(fd).st_size
+        self._lost_said = False
+        _log.warning("the state directory %s had been removed; made again", self.state_dir)
+        self.publish()
+
+    def _say_lost(self, what: str) -> None:
+        if not self._lost_said:
+            self._lost_said = True
+            _log.error("the state directory %s was removed, %s", self.state_dir, what)
 
     def release(self) -> None:
         """Give the lock back; the file stays."""
@@ -115,6 +156,12 @@ def read_running(state_dir: str) -> dict[str, Any] | None:
         return None if _try_lock(fd, fcntl.LOCK_SH) else _read(fd)
     finally:
         os.close(fd)
+
+
+def _opened(state_dir: str) -> int:
+    """The file, made where it is missing. Raises OSError."""
+    os.makedirs(state_dir, mode=0o700, exist_ok=True)
+    return os.open(_path(state_dir), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def _path(state_dir: str) -> str:

@@ -18,6 +18,7 @@ from supervisor.messages import (
     LogMatch,
     ScriptFailed,
 )
+from supervisor.process_scan import is_stopped
 from supervisor.settings_sources import SettingsError
 
 if TYPE_CHECKING:
@@ -31,11 +32,11 @@ Word = Configured | ScriptFailed | LifecycleState
 
 def patience_s(supervisor: Supervisor, member: Member) -> float:
     """Seconds that a process of ours may be mute. One that runs a worker.py has more: a library
-    that it loads, above all.
+    that it loads, above all. But one that was stopped does nothing, and holds nothing.
     """
     settings = supervisor.plan.settings
     usual_s = settings.restart.beat_s * settings.restart.missed_beats
-    if member.name != "hooks":
+    if member.name != "hooks" or member.process is None or is_stopped(member.process.pid):
         return usual_s
     starting = member.state is ChildState.STARTING
     return max(settings.hooks.start_timeout_s if starting else HELD_S, usual_s)

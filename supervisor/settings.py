@@ -105,7 +105,11 @@ class AuthSettings(Section, frozen=True):
     ] = 4096
     clients: Annotated[
         dict[str, str],
-        doc("Strict mode (docs/security.md): name → key of each client. {}: off.", secret=True),
+        doc(
+            "Strict mode: name → Ed25519 public key (base64) of each client. Each request must be"
+            " signed by one of them, too, and passes once (docs/security.md). Empty: not wanted.",
+            secret=True,
+        ),
     ] = {}
 
 
@@ -200,6 +204,10 @@ class ModelSettings(Section, frozen=True):
     probe_failures: Annotated[
         int, doc("Probes that fail in a row before it counts as unhealthy.", ge=1, le=100)
     ] = 2
+    gpu_watch_s: Annotated[
+        Seconds,
+        doc("Seconds between looks at the GPUs; twice as long in silence is an error. 0: never."),
+    ] = 5.0
     connect_timeout_s: Annotated[float, doc("Seconds to connect to it.", gt=0)] = 5.0
     first_byte_timeout_s: Annotated[
         Seconds, doc("Seconds from request to response head; 0: no limit.")

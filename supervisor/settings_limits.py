@@ -31,7 +31,10 @@ class LimitSettings(Section, frozen=True):
     header_bytes: Annotated[int, doc("All header lines of one request.", ge=256)] = 65_536
     header_count: Annotated[int, doc("Header lines of one request.", ge=1)] = 100
     body_bytes: Annotated[Bytes, doc("One request body.")] = 128 * 2**20
-    header_timeout_s: Annotated[float, doc("Seconds for the head of a request.", gt=0)] = 20.0
+    header_timeout_s: Annotated[
+        float,
+        doc("Seconds for the head of a request; before it, for a TLS handshake.", gt=0),
+    ] = 20.0
     body_timeout_s: Annotated[
         float,
         doc(

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 
 from supervisor import lifecycle
 from supervisor.member import Member
+from supervisor.messages import ChildState
 from supervisor.settings import Settings
 
 #: Beyond the drain deadline, before a child is killed.
@@ -45,6 +47,8 @@ async def stop_in_order(
     ]
     for names, deadline_s in order:
         group = [members[name] for name in names if name in members]
+        if names == ["backend_adapter"]:
+            await _returned(group, changed)
         for member in group:
             member.feed(lifecycle.Stop(deadline_s, reason))
         try:
@@ -55,3 +59,22 @@ async def stop_in_order(
         except TimeoutError:
             left = [member.name for member in group if not member.gone]
             _log.error("cannot be killed, left behind: %s", ", ".join(left))
+
+
+async def _returned(group: list[Member], changed: asyncio.Event) -> None:
+    """Wait for those who are just being restarted.
+
+    What a process keeps beyond its life only its successor can finish: the adapter's sessions, of
+    whose end the model server is to hear.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LAST_WORDS_S):
+            while any(map(_returns, group)):
+                changed.clear()
+                await changed.wait()
+
+
+def _returns(member: Member) -> bool:
+    """It was told to end, or died, and another one comes."""
+    starts = member.state is ChildState.STARTING and member.life.generation > 1
+    return starts or member.state in (ChildState.STOPPING, ChildState.BACKOFF)

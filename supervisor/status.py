@@ -8,7 +8,8 @@ and everything is bounded: members by the plan, gauges by the heartbeat.
     urls                       worker, admin, engine
     engine_local, routes       the local engine runs; paths that clients may POST to
     signatures                 they are checked
-    members                    name, state, pid, uptime_s, restarts, reason, last_exit, gauges
+    members                    name, state, pid, uptime_s, restarts, reason, last_exit, gauges,
+                               log_dropped_bytes, log_cut_bytes, log_error
     model                      ready, healthy, state, reason, generation, url
     queue, load                gauges of backend_adapter and reporter, {} until their first beat
     malformed                  messages that were no words of ours and were dropped, by who got them
@@ -28,6 +29,9 @@ from supervisor.messages import ChildState
 if TYPE_CHECKING:
     from supervisor.member import Member
     from supervisor.process import Supervisor
+
+#: Characters of a log line that is quoted.
+MAX_QUOTE = 100
 
 
 def status_of(supervisor: Supervisor) -> dict[str, Any]:
@@ -66,7 +70,11 @@ def unready_reason(supervisor: Supervisor) -> str:
             return supervisor.mask(f"{member.name} is {member.state}" + _because(detail))
     if supervisor.model_ready:
         return _no_key(supervisor) if awaited.lacks_key(supervisor) else ""
-    return supervisor.mask("the model server is not ready" + _because(awaited.of_model(supervisor)))
+    text = "the model server is not ready" + _because(awaited.of_model(supervisor))
+    model, line = supervisor.members.get("model"), awaited.last_line(supervisor)[:MAX_QUOTE]
+    if line and model is not None and model.state is ChildState.STARTING:
+        text = f"{text}; its output: {line}"
+    return supervisor.mask(text)
 
 
 def _no_key(supervisor: Supervisor) -> str:
@@ -79,7 +87,7 @@ def _because(detail: str) -> str:
 
 
 def _member(supervisor: Supervisor, member: Member, now: float) -> dict[str, Any]:
-    life = member.life
+    life, log = member.life, member.log
     return {
         "name": member.name,
         "state": str(life.state),
@@ -89,6 +97,9 @@ def _member(supervisor: Supervisor, member: Member, now: float) -> dict[str, Any
         "reason": supervisor.mask(life.reason or member.detail),
         "last_exit": supervisor.mask(member.last_exit),
         "gauges": _masked(supervisor, member.gauges),
+        "log_dropped_bytes": log.dropped_bytes,
+        "log_cut_bytes": log.cut_bytes,
+        "log_error": supervisor.mask(log.error),
     }
 
 
@@ -105,7 +116,7 @@ def _model(supervisor: Supervisor) -> dict[str, Any]:
 
 
 def _malformed(supervisor: Supervisor) -> dict[str, int]:
-    counts = {"supervisor": supervisor.malformed}
+    counts = {"supervisor": supervisor.control.malformed}
     for name, member in supervisor.members.items():
         if "malformed" in member.gauges:
             counts[name] = int(member.gauges["malformed"])

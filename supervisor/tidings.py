@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from supervisor.messages import ChildNote, ChildState, Message, ModelState
+from supervisor import status
+from supervisor.messages import ChildNote, ChildState, Message, ModelState, Unready
 
 if TYPE_CHECKING:
     from supervisor.member import Member
@@ -36,6 +37,10 @@ def of_change(supervisor: Supervisor, member: Member) -> Iterator[Tiding]:
                 yield name, _note(supervisor, member)
             if _starts_model(supervisor):
                 yield "backend_adapter", model_state(supervisor)
+        elif member.name == "backend_adapter" and member.state is ChildState.FAILED:
+            for name in supervisor.members:  # nobody will answer what runs and what waits
+                if name.startswith("ingress-"):
+                    yield name, _note(supervisor, member)
 
 
 def of_stop(supervisor: Supervisor) -> Iterator[Tiding]:
@@ -43,6 +48,11 @@ def of_stop(supervisor: Supervisor) -> Iterator[Tiding]:
     reason = supervisor.mask(supervisor.stop_reason)
     for name in ("reporter", "backend_adapter"):
         yield name, ChildNote("worker", ChildState.STOPPING, reason, 0)
+
+
+def of_wait(supervisor: Supervisor) -> Tiding:
+    """What it waits for before it is ready."""
+    return "reporter", Unready(status.unready_reason(supervisor))
 
 
 def for_newcomer(supervisor: Supervisor, name: str) -> Iterator[Tiding]:
@@ -57,6 +67,7 @@ def for_newcomer(supervisor: Supervisor, name: str) -> Iterator[Tiding]:
         for member in supervisor.members.values():
             if supervisor.is_ours(member.name):
                 yield from of_change(supervisor, member)
+        yield of_wait(supervisor)
     if supervisor.stopping:
         yield from (tiding for tiding in of_stop(supervisor) if tiding[0] == name)
 

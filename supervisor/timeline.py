@@ -2,15 +2,18 @@
 
 ``Timeline`` is told of every change of every member, in whatever order, and compares what it sees
 with what it has said. It decides nothing and may miss nothing but repetitions; ``screen.py`` knows
-how words are shown. While the model loads, its latest log line is shown every ``PROGRESS_S``.
+how words are shown. While the model loads, its latest log line and what grows on the machine are
+shown every ``PROGRESS_S``.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from supervisor import awaited
+from supervisor.growth import Growth
 from supervisor.messages import ChildState
 from supervisor.screen import Part, Screen, Tone
 
@@ -28,10 +31,14 @@ _DOWN = (ChildState.BACKOFF, ChildState.FAILED, ChildState.UNHEALTHY)
 
 
 class Timeline:
-    """The words of one run."""
+    """The words of one run.
 
-    def __init__(self, screen: Screen) -> None:
+    ``growth``: what moved on the machine since it was last asked, in words.
+    """
+
+    def __init__(self, screen: Screen, growth: Callable[[], str] | None = None) -> None:
         self._screen = screen
+        self._growth = growth or Growth().words
         self._begun = False
         self._parts: list[Part] = []
         self._ticked: set[str] = set()
@@ -99,15 +106,16 @@ class Timeline:
 
     def _say_progress(self, supervisor: Supervisor) -> None:
         self._progress = supervisor.loop.call_later(PROGRESS_S, self._say_progress, supervisor)
-        model = supervisor.members.get("model")
-        said, lines = awaited.of_run(supervisor), []
-        if model is not None and model.capture is not None:
-            lines = [line for line in model.ring.since(model.capture.begins)[0] if line.strip()]
-        if lines and not supervisor.model_ready:
-            quote = f"model: {lines[-1].strip()[:MAX_QUOTE]}"
-            # a log that stands still does not say what is missing
-            said = f"{quote}   ({said})" if quote == self._quote else quote
-            self._quote = quote
+        said, line, grown = awaited.of_run(supervisor), awaited.last_line(supervisor), ""
+        if not supervisor.model_ready:
+            grown = self._growth()
+            if line:
+                quote = f"model: {line[:MAX_QUOTE]}"
+                # a log that stands still does not say what is missing
+                said = f"{quote}   ({said})" if quote == self._quote else quote
+                self._quote = quote
+        if grown:
+            said = f"{said}   [{grown}]"
         self._screen.say(f" {_elapsed(supervisor):>7}  {supervisor.mask(said)}", Tone.QUIET)
 
     # ------------------------------------------------------------------ changes

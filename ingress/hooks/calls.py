@@ -13,12 +13,14 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from backend_adapter.hook_messages import ROUTE_HEADER, Prepared, Refused
 from backend_adapter.messages import FilePart
+from ingress.hooks.blame import told
 from ingress.hooks.handlers import Hooked, workload_of
 from ingress.hooks.payload import ApiPayload, EndpointHandler, JsonDataException
 
@@ -75,14 +77,14 @@ def prepare(
             with open(file.path, "rb") as spooled:
                 body = spooled.read()
         payload = read(hooked, body)
-        workload = workload_of(payload, hooked.route)
+        workload = workload_of(payload, hooked.route, body)
         if hooked.hosted:
             return Prepared(question, workload, ticket=secrets.token_hex(8)), payload
         if not hooked.reads and payload.generate_payload_json() == json.loads(body)["payload"]:
             return Prepared(question, workload, untouched=True), None
         sent, headers = wire_form(payload)
     except BaseException as error:  # whatever user code raises, sys.exit among it
-        return refusal(question, hooked.route, error), None
+        return refusal(question, hooked.route, error, body), None
     return Prepared(question, workload, sent, headers), None
 
 
@@ -101,18 +103,20 @@ def sample(hooked: Hooked, question: int) -> Prepared | Refused:
     return Prepared(question, workload, sent, headers)
 
 
-def refusal(question: int, route: str, error: BaseException) -> Refused:
-    """What a client is told of an exception in user code."""
+def refusal(
+    question: int, route: str, error: BaseException, body: bytes = b"", others: Iterable[str] = ()
+) -> Refused:
+    """What a client is told of an exception in user code; ``body`` and ``others`` are its own."""
     if isinstance(error, JsonDataException):
-        told = error.message
-        extra = told if isinstance(told, dict) else {"payload": told}
+        said = error.message
+        extra = said if isinstance(said, dict) else {"payload": said}
         text = "; ".join(f"{name}: {_said(fault)}" for name, fault in extra.items())
-        return Refused(question, "invalid_parameter", _cut(text), _json({"payload": told}))
+        return Refused(question, "invalid_parameter", _cut(text), _json({"payload": said}))
     if isinstance(error, ValueError):
         return Refused(
             question, "invalid_parameter", _cut(_said(error) or "the payload is refused")
         )
-    _log.error("worker.py failed at a request to %s", route, exc_info=error)
+    _log.error("worker.py failed at a request to %s\n%s", route, told(error, body, others))
     what = _said(error) if isinstance(error, BadHook) else type(error).__name__
     return Refused(question, "hook_failed", _cut(f"worker.py failed at this request: {what}"))
 

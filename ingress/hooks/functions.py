@@ -6,8 +6,8 @@ function cannot be, so its thread goes on, and keeps the place, when its client 
 no place within ``wait_s`` is told so (``NoPlace``).
 
 A remote function may take as long as a model does: it has no deadline of its own, but its
-request's. Its threads are daemons, so one that never returns keeps nothing alive. Everything lives
-on one loop.
+request's. Its threads are daemons, so one that never returns keeps nothing alive; all but one end
+when they have had nothing to do for a while. Everything lives on one loop.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from ingress.hooks.handlers import MAX_PLAIN, Hooked, is_plain
 from ingress.hooks.payload import ApiPayload
 from ingress.hooks.threads import DaemonThread
 
+#: Seconds after which a thread without work ends. The last one stays: what libraries keep for each
+#: thread is made once where requests come one at a time.
+IDLE_S = 60.0
 #: What a function returned, or what it raised.
 _Outcome = tuple[Any, BaseException | None]
 
@@ -32,13 +35,19 @@ class NoPlace(Exception):
 
 
 class RemoteFunctions:
-    """Every remote function of a file. ``wait_s``: seconds that a call may wait for its place."""
+    """Every remote function of a file.
 
-    def __init__(self, wait_s: float) -> None:
+    ``wait_s``: seconds that a call may wait for its place. ``idle_s``: see ``IDLE_S``.
+    """
+
+    def __init__(self, wait_s: float, idle_s: float = IDLE_S) -> None:
         self._wait_s = wait_s
+        self._idle_s = idle_s
         self._serial = asyncio.Semaphore(1)
         self._places: dict[str, asyncio.Semaphore] = {}
-        self._idle: list[DaemonThread] = []
+        #: threads without work, and since when; the longest idle first, the last is used next
+        self._idle: list[tuple[DaemonThread, float]] = []
+        self._timer: asyncio.TimerHandle | None = None
         #: thread → where its outcome is waited for
         self._running: dict[DaemonThread, asyncio.Future[_Outcome]] = {}
 
@@ -89,14 +98,30 @@ class RemoteFunctions:
 
     def _begin(self, work: Callable[[], Any]) -> asyncio.Future[_Outcome]:
         loop = asyncio.get_running_loop()
-        thread = self._idle.pop() if self._idle else DaemonThread(self._finished, loop)
+        thread = self._idle.pop()[0] if self._idle else DaemonThread(self._finished, loop)
         future = self._running[thread] = loop.create_future()
         thread.run(partial(_outcome_of, work))
         return future
 
     def _finished(self, thread: DaemonThread, outcome: _Outcome) -> None:
-        self._idle.append(thread)
+        loop = asyncio.get_running_loop()
+        self._idle.append((thread, loop.time()))
         self._running.pop(thread).set_result(outcome)
+        if self._timer is None and len(self._idle) > 1:
+            self._timer = loop.call_later(self._idle_s, self._thin_out)
+
+    def _thin_out(self) -> None:
+        """End who has been idle for so long, and look again when the next will have been."""
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        while len(self._idle) > 1:
+            thread, since = self._idle[0]
+            left_s = since + self._idle_s - loop.time()
+            if left_s > 0:
+                self._timer = loop.call_later(left_s, self._thin_out)
+                return
+            del self._idle[0]
+            thread.end()
 
 
 async def _awaited(result: Any) -> Any:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ingress.hooks import arguments
+from ingress.hooks.blame import told
 from ingress.hooks.config import (
     DEFAULT_WORKLOAD,
     BenchmarkConfig,
@@ -99,14 +100,17 @@ def is_plain(function: Any) -> bool:
     )
 
 
-def workload_of(payload: ApiPayload, route: str) -> float:
-    """Units of work of a payload: a finite number, not below 0; the default where it is none."""
+def workload_of(payload: ApiPayload, route: str, body: bytes = b"") -> float:
+    """Units of work of a payload: a finite number, not below 0; the default where it is none.
+
+    ``body``: what the client sent, which is not logged.
+    """
     try:
         workload = float(payload.count_workload())
-    except Exception:  # whatever user code raises
+    except Exception as error:  # whatever user code raises
         _log.warning(
-            "the workload of a request to %s could not be counted; it counts as %g",
-            route, DEFAULT_WORKLOAD, exc_info=True,
+            "the workload of a request to %s could not be counted; it counts as %g\n%s",
+            route, DEFAULT_WORKLOAD, told(error, body),
         )  # fmt: skip
         return DEFAULT_WORKLOAD
     if not math.isfinite(workload) or workload < 0:

@@ -18,7 +18,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -37,6 +39,8 @@ from supervisor.settings import LimitSettings
 
 #: Seconds between two looks at how far a response has come.
 LOOK_EVERY_S = 0.5
+#: Seconds between two looks at whether the socket file is there.
+FILE_EVERY_S = 1.0
 #: After which a client may try again that found no room for its body.
 RETRY_S = 1
 #: Connections that wait while the file's loop is busy.
@@ -90,6 +94,10 @@ class Hosted:
         self._functions = RemoteFunctions(timeout_s)
         self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
+        self._path = ""
+        self._site: web.UnixSite | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._again: asyncio.Task[None] | None = None
 
     async def start(self, path: str) -> None:
         """Listen on the socket file ``path``."""
@@ -106,7 +114,9 @@ class Hosted:
             max_headers=limits.header_count + OUR_HEADERS,
         )
         await self._runner.setup()
-        await web.UnixSite(self._runner, path, backlog=BACKLOG).start()
+        self._path = path
+        await self._listen()
+        self._look()
         if self._model_url.startswith("http"):
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),
@@ -114,8 +124,32 @@ class Hosted:
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
             )
 
+    async def _listen(self) -> None:
+        assert self._runner is not None
+        if self._site is not None:
+            await self._site.stop()  # what it has accepted goes on
+        self._site = web.UnixSite(self._runner, self._path, backlog=BACKLOG)
+        await self._site.start()
+
+    async def _listen_again(self) -> None:
+        try:
+            await self._listen()
+        except OSError as error:  # the directory is gone, too: tried again at the next look
+            _log.debug("%s: %s", self._path, error)
+
+    def _look(self) -> None:
+        """A file that somebody removed is made again, or nobody new could connect."""
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(FILE_EVERY_S, self._look)
+        if not os.path.exists(self._path) and (self._again is None or self._again.done()):
+            self._again = loop.create_task(self._listen_again())
+
     async def close(self) -> None:
         """Cut what runs."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._again is not None:
+            await asyncio.wait([self._again])
         if self._runner is not None:
             await self._runner.cleanup()
         if self._session is not None:
@@ -154,7 +188,8 @@ class Hosted:
         except _BrokeOff as error:
             return _failed(request, Problem(ErrorKind.MODEL_FAILED, str(error)))
         except Exception as error:  # whatever user code raises
-            refused = calls.refusal(0, hooked.route, error)
+            body, headers = await _sent(request)
+            refused = calls.refusal(0, hooked.route, error, body, headers)
             extra = calls.extra_of(refused)
             return _failed(request, Problem(KINDS[refused.kind], refused.message, extra=extra))
 
@@ -229,6 +264,14 @@ class Hosted:
             await asyncio.wait([task], timeout=1.0)
             raise
         return task.result()
+
+
+async def _sent(request: web.Request) -> tuple[bytes, list[str]]:
+    """What the client sent, body and headers. A body that the file took away: what is no JSON."""
+    body = b""
+    with suppress(Exception):  # whatever became of it
+        body = await request.read()
+    return body or b"?", list(request.headers.values())
 
 
 async def _guarded(work: Any) -> Any:

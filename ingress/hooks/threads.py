@@ -162,11 +162,16 @@ class DaemonThread:
         self._work = work
         self._wake.release()
 
+    def end(self) -> None:
+        """Let it end. The thread is idle, and is not used again."""
+        self._wake.release()
+
     def _main(self) -> None:
         while True:
             self._wake.acquire()
-            assert self._work is not None
             work, self._work = self._work, None
+            if work is None:
+                return
             outcome = work()
             try:
                 self._loop.call_soon_threadsafe(self._finished, self, outcome)

@@ -326,6 +326,13 @@ def test_row_32_replays_of_today(today: Scene) -> None:
     assert today.reached() == before + 4
 
 
+@row(
+    32,
+    "2024's signature comes a second time, too late, with a change, or where today's is asked for",
+    seen="401 `replayed`; 401 `bad_signature`; 422 `invalid_parameter` where a number changed its"
+    " type",
+    does="remembers the messages of the last `auth.replay_window` requests",
+)
 def test_row_32_replays_of_2024(tmp_path: Path) -> None:
     with scene(tmp_path, "2024") as at:
         newest = at.auth(reqnum=1000)
@@ -421,6 +428,12 @@ def test_row_32_own_calls(today: Scene) -> None:
             connection.close()
 
 
+@row(
+    32,
+    "refusals are looked for afterwards",
+    seen="`lighterman_refused_total` of /metrics, by kind; never `internal`",
+    does="counts each refusal by its kind, and logs none",
+)
 def test_row_32_refusals_are_counted_by_kind_and_never_ours(today: Scene) -> None:
     today.ask({**today.auth(), "signature": "AAAA"})
     admin = str(today.worker.facts()["admin_url"])

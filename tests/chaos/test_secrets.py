@@ -34,6 +34,7 @@ from supervisor.control_client import ControlError
 from supervisor.demo.signing import Signer
 from supervisor.plan import free_port
 from tests.chaos.table import row
+from tests.compat.bench import on_the_bench
 from tests.kit.certificates import make_pair
 from tests.kit.wait import DEADLINE_S, wait_until
 from tests.kit.worker import Worker, end
@@ -46,6 +47,7 @@ from supervisor.demo import model
 
 def tell():
     while True:
+        print("somebody told me THE_TOKEN", flush=True)
         print("given", sys.argv, dict(os.environ), flush=True)
         print("INFO key:", os.environ["HF_TOKEN"], "RuntimeError: Engine", sys.argv[-1], flush=True)
         time.sleep(0.5)
@@ -248,7 +250,7 @@ def test_row_33_no_secret_comes_out(tmp_path: Path) -> None:
     client = strict_client.make_key(tmp_path / "client.pem")
     for file, name in ((key, "tls"), (tmp_path / "client.pem", "strict")):
         known[name] = file.read_text().splitlines()[1][-40:]
-    (tmp_path / "model.py").write_text(MODEL)
+    (tmp_path / "model.py").write_text(MODEL.replace("THE_TOKEN", known["token"]))
     port = free_port("127.0.0.1")
     command = [sys.executable, str(tmp_path / "model.py"), "--port", str(port)]
     command += ["--api-key", known["flag"]]
@@ -337,8 +339,12 @@ def _requests(worker: Worker, engine: Parrot, client: Any, known: dict[str, str]
     with raw(url, out) as send:
         answer = send(request("/generate", envelope()), secretive=True)
         assert b" 200 " in answer.splitlines()[0] and b"generated_text" in answer, answer
+        large = envelope(payload=payload | {"more": known["payload"] * 20_000})  # lies in a file
+        assert b" 200 " in send(request("/generate", large), secretive=True).splitlines()[0]
         for data in (
             request("/generate", envelope(), signed=False),
+            request("/generate", large, signed=False),
+            request("/generate", large[:-1]),
             request("/generate", envelope(), "signature: client=:AAAA:"),
             request("/generate", envelope(auth_data=forged)),
             request("/generate", envelope(auth_data=auth | {"url": f"http://{known['field']}"})),
@@ -412,3 +418,79 @@ def _bad_settings(worker: Worker, known: dict[str, str], env: dict[str, str], ou
     out.add("start", say(worker.directory, str(worker.file), "--state-dir", str(worker.state_dir),
                          "--set", "worker.port=0", **env))  # fmt: skip
     out.add("start", say(worker.directory, "broken.toml", "--set", "engine.beacon_s=0", **env))
+
+
+SCRIPT = """
+import os
+from vastai import BenchmarkConfig, HandlerConfig, Worker, WorkerConfig
+
+print("began with", dict(os.environ), flush=True)
+
+def parse(payload):
+    if payload.get("fail") == "parse":
+        raise RuntimeError(f"no way: {payload}")
+    return payload
+
+def work(payload):
+    if payload.get("fail") == "work":
+        raise KeyError(f"{payload['prompt'][:30]}…")
+    return 1.0
+
+async def answer(request, response):
+    raise RuntimeError(f"{await request.json()} {dict(request.headers)} {request.url}")
+
+async def remote(**params):
+    raise RuntimeError(repr(params))
+
+Worker(WorkerConfig(
+    model_server_url="http://127.0.0.1", model_server_port=PORT, model_log_file=LOG,
+    handlers=[
+        HandlerConfig(route="/plain", request_parser=parse, workload_calculator=work),
+        HandlerConfig(route="/formed", response_generator=answer),
+        HandlerConfig(route="/remote", is_remote_dispatch=True, remote_function=remote),
+    ],
+)).run()
+"""
+
+
+@row(
+    33,
+    "a function of a worker.py raises an exception that holds what the client sent, or the file"
+    " prints its environment",
+    seen="500 `hook_failed` with the exception's type; in the log its trace, with `***` for every"
+    " text of the request",
+    does="keeps the engine's token from the file altogether; masks other secrets that it prints",
+)
+def test_row_33_a_worker_py_tells_no_secret(tmp_path: Path) -> None:
+    known = {name: planted(name) for name in ("token", "hf", "bearer", "header", "query", "prompt")}
+    out = Out()
+    with on_the_bench(
+        tmp_path, SCRIPT, "--set", "engine.local_port=0",
+        MASTER_TOKEN=known["token"], HF_TOKEN=known["hf"],
+    ) as bench:  # fmt: skip
+        bench.until_ready()
+        headers = {"authorization": f"Bearer {known['bearer']}", "x-api-key": known["header"]}
+        secret = {"prompt": known["prompt"], "deep": [{"key": known["prompt"]}]}
+        for route, fail, status in (
+            ("/plain", "parse", 500), ("/plain", "work", 200), ("/formed", "", 500),
+            ("/remote", "", 500),
+        ):  # fmt: skip
+            asked = f"{route}?api_key={known['query']}"
+            answered = bench.ask(asked, secret | {"fail": fail}, headers)
+            assert answered[0] == status, answered
+            if status == 500:
+                out.add("answers", answered[2])
+        hooks = bench.member("hooks")
+        environ = Path(f"/proc/{hooks['pid']}/environ").read_bytes()
+        assert known["token"].encode() not in environ and known["hf"].encode() in environ
+        for words in (("status",), ("status", "--json"), ("logs", "hooks")):
+            told = bench.say(*words)
+            out.add(" ".join(words), told.stdout + told.stderr)
+        bench.signal(signal.SIGTERM)
+        assert bench.until_gone() == 0
+        out.tree(Path(bench.state_dir))
+        out.add("printed", bench.output)
+        said = bench.said()
+    assert said.count("RuntimeError: ") >= 3 and "KeyError: " in said and "began with" in said
+    leaks = out.leaks(known)
+    assert not leaks, "\n".join(leaks)

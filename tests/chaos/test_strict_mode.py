@@ -22,6 +22,7 @@ import pytest
 from examples import strict_client
 from ingress.message_signature import SKEW_S
 from tests.chaos.table import row
+from tests.kit.wait import wait_until
 from tests.kit.worker import Worker, get_json, running
 
 PAYLOAD = {"inputs": "x", "parameters": {"max_new_tokens": 2}}
@@ -138,6 +139,10 @@ def test_row_32_unsigned_and_changed(scene: Scene) -> None:
     assert (
         scene.post(session, scene.signed(session, "/session/create"), "/session/create")[0] == 201
     )
+    # a body that lies in a file is hashed like any other
+    large = scene.body(more="x" * 3 * 2**20)
+    assert scene.post(large, scene.signed(large))[0] == 200
+    assert scene.post(large[:-2] + b"y}", scene.signed(large))[:2] == (401, "body_changed")
     query = "/generate?api_key=k"
     assert scene.post(body, scene.signed(body, query), query)[0] == 200
 
@@ -162,8 +167,12 @@ def test_row_32_replays(scene: Scene) -> None:
         kinds.update(scene.post(body, headers)[1] for _ in range(3))
     # the kernel spreads connections over both: each has been asked about what the other took
     assert kinds == {"nonce_used": 3 * each}
-    taken = [scene.worker.members()[f"ingress-{n}"]["gauges"]["requests"] for n in (0, 1)]
-    assert all(taken), taken
+
+    def both_took_some() -> bool:
+        members = scene.worker.members()
+        return all(members[f"ingress-{number}"]["gauges"]["requests"] for number in (0, 1))
+
+    wait_until(both_took_some, what="the heartbeats that say so")
     headers = scene.signed(body, life_s=60)
     assert scene.post(body, headers)[0] == 200
     for number in (0, 1):
@@ -176,6 +185,12 @@ def test_row_32_replays(scene: Scene) -> None:
     assert scene.post(body, late)[:2] == (401, "client_signature_expired")
 
 
+@row(
+    32,
+    "strict mode: a client of the owner's asks, and one with another key",
+    seen="the answer; 401 `bad_client_signature`",
+    does="nothing else: `examples/strict_client.py` is a whole client",
+)
 def test_row_32_the_example_asks(scene: Scene) -> None:
     def ask(key: Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

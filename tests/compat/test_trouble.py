@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import threading
-import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -110,30 +109,6 @@ def aside(work: Any, *args: Any) -> tuple[threading.Thread, list[Any]]:
     thread = threading.Thread(target=lambda: got.append(work(*args)), daemon=True)
     thread.start()
     return thread, got
-
-
-def test_hooks_that_hang_or_block_cost_only_their_own_requests(tmp_path: Path) -> None:
-    with on_the_bench(tmp_path, WORKER, "--set", "hooks.timeout_s=4") as bench:
-        bench.until_ready()
-        hung = [aside(bench.ask, "/parsed", {"hang": True}) for _ in range(3)]
-        blocked = [aside(bench.ask, "/blocking", {})]
-        never = aside(bench.ask, "/never", {})
-        began = time.monotonic()
-        for number in range(5):
-            assert bench.json("/parsed", {"n": number})["got"] == {"n": number}
-            assert bench.json("/plain", {"n": number})["got"] == {"n": number}
-            assert bench.ask("/stream", {})[2].startswith(b"data: 0")
-        assert time.monotonic() - began < 4, "nobody waited for those that hang"
-        for thread, got in (*hung, never):
-            thread.join(60)
-            status, _, body = got[0]
-            assert (status, json.loads(body)["error"]["kind"]) == (504, "hook_timeout")
-        status, _, body = bench.ask("/leave", {})
-        assert (status, json.loads(body)["error"]["kind"]) == (500, "hook_failed")
-        for thread, got in blocked:
-            thread.join(60)
-            assert got[0][0] == 200
-        assert {m["restarts"] for m in bench.status()["members"]} == {0}
 
 
 def test_clients_that_left_stand_in_nobodys_way(tmp_path: Path) -> None:
@@ -292,6 +267,46 @@ def test_what_a_hook_makes_has_a_bound_and_so_has_what_waits_for_it(tmp_path: Pa
         status, _, body = bench.ask("/parsed", {"x": "a" * 600_000})
         assert (status, json.loads(body)["error"]["kind"]) == (503, "memory")
         assert bench.json("/parsed", {"n": 2})["got"] == {"n": 2}
+
+
+def test_large_bodies_reach_every_kind_of_function(tmp_path: Path) -> None:
+    text = (
+        HEAD
+        + f"""
+async def length(client_request, model_response):
+    from aiohttp import web
+    sent = await client_request.read()
+    got = await model_response.json()
+    return web.json_response([len(sent), len(got["got"]["x"])])
+
+def work(**params):
+    return len(params["x"])
+
+def count(payload):
+    return float(len(payload["x"]))
+
+Worker(WorkerConfig({MODEL}
+    handlers=[
+        HandlerConfig("/formed", request_parser=lambda p: {{**p, "more": 1}}),
+        HandlerConfig("/counted", workload_calculator=count),
+        HandlerConfig("/answered", response_generator=length),
+        HandlerConfig("/worked", remote_function=work),
+    ])).run()
+"""
+    )
+    size = 3_000_000
+    payload = {"x": "ä" * (size // 6)}  # which JSON writes in six letters each
+    with on_the_bench(tmp_path, text) as bench:
+        bench.until_ready()
+        assert bench.json("/formed", payload)["got"] == {**payload, "more": 1}
+        assert bench.json("/counted", payload)["got"] == payload
+        assert bench.json("/worked", payload)["result"] == size // 6
+        sent, got = bench.json("/answered", payload)
+        assert (sent, got) == (len(json.dumps({"payload": payload})), size // 6)
+        spool = Path(bench.state_dir) / "spool"
+        assert list(spool.iterdir()), "no body was large"
+        wait_until(lambda: not [path for path in spool.rglob("*") if path.is_file()])
+        assert bench.until_served(4) == size // 6 + 300.0
 
 
 def test_headers_that_the_door_lets_through_reach_the_function(tmp_path: Path) -> None:

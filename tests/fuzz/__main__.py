@@ -1,4 +1,4 @@
-"""Fuzz one target: ``python -m tests.fuzz TARGET [--inputs N] [--seed N]``.
+"""Fuzz one target: ``python -m tests.fuzz TARGET [--inputs N] [--seed N] [--engine atheris]``.
 
 Prints one line of JSON: inputs, how many were taken and refused, the slowest one, memory. A finding
 ends it with exit status 1, the input and where it came from.
@@ -12,9 +12,14 @@ import json
 import resource
 import sys
 import time
+from typing import TYPE_CHECKING
 
+from tests.fuzz import NAMES
+from tests.fuzz.guided import guided
 from tests.fuzz.mutate import Mutator
-from tests.fuzz.targets import Target, targets
+
+if TYPE_CHECKING:
+    from tests.fuzz.targets import Target
 
 #: Seconds that one input may take before it counts as a hang.
 HANG_S = 5.0
@@ -56,14 +61,18 @@ def fuzz(name: str, target: Target, inputs: int, seed: int) -> dict[str, object]
 
 def main() -> int:
     """The command."""
-    known = targets()
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzz one target.")
-    parser.add_argument("target", choices=sorted(known))
+    parser.add_argument("target", choices=sorted(NAMES))
     parser.add_argument("--inputs", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--engine", choices=("mutate", "atheris"), default="mutate")
     args = parser.parse_args()
+    if args.engine == "atheris":
+        return guided(args.target, args.inputs, args.seed, HANG_S)
+    from tests.fuzz.targets import targets  # not before the other engine could instrument it
+
     try:
-        print(json.dumps(fuzz(args.target, known[args.target], args.inputs, args.seed)))
+        print(json.dumps(fuzz(args.target, targets()[args.target], args.inputs, args.seed)))
     except Finding as finding:
         print(finding, file=sys.stderr)
         raise

@@ -33,6 +33,8 @@ class Load:
         self._session: aiohttp.ClientSession | None = None
         self._next = 1
         self.tasks: list[asyncio.Task[Outcome]] = []
+        #: answers of which something has come
+        self.begun = 0
 
     async def __aenter__(self) -> Load:
         self._session = aiohttp.ClientSession(
@@ -67,6 +69,7 @@ class Load:
             async with self._session.post(self._url + route, json=body) as answer:
                 status = answer.status
                 async for part in answer.content.iter_any():
+                    self.begun += not read
                     read += part
         except TimeoutError:
             return Outcome("unanswered", status, bytes(read))

@@ -35,7 +35,8 @@ class Worker:
     """One worker on free ports, in front of the demo model unless ``toml`` says otherwise.
 
     ``toml`` stands before the routes; ``model_flags`` go to the demo model; ``settings`` are
-    ``section.name=value`` flags.
+    ``section.name=value`` flags. ``script``: text of a worker.py that is run instead, ``PORT`` in
+    it is ``model_port``. ``before``: a command that the whole worker is run by.
     """
 
     def __init__(
@@ -47,6 +48,8 @@ class Worker:
         model_flags: tuple[str, ...] = (),
         settings: tuple[str, ...] = (),
         environ: dict[str, str] | None = None,
+        script: str = "",
+        before: tuple[str, ...] = (),
     ) -> None:
         self.directory = directory
         self.state_dir = directory / "state"
@@ -64,7 +67,11 @@ class Worker:
             )
         self.file = directory / "worker.toml"
         self.file.write_text(toml + routes)
-        self._settings = settings
+        if script:
+            self.file = directory / "worker.py"
+            self.file.write_text(script.replace("PORT", str(self.model_port)))
+        self._before = before
+        self.settings = settings
         self._environ = environ or {}
         self.process: subprocess.Popen[bytes]
         #: how often each member's pid was seen to change is what tests of restarts look at
@@ -79,13 +86,13 @@ class Worker:
         }
         settings = (
             "worker.port=0", "worker.admin_port=0", "engine.local_port=0",
-            "worker.host=127.0.0.1", *self._settings,
+            "worker.host=127.0.0.1", *self.settings,
         )  # fmt: skip
         flags = [part for setting in settings for part in ("--set", setting)]
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
                 [
-                    sys.executable, "-m", "supervisor", str(self.file),
+                    *self._before, sys.executable, "-m", "supervisor", str(self.file),
                     "--state-dir", str(self.state_dir), *flags,
                 ],
                 stdout=output, stderr=subprocess.STDOUT, env=environ | self._environ,

@@ -10,78 +10,27 @@ import signal
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from supervisor import process_scan, process_tree
-from supervisor.process_tree import Exit, Process, SpawnError
+from supervisor.process_tree import Exit, SpawnError
+from tests.kit.spawned import ROOT, Run, alive, processes, reap
 from tests.kit.wait import DEADLINE_S, wait_until
-
-ROOT = str(Path(__file__).parents[2])
-
-
-class Run:
-    """The processes of one test."""
-
-    def __init__(self) -> None:
-        self.id = uuid.uuid4().hex
-        self.started: list[Process] = []
-        self.output: dict[int, bytes] = {}
-
-    def spawn(self, *argv: str, name: str = "child", cwd: str = ROOT) -> Process:
-        process = process_tree.spawn(argv, env=dict(os.environ), cwd=cwd, run_id=self.id, name=name)
-        self.started.append(process)
-        self.output[process.pid] = b""
-        return process
-
-    def misbehave(self, *args: str, name: str = "child") -> Process:
-        return self.spawn(sys.executable, "-m", "tests.kit.misbehaving", *args, name=name)
-
-    def read(self, process: Process) -> str:
-        """All that it has printed so far."""
-        with contextlib.suppress(BlockingIOError):
-            while data := os.read(process.output_fd, 65536):
-                self.output[process.pid] += data
-        return self.output[process.pid].decode()
-
-    def said(self, process: Process, text: str) -> str:
-        """Its output, once that contains ``text``."""
-        wait_until(lambda: text in self.read(process), what=f"{text!r} in the output")
-        return self.read(process)
-
-    def end(self) -> None:
-        assert process_tree.sweep(self.id, sids=[p.pid for p in self.started], deadline_s=10) == 0
-        for process in self.started:
-            if process.exit is None:
-                reap(process)
-            os.close(process.output_fd)
-        while process_tree.reap_orphans(()):
-            pass
-
-
-def reap(process: Process) -> Exit:
-    """Wait for the pidfd, as a loop would."""
-    ready, _, _ = select.select([process.pidfd], [], [], DEADLINE_S)
-    assert ready, f"process {process.pid} did not end"
-    return process.reap()
 
 
 @pytest.fixture
 def run() -> Iterator[Run]:
-    run = Run()
-    yield run
-    run.end()
+    with processes() as run:
+        yield run
 
 
 @pytest.fixture(scope="module", autouse=True)
-def subreaper() -> Iterator[None]:
+def subreaper() -> None:
     """Orphans come to us, as they come to the supervisor."""
     process_tree.become_subreaper()
-    yield
-    process_tree.reap_orphans(())
 
 
 # --------------------------------------------------------------------------------- exits
@@ -112,20 +61,19 @@ def test_our_own_kill_is_not_blamed_on_memory(run: Run) -> None:
     assert reap(process).describe() == "killed by signal 9 (SIGKILL)"
 
 
-def test_a_kill_that_we_did_not_send_is_told_apart(run: Run) -> None:
-    process = run.misbehave("sleep")
-    os.kill(process.pid, signal.SIGKILL)
-    ended = reap(process)
-    assert ended.foreign and not ended.oom
-    assert "signal 9" in ended.describe() and "perhaps out of memory" in ended.describe()
-
-
 def test_a_kill_counted_by_the_cgroup_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = iter([4, 5])
+    counts = iter([4, 5] * 4)
     monkeypatch.setattr(process_tree, "oom_kills", lambda: next(counts))
     process = run.misbehave("sleep")
     os.kill(process.pid, signal.SIGKILL)
     assert reap(process).describe() == "killed by the kernel for memory (out of memory)"
+    process = run.misbehave("sleep")
+    process.signal(signal.SIGKILL)
+    assert reap(process).describe() == "killed by signal 9 (SIGKILL)"
+    # a child of it may have been killed
+    said = "exit 1; meanwhile the kernel killed a process here for memory (out of memory)"
+    assert reap(run.misbehave("exit", "1")).describe() == said
+    assert reap(run.misbehave("exit", "0")).describe() == "exit 0"
 
 
 def test_a_stolen_exit_status_is_survived(run: Run) -> None:
@@ -303,10 +251,6 @@ def test_a_daemon_in_its_own_session_is_swept(run: Run) -> None:
     assert not alive(pid)
 
 
-def alive(pid: int) -> bool:
-    return any(seen.pid == pid for seen in process_scan.processes())
-
-
 def test_a_process_that_hid_its_environment_is_found_by_session_and_parents(run: Run) -> None:
     """A cleared environment hides the marks; a session of its own hides the session as well."""
     script = (
@@ -337,18 +281,6 @@ def test_kill_tree_ends_a_whole_tree(run: Run) -> None:
     )
 
 
-def test_what_forks_without_end_is_swept(run: Run) -> None:
-    """As fast as it can, each generation ends the one before: no look at /proc finds it alive."""
-    # bounded all the same: should this test be killed, the chain ends by itself
-    script = "import os\nfor _ in range(50_000):\n    if os.fork(): os._exit(0)"
-    process = run.spawn(sys.executable, "-c", script)
-    reap(process)
-    assert process_tree.sweep(run.id, sids=[process.pid], deadline_s=DEADLINE_S) == 0
-    while process_tree.reap_orphans(()):
-        pass
-    assert not [seen for seen in process_scan.processes() if seen.session == process.pid]
-
-
 def test_the_sweeper_spares_itself_and_its_group(run: Run) -> None:
     """A child of ours sweeps its own run, as it does when the supervisor was killed."""
     sibling = run.misbehave("sleep", name="sibling")
@@ -365,25 +297,6 @@ def test_the_sweeper_spares_itself_and_its_group(run: Run) -> None:
 
 
 # ------------------------------------------------------------------------------- orphans
-
-
-def test_500_orphans_are_reaped_and_no_exit_is_lost(run: Run) -> None:
-    watched = [run.misbehave("exit", str(code)) for code in range(8)]
-    maker = run.misbehave("orphans", "500")
-    known = {process.pid for process in run.started}
-    reaped = 0
-
-    def all_reaped() -> bool:
-        nonlocal reaped
-        now = process_tree.reap_orphans(known)
-        assert now <= process_tree.REAP_AT_ONCE
-        reaped += now
-        return reaped >= 500
-
-    run.said(maker, "done")
-    wait_until(all_reaped, what="500 orphans")
-    assert [reap(process).code for process in watched] == list(range(8))
-    assert process_tree.reap_orphans(known) == 0
 
 
 def test_orphans_are_found_without_the_children_file(

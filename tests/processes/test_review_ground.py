@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +15,6 @@ from supervisor.settings_sources import RUN_VARIABLE
 from tests.kit.load import Load
 from tests.kit.wait import wait_until
 from tests.kit.worker import Worker, post_json, running
-
-#: Two heartbeats of a child, and a little.
-TWO_BEATS_S = 2.5
-
-
-def holds(condition: Callable[[], bool], for_s: float) -> bool:
-    """It is true at every look for so long."""
-    until = time.monotonic() + for_s
-    while time.monotonic() < until:
-        if not condition():
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def test_a_model_server_that_was_given_up_is_not_called_ready(tmp_path: Path) -> None:
-    """The adapter repeats its last verdict with every heartbeat, whatever became of the process."""
-    with running(tmp_path, settings=("restart.budget=0",)) as worker:
-        worker.kill("model")
-        wait_until(lambda: worker.members()["model"]["state"] == "failed", what="giving up")
-        assert holds(lambda: not worker.status()["ready"], TWO_BEATS_S)
-        assert not worker.status()["model"]["ready"]
 
 
 def test_a_verdict_does_not_outlive_the_adapter_that_gave_it(tmp_path: Path) -> None:
@@ -76,80 +50,12 @@ def test_the_engine_sends_nobody_to_a_worker_that_drains(tmp_path: Path) -> None
         assert worker.process.wait(60) == 0
 
 
-def test_a_runtime_directory_that_vanished_is_made_again(tmp_path: Path) -> None:
-    """Cleaners of /tmp take what is old; a child that starts later needs its settings."""
-    with running(tmp_path) as worker:
-        directory = Path(worker.facts()["runtime_dir"])
-        old = worker.pid("ingress-0")
-        shutil.rmtree(directory)
-        wait_until((directory / "handoff.msgpack").exists, what="the settings to be there again")
-        assert directory.stat().st_mode & 0o777 == 0o700
-        os.kill(old, signal.SIGKILL)
-        worker.wait_replaced("ingress-0", old)
-        wait_until(lambda: worker.status()["ready"], what="ready again")
-    assert not directory.exists()
-
-
-def test_logs_that_cannot_be_kept_do_not_keep_the_worker_from_running(tmp_path: Path) -> None:
-    (tmp_path / "state").mkdir()
-    (tmp_path / "state" / "logs").write_text("not a directory")
-    with running(tmp_path) as worker:
-        assert worker.status()["ready"]
-
-
-def test_reload_takes_routes_and_says_what_needs_a_restart(tmp_path: Path) -> None:
-    with running(tmp_path) as worker:
-        url, text = worker.url, worker.file.read_text()
-        more = '[[route]]\npath = "/more"\nupstream = "/generate"\n'
-        worker.file.write_text(f"[worker]\ndrain_s = 1\nadmin_port = 1\n{text}{more}")
-        said = worker.command("reload")
-        assert said == "routes taken; start the worker anew for what changed in worker"
-        wait_until(lambda: "worker" in worker.printed.rpartition("reload: ")[2], what="a word")
-        assert worker.status()["urls"]["worker"] == url
-        old = worker.kill("reporter")
-        worker.wait_replaced("reporter", old)
-        wait_until(lambda: worker.status()["ready"], what="ready, on the ports from before")
-        body = {"auth_data": worker.auth(), "payload": {"inputs": "x"}}
-        assert "generated_text" in post_json(f"{url}/more", body)
-
-
 def test_a_child_of_ours_lives_before_the_model_server_does(tmp_path: Path) -> None:
     """Were the supervisor killed between two spawns, somebody has to end the model server."""
     with running(tmp_path) as worker:
         members = worker.members()
         first = max(members.values(), key=lambda member: float(member["uptime_s"]))
         assert first["name"] == "backend_adapter"
-
-
-def test_a_killed_supervisor_leaves_nothing_even_when_its_children_are_stopped(
-    tmp_path: Path,
-) -> None:
-    with running(tmp_path) as worker:
-        directory = Path(worker.facts()["runtime_dir"])
-        for name in ("ingress-0", "backend_adapter", "reporter"):
-            worker.kill(name, signal.SIGSTOP)
-        os.kill(worker.process.pid, signal.SIGKILL)
-        worker.process.wait()
-        wait_until(lambda: not worker.leftovers(), what="everything to end")
-        wait_until(lambda: not directory.exists(), what="the directory to go")
-
-
-def test_reports_are_exact_although_the_engine_answered_garbage(tmp_path: Path) -> None:
-    async def serve(worker: Worker, auth: dict[str, Any]) -> Counter[str]:
-        async with Load(worker.url, auth) as load:
-            for _ in range(10):
-                load.start("/generate", {"inputs": "x", "parameters": {"max_new_tokens": 5}})
-            return await load.outcomes()
-
-    with running(tmp_path, settings=("engine.retry_s=0.1",)) as worker:
-        auth = worker.auth()
-        post_json(f"{worker.engine}/demo/fault", {"kind": "garbage", "count": 4})
-        assert asyncio.run(serve(worker, auth)) == {"ok": 10}
-        wait_until(lambda: len(worker.record()["requests"]) == 10, what="the rows")
-        wait_until(
-            lambda: sum(report["cur_perf"] for report in worker.record()["status"]) == 50.0,
-            what="the work",
-        )
 
 
 _ORPHAN = """

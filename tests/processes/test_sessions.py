@@ -351,6 +351,25 @@ def test_the_end_of_the_worker_closes_them(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text().count("POST /closed") == 1
 
 
+@pytest.mark.parametrize("ends", ["restart", "crash"])
+def test_a_stop_amid_a_restart_of_the_adapter_closes_them(tmp_path: Path, ends: str) -> None:
+    """Only the next adapter knows of them by then."""
+    worker = worker_with_echo(tmp_path, processes=1).start()
+    try:
+        worker.wait_ready()
+        create(worker, on_close_route="/closed")
+        old = worker.pid("backend_adapter")
+        if ends == "restart":
+            worker.command("restart", "backend_adapter")
+        else:
+            worker.kill("backend_adapter")
+        wait_until(lambda: not Path(f"/proc/{old}").exists(), what="the adapter to be gone")
+        assert worker.stop() == 0
+    finally:
+        end(worker)
+    assert (tmp_path / "log").read_text().count("POST /closed") == 1
+
+
 def test_webhooks_end_sessions_from_this_machine(tmp_path: Path) -> None:
     port = free_port("127.0.0.1")
     worker = worker_with_echo(tmp_path, f"worker.http_port={port}").start()

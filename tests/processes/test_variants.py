@@ -7,23 +7,19 @@ import asyncio
 import json
 import os
 import socket
-import ssl
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 import psutil
 
 from supervisor.plan import free_port
-from tests.kit.certificates import make_pair
 from tests.kit.load import Load
 from tests.kit.wait import wait_until
-from tests.kit.worker import Worker, end, get_json, running
+from tests.kit.worker import Worker, end, running
 
 #: A program of the kind that people run: a few lines on uvicorn, JSON and a stream.
 APP = """
@@ -139,30 +135,6 @@ def test_a_model_server_that_something_else_starts(tmp_path: Path) -> None:
         model.wait()
 
 
-def test_tls_and_a_new_certificate_without_a_restart(tmp_path: Path) -> None:
-    cert, key = make_pair(tmp_path, "first")
-    settings = ("tls.enabled=true", f"tls.cert={cert}", f"tls.key={key}")
-
-    def subject(worker: Worker) -> bytes:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        address = urlsplit(worker.url)
-        with (
-            socket.create_connection((address.hostname, address.port), 30) as plain,
-            context.wrap_socket(plain) as secure,
-        ):
-            assert secure.version() in ("TLSv1.2", "TLSv1.3")
-            return secure.getpeercert(binary_form=True) or b""
-
-    with running(tmp_path, settings=settings) as worker:
-        assert worker.url.startswith("https://")
-        assert post(worker, "/generate", {"inputs": "x"})[0] == 200
-        old, pid = subject(worker), worker.pid("ingress-0")
-        make_pair(tmp_path, "second")
-        wait_until(lambda: subject(worker) != old, what="the new certificate to be used")
-        assert worker.pid("ingress-0") == pid
-
-
 def test_several_ingress_processes_share_the_port(tmp_path: Path) -> None:
     async def scene(worker: Worker, auth: dict[str, Any]) -> Counter[str]:
         async with Load(worker.url, auth) as load:
@@ -194,39 +166,6 @@ def test_without_authentication_only_where_asked_for(tmp_path: Path) -> None:
                 return answer.status
 
         assert asyncio.run(ask()) == 200
-
-
-def test_a_slow_reader_slows_the_model_and_not_this_workers_memory(tmp_path: Path) -> None:
-    with running(tmp_path) as worker:
-        members = ("ingress-0", "backend_adapter")
-        before = {name: rss(worker.pid(name)) for name in members}
-        address = urlsplit(worker.url)
-        payload = {"prompt": "x", "max_tokens": 65_536, "stream": True}
-        body = json.dumps({"auth_data": worker.auth(), "payload": payload}).encode()
-        clients = []
-        for _ in range(4):
-            client = socket.socket()
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.connect((address.hostname, address.port))
-            head = b"POST /v1/completions HTTP/1.1\r\nhost: w\r\ncontent-length: %d\r\n\r\n"
-            client.sendall(head % len(body) + body)
-            clients.append(client)
-
-        def stats() -> dict[str, Any]:
-            return dict(get_json(f"http://127.0.0.1:{worker.model_port}/demo/stats"))
-
-        def stalled() -> bool:
-            """The model produces nothing more, because nobody takes it."""
-            seen = stats()["served_tokens"]
-            time.sleep(1.0)
-            return bool(seen > 1000 and stats()["served_tokens"] == seen)
-
-        wait_until(stalled, 90.0, "the model to be slowed down")
-        grown = {name: rss(worker.pid(name)) - before[name] for name in members}
-        assert all(size < 24 * 2**20 for size in grown.values()), grown
-        for client in clients:
-            client.close()
-        wait_until(lambda: stats()["running"] == 0, what="the slots to be free")
 
 
 def rss(pid: int) -> int:

@@ -223,6 +223,19 @@ def test_a_job_waits_from_the_moment_the_adapter_went_away() -> None:
     assert lost.kind == "expired"
 
 
+def test_when_no_adapter_comes_any_more_nobody_waits_for_one() -> None:
+    admission = Admission(MAX_JOBS)
+    begun, waiting = (job(admission, 0.0) for _ in range(2))
+    admission.link_up()
+    for each in (begun, waiting):
+        admission.take(each)
+    begun.begun = True
+    lost = admission.give_up()
+    assert [item.job for item in lost] == [begun, waiting]
+    assert {item.kind for item in lost} == {"adapter_down"}
+    assert not admission.jobs and admission.link_down(1.0) == admission.expire(100.0) == []
+
+
 def test_what_has_ended_is_not_kept() -> None:
     admission = Admission(10)
     assert not admission.keep(1)

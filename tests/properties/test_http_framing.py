@@ -52,6 +52,11 @@ class Wire:
     def can_write_eof(self) -> bool:
         return False
 
+    def get_extra_info(self, name: str) -> Any:
+        return self if name == "socket" else None
+
+    def setsockopt(self, level: int, name: int, value: bytes) -> None: ...
+
 
 class Seen(NamedTuple):
     method: bytes

@@ -28,6 +28,7 @@ from backend_adapter.jobs import Command, Dispatch, Job, State
 from backend_adapter.messages import (
     Answer,
     Cancel,
+    Cancelled,
     Chunk,
     End,
     Failed,
@@ -217,6 +218,8 @@ class AdapterProcess:
         if not self.end.send(peer, message):
             return False
         number = message.id
+        if isinstance(message, Cancelled):
+            return True  # says when a job that nobody waits for began
         assert self.told.get(number) is False, "law 1: a word about what has ended, or is unknown"
         if isinstance(message, TERMINAL):
             self.told[number] = True
@@ -346,8 +349,11 @@ class World(RuleBasedStateMachine):
 
     # sessions at rest, as session_files.py keeps them
 
-    def save(self, session: Session) -> None:
+    there = True
+
+    def save(self, session: Session) -> bool:
         self.files[session.session_id] = copy.copy(session)
+        return True
 
     def drop(self, session: Session) -> None:
         self.files.pop(session.session_id, None)
@@ -759,10 +765,14 @@ class World(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------ processes
 
-    @rule(amid=st.booleans())
-    def the_adapter_dies(self, amid: bool) -> None:
+    @rule(amid=st.booleans(), for_good=st.booleans())
+    def the_adapter_dies(self, amid: bool, for_good: bool) -> None:
+        """``for_good``: so ingress is told, but a person starts it again."""
         if amid:
             self.words_are_under_way()
+        if for_good:
+            self.ingress.answers.adapter_failed(self.now)
+            assert not self.waiting(), "law 1: somebody was not told"
         self._adapter_restarts()
         self.done()
 
@@ -795,6 +805,7 @@ class World(RuleBasedStateMachine):
             self.done()
             old.answers.give_up(self.now)
             self.done()
+            old.answers.close_departed()
             assert not old.admission.jobs and old.ledger.pending == 0
             assert not self.waiting(), "law 1: somebody was not told"
         old.dead = True
@@ -814,9 +825,11 @@ class World(RuleBasedStateMachine):
         ledger = ingress.ledger
         ended = ledger.served + ledger.errored + ledger.cancelled + ledger.rejected
         assert ledger.received == ended + ledger.pending, "law 5 at the door"
-        promised = sum(
-            job.submit.workload for job in ingress.admission.jobs.values() if job.key
-        )  # fmt: skip
+        promised = sum(job.submit.workload for job in ingress.admission.jobs.values() if job.key)
+        # whose client left, and of which the adapter has not said yet when they began
+        promised += sum(
+            ledger._open[key].workload for key, *_ in ingress.answers._departed.values()
+        )
         assert ledger.pending == promised, "law 5: what is pending is what is promised"
         accounts = self.adapter.ledger
         ended = accounts.served + accounts.errored + accounts.cancelled + accounts.rejected
@@ -872,7 +885,11 @@ class World(RuleBasedStateMachine):
         ingress, adapter = self.ingress, self.adapter
         assert self.agreed, "the ends do not agree"
         assert not ingress.admission.jobs and ingress.ledger.pending == 0
-        assert ingress.ledger.inside == 0 and not ingress.ledger._open
+        assert (
+            not ingress.answers._departed
+            and ingress.ledger.inside == 0
+            and not ingress.ledger._open
+        )
         assert not adapter.queue._jobs and adapter.queue.held_bytes == 0
         assert adapter.queue.outstanding == 0 and adapter.queue.waiting_bytes == 0
         assert not adapter.queue._lanes._lanes and adapter.queue.next_deadline() is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -20,6 +21,7 @@ from backend_adapter.hook_messages import HOSTED_SOCKET
 from backend_adapter.messages import (
     Answer,
     Cancel,
+    Cancelled,
     Chunk,
     Credit,
     End,
@@ -100,6 +102,10 @@ class Scene:
 
     def heard(self, job_id: int) -> list[Any]:
         return [message for message in self.messages if message.id == job_id]
+
+    def last(self, job_id: int) -> Any:
+        heard = self.heard(job_id)
+        return heard[-1] if heard else None
 
     def body(self, job_id: int) -> bytes:
         return b"".join(bytes(m.body) for m in self.heard(job_id) if isinstance(m, Chunk))
@@ -244,6 +250,7 @@ def test_a_credit_smaller_than_one_read_and_an_end_that_waits_for_it(tmp_path: P
         stage.ingress.send(Credit(job, 1))  # after the end: nothing
         stage.ingress.send(Cancel(job))
         await stage.settled()
+        await wait_until_async(lambda: stage.last(job) == Cancelled(job), what="the last word")
 
     play(tmp_path, script, scene)
 
@@ -344,6 +351,11 @@ def test_every_way_out_lets_go_of_everything(tmp_path: Path) -> None:
         await wait_until_async(lambda: stage.gauges["running"] == 4)
         stage.ingress.send(Cancel(running[0]))
         stage.ingress.send(Cancel(running[1]))
+        await wait_until_async(
+            lambda: all(type(heard) is Cancelled for heard in map(stage.last, running[:2]))
+        )
+        for job in running[:2]:
+            assert 0 < stage.last(job).started_at <= time.monotonic()
         bad = await stage.end(stage.submit(path="no slash"))
         assert isinstance(bad, Failed) and bad.kind == "model_failed"
         await wait_until_async(lambda: stage.gauges["running"] == 2)
@@ -537,3 +549,26 @@ def test_the_probe_that_is_waited_for_is_named_with_what_was_wrong(
     url = f"http://127.0.0.1:{free_port('127.0.0.1')}"
     model = ModelSettings(url=url, health=health)
     asyncio.run(_said_of(tmp_path, model, re.escape(said.replace("URL", url))))
+
+
+@pytest.mark.parametrize(
+    ("module", "why"),
+    [("there", "there is no libnvidia-ml.so.1 here"), ("missing", "nvidia-ml-py is not installed")],
+)
+def test_without_a_gpu_there_is_no_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, why: str
+) -> None:
+    if module == "missing":
+        monkeypatch.setitem(sys.modules, "pynvml", None)
+    elif any(Path(line).exists() for line in ("/dev/nvidiactl", "/proc/driver/nvidia")):
+        pytest.skip("this machine has NVIDIA's driver")
+
+    async def scene(stage: Scene) -> None:
+        def watch() -> str:
+            return str(stage.gauges["gpu_watch"])
+
+        await wait_until_async(lambda: watch().startswith("off: "), what="the watch to be off")
+        assert why in watch()
+        assert stage.gauges["model_ready"]
+
+    play(tmp_path, status(200), scene)

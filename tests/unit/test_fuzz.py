@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+
 import pytest
 
+from tests.fuzz import NAMES
 from tests.fuzz.__main__ import Finding, fuzz
 from tests.fuzz.targets import Target, targets
+from tests.kit.wait import DEADLINE_S
 
 TARGETS = targets()
+
+
+def test_every_target_can_be_named() -> None:
+    assert sorted(TARGETS) == sorted(NAMES)
+
+
+@pytest.mark.skipif(not find_spec("atheris"), reason="pip install atheris for the guided engine")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_guided_engine(name: str) -> None:
+    argv = [sys.executable, "-m", "tests.fuzz", name, "--engine", "atheris", "--inputs", "300"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=2 * DEADLINE_S, check=True)
+    told = json.loads(done.stdout.strip().splitlines()[-1])
+    assert (told["target"], told["inputs"]) == (name, 300)
 
 
 @pytest.mark.parametrize("name", TARGETS)

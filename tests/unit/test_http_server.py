@@ -13,17 +13,19 @@ import sys
 import textwrap
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
 
-from ingress.connection import HOLD_BYTES, OVERFLOW_CONNECTIONS
 from ingress.errors import KINDS, ErrorKind, Problem
 from ingress.http import Exchange, Server
 from ingress.patience import PIPELINE_S
-from ingress.shared import LINGER_S, WRITE_HIGH_BYTES
+from ingress.shared import HOLD_BYTES, LINGER_S, OVERFLOW_CONNECTIONS, WRITE_HIGH_BYTES
 from supervisor.settings import LimitSettings
+from tests.kit.bad_requests import Requests
+from tests.kit.certificates import make_pair
 from tests.kit.wait import DEADLINE_S, wait_until_async
 
 JSON = b"content-type: application/json\r\n"
@@ -146,112 +148,8 @@ def chunked(*rest: bytes) -> bytes:
 
 # ------------------------------------------------------------------------------- refusals
 
-HOST = b"Host: a\r\n"
-MALFORMED = {
-    "bare LF": (b"GET / HTTP/1.1\nHost: a\n\n", 400),
-    "bare LF after a header": (b"GET / HTTP/1.1\r\nHost: a\n\r\n", 400),
-    "bare LF at the end": (b"GET / HTTP/1.1\r\nHost: a\r\n\n", 400),
-    "bare CR": (b"GET / HTTP/1.1\rHost: a\r\n\r\n", 400),
-    "folded line": (b"GET / HTTP/1.1\r\nHost: a\r\nX: b\r\n c\r\n\r\n", 400),
-    "folded first line": (b"GET / HTTP/1.1\r\n X: b\r\nHost: a\r\n\r\n", 400),
-    "folded coding": (
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
-        400,
-    ),
-    "NUL in a value": (b"GET / HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n", 400),
-    "control in a value": (b"GET / HTTP/1.1\r\nHost: a\r\nX: a\x01b\r\n\r\n", 400),
-    "DEL in a value": (b"GET / HTTP/1.1\r\nHost: a\r\nX: a\x7fb\r\n\r\n", 400),
-    "CR in a value": (b"GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n", 400),
-    "space before colon": (b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", 400),
-    "space before the length's colon": (
-        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length : 3\r\n\r\nabc",
-        400,
-    ),
-    "no colon": (b"GET / HTTP/1.1\r\nHost: a\r\nXy\r\n\r\n", 400),
-    "no name": (b"GET / HTTP/1.1\r\nHost: a\r\n: x\r\n\r\n", 400),
-    "bad name": (b"GET / HTTP/1.1\r\nHost: a\r\nX(y: x\r\n\r\n", 400),
-    "no Host": (b"GET / HTTP/1.1\r\n\r\n", 400),
-    "two Hosts": (b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400),
-    "lower-case method": (b"get / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-    "unknown method": (b"FOO / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-    "method of other bytes": (b"G@T / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-    "method of another protocol": (b"DESCRIBE / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-    "relative target": (b"GET foo HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-    "space in the target": (b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-    "tab in the target": (b"GET /a\tb HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-    "NUL in the target": (b"GET /a\0b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-    "high byte in the target": (b"GET /a\xff HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-    "fragment": (b"GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-    "no version": (b"GET /\r\n\r\n", 505),
-    "HTTP/0.9": (b"GET / HTTP/0.9\r\n\r\n", 505),
-    "HTTP/1.2": (b"GET / HTTP/1.2\r\nHost: a\r\n\r\n", 505),
-    "HTTP/2.0": (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505),
-    "HTTP/2.0 that would stay": (
-        b"GET / HTTP/2.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n",
-        505,
-    ),
-    "HTTP/2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", 505),
-    "another protocol's version": (b"GET / HTTX/1.1\r\nHost: a\r\n\r\n", 400),
-    "space after the version": (b"GET / HTTP/1.1 \r\nHost: a\r\n\r\n", 400),
-    "TLS": (bytes.fromhex("16030102000100 01fc0303") + bytes(64), 400),
-    "both lengths": (
-        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"
-        b"0\r\n\r\n",
-        400,
-    ),
-    "both lengths, other order": (
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n"
-        b"0\r\n\r\n",
-        400,
-    ),
-    "different lengths": (post(b"/", b"abc", b"Content-Length: 4"), 400),
-    "repeated length": (post(b"/", b"abc", b"Content-Length: 3"), 400),
-    "list of lengths": (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3, 3\r\n\r\nabc", 400),
-    "negative length": (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -3\r\n\r\nabc", 400),
-    "signed length": (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +3\r\n\r\nabc", 400),
-    "hexadecimal length": (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0x3\r\n\r\nabc", 400),
-    "empty length": (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\nabc", 400),
-    "length beyond 64 bits": (
-        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n",
-        400,
-    ),
-    "length of many zeros": (
-        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: " + b"0" * 5000 + b"\r\n\r\n",
-        400,
-    ),
-    "unknown coding": (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: foo\r\n\r\n", 400),
-    "coding before chunked": (
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
-        400,
-    ),
-    "chunked twice": (
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
-        b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        400,
-    ),
-    "chunks in HTTP/1.0": (
-        b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        400,
-    ),
-    "other expectation": (post(b"/", b"abc", b"Expect: a-miracle"), 417),
-}
-BAD_CHUNKS = {
-    "size of letters": b"xyz\r\nabc\r\n0\r\n\r\n",
-    "size with 0x": b"0x3\r\nabc\r\n0\r\n\r\n",
-    "negative size": b"-3\r\nabc\r\n0\r\n\r\n",
-    "signed size": b"+3\r\nabc\r\n0\r\n\r\n",
-    "size with underscore": b"1_0\r\nabc\r\n0\r\n\r\n",
-    "no size": b"\r\nabc\r\n0\r\n\r\n",
-    "space after size": b"3 \r\nabc\r\n0\r\n\r\n",
-    "size beyond 64 bits": b"1ffffffffffffffff\r\nabc\r\n0\r\n\r\n",
-    "longer than its size": b"2\r\nabc\r\n0\r\n\r\n",
-    "bare LF after size": b"3\nabc\r\n0\r\n\r\n",
-    "bare LF after data": b"3\r\nabc\n0\r\n\r\n",
-    "control in an extension": b"3;a=\x01\r\nabc\r\n0\r\n\r\n",
-    "endless extension": b"3;" + b"a" * 2000,
-    "bare LF at the end": b"0\r\n\n",
-    "bare LF in trailers": b"0\r\nX: y\n\r\n\r\n",
-}
+REQUESTS = Requests(b"/echo", b"abc")
+BAD = REQUESTS.heads() | REQUESTS.lengths() | REQUESTS.bad_chunks()
 
 
 def check_refused(rig: Rig, answer: bytes, status: int) -> None:
@@ -266,21 +164,26 @@ def check_refused(rig: Rig, answer: bytes, status: int) -> None:
     assert rig.faults == []
 
 
-@pytest.mark.parametrize("name", MALFORMED)
+@pytest.mark.parametrize("name", BAD)
 def test_malformed_requests_are_refused(name: str) -> None:
-    data, status = MALFORMED[name]
+    bad = BAD[name]
 
     async def scenario(rig: Rig) -> None:
-        check_refused(rig, await rig.talk(data), status)
-        assert rig.app.heads == []
+        # What comes behind it is no request either.
+        check_refused(rig, await rig.talk(bad.data + HELLO), bad.kind.status)
 
     serve(scenario)
 
 
-@pytest.mark.parametrize("name", BAD_CHUNKS)
-def test_malformed_chunks_are_refused(name: str) -> None:
+@pytest.mark.parametrize("name", REQUESTS.taken())
+def test_unusual_requests_have_one_reading(name: str) -> None:
     async def scenario(rig: Rig) -> None:
-        check_refused(rig, await rig.talk(chunked(BAD_CHUNKS[name])), 400)
+        reader, writer = await rig.connect()
+        writer.write(REQUESTS.taken()[name] + HELLO)
+        answer = await asyncio.wait_for(reader.readuntil(b"POST  abc"), DEADLINE_S)
+        assert b"HTTP/1.1 200 OK\r\n" in answer
+        assert (await read_answer(reader))[1] == b"GET  "
+        assert [one.body for one in rig.app.requests] == [b"abc", b""]
 
     serve(scenario)
 
@@ -941,14 +844,23 @@ def test_an_answer_may_take_its_time() -> None:
     serve(scenario)
 
 
-def test_a_client_that_reads_nothing_is_cut() -> None:
+def read_all(client: socket.socket) -> None:
+    while client.recv(1 << 20):
+        pass
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_client_that_reads_nothing_is_cut(version: bytes, finished: bool) -> None:
     async def scenario(rig: Rig) -> None:
         rig.server._timer.cancel()  # type: ignore[union-attr]
         with socket.create_connection(("127.0.0.1", rig.port)) as client:
-            client.sendall(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n")
+            client.sendall(b"GET /hold HTTP/%b\r\nHost: a\r\nConnection: close\r\n\r\n" % version)
             exchange = await rig.held()
             exchange.begin(200, b"")
             exchange.write(b"x" * 20_000_000)
+            if finished:
+                exchange.finish()
             await wait_until_async(lambda: not exchange.writable)
             (connection,) = rig.server._shared.connections
             settled = -1
@@ -959,8 +871,12 @@ def test_a_client_that_reads_nothing_is_cut() -> None:
             rig.server.sweep(1e9 + 119)
             await asyncio.sleep(0)
             assert rig.app.gone == []
+            assert rig.server.connections == 1
             rig.server.sweep(1e9 + 120)
-            await wait_until_async(lambda: rig.app.gone == [exchange])
+            await wait_until_async(lambda: not rig.server.connections)
+            assert rig.app.gone == ([] if finished else [exchange])
+            with pytest.raises(ConnectionResetError):
+                read_all(client)
 
     serve(scenario)
 
@@ -1008,24 +924,32 @@ def test_drain_gives_up_at_its_deadline() -> None:
     serve(scenario)
 
 
-def test_running_out_of_file_descriptors() -> None:
+@pytest.mark.parametrize("secure", [False, True])
+def test_running_out_of_file_descriptors(secure: bool, tmp_path: Path) -> None:
     """Accepting goes on when descriptors come back, and does not spin while there are none."""
     program = """
-        import asyncio, resource, socket, sys, time
+        import asyncio, resource, socket, ssl, sys, time
         import uvloop
         from ingress.http import Server
+        from supervisor.tls import make_context
         from supervisor.settings import LimitSettings
         from tests.kit.wait import wait_until_async
         from tests.unit.test_http_server import App, HELLO
 
-        async def ask(client):
-            loop = asyncio.get_running_loop()
-            await loop.sock_sendall(client, HELLO)
-            return await asyncio.wait_for(loop.sock_recv(client, 1000), 30)
+        async def ask(port):
+            trust = ssl._create_unverified_context() if pair else None
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trust)
+            writer.write(HELLO)
+            answer = await asyncio.wait_for(reader.read(1000), 30)
+            writer.close()
+            return answer
 
         async def main():
             server = Server(App(), LimitSettings(), asyncio.get_running_loop())
-            port = await server.listen("127.0.0.1", 0)
+            port = await server.listen("127.0.0.1", 0, make_context(*pair) if pair else None)
+            if pair:
+                await ask(port)  # loads what it loads
+            await wait_until_async(lambda: not server.connections)
             probe = socket.socket()
             free = probe.fileno()
             probe.close()
@@ -1047,17 +971,14 @@ def test_running_out_of_file_descriptors() -> None:
             for client in clients:
                 client.close()
             await wait_until_async(lambda: not server.connections)
-            client = socket.create_connection(("127.0.0.1", port))
-            client.setblocking(False)
-            assert (await ask(client)).startswith(b"HTTP/1.1 200 ")
-            client.close()
+            assert (await ask(port)).startswith(b"HTTP/1.1 200 ")
             server.close()
 
         uvloop.run(main())
     """
-    subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=2 * DEADLINE_S
-    )
+    pair = [str(path) for path in make_pair(tmp_path, "few.test")] if secure else []
+    text = f"pair = {pair!r}\n" + textwrap.dedent(program)
+    subprocess.run([sys.executable, "-c", text], check=True, timeout=2 * DEADLINE_S)
 
 
 def test_the_limit_on_connections_leaves_descriptors_free() -> None:

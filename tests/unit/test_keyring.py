@@ -58,3 +58,12 @@ def test_without_an_address_nothing_is_fetched() -> None:
     keyring = Keyring([])
     assert keyring.wake_at() == math.inf
     assert keyring.step(10.0) is None
+
+
+def test_the_key_of_an_engine_that_was_started_anew_is_fetched_at_once() -> None:
+    keyring = Keyring(["http://a"])
+    keyring.step(0.0)
+    keyring.fetched("one", 0.0)
+    keyring.hasten()
+    assert keyring.step(0.1) == "http://a"
+    assert keyring.fetched("two", 0.2)

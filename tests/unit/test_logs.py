@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -399,3 +400,36 @@ def test_a_console_whose_reader_is_gone(pipe: Pipe) -> None:
     console.write("nobody hears this")
     wait_until(lambda: console.dropped_lines == 1, what="the drop to be counted")
     assert console.close(deadline_s=30)
+
+
+def test_a_file_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "a.log"
+    file = RotatingFile(str(path))
+    file.write(b"one\n")
+    shutil.rmtree(path.parent)
+    file.write(b"two\n")
+    file.close()
+    assert path.read_bytes() == b"two\n"
+    assert (file.dropped_bytes, file.error) == (0, "")
+
+
+def test_a_rotation_without_room_for_a_new_file_moves_the_old_ones_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    file = RotatingFile(str(path), max_bytes=4)
+    for line in (b"one\n", b"two\n"):
+        file.write(line)
+    file.close()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
+        for _ in range(3):
+            file.write(b"lost\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert file.dropped_bytes == 15 and "Too many open files" in file.error
+    file.write(b"new\n")
+    file.close()
+    kept = [tmp_path / name for name in ("a.log", "a.log.1", "a.log.2")]
+    assert [one.read_bytes() for one in kept] == [b"new\n", b"two\n", b"one\n"]

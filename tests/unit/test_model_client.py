@@ -18,6 +18,7 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backend_adapter import model_connection
 from backend_adapter.model_client import ModelClient, ProbeResult, parse_url
 from backend_adapter.model_connection import HEAD_LIMIT_BYTES, Connection
 from backend_adapter.model_request import Request
@@ -342,7 +343,9 @@ def closing_after(answered: int) -> Script:
     return script
 
 
-def test_stale_connection_is_replaced_and_nobody_notices() -> None:
+def test_stale_connection_is_replaced_and_nobody_notices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_connection, "STALE_AFTER_S", 0.0)
+
     async def check(client: ModelClient, server: RawServer) -> None:
         await fetch(client)
         sink = await fetch(client, body=b"again")
@@ -353,7 +356,22 @@ def test_stale_connection_is_replaced_and_nobody_notices() -> None:
     exchange(closing_after(1), check)
 
 
-def test_stale_connection_and_then_nobody_listens() -> None:
+def test_a_connection_that_breaks_soon_after_it_was_used_is_no_stale_one() -> None:
+    """A server that is being killed ends those first, and its listener last: whoever asks it again
+    at once has asked in vain twice."""
+
+    async def check(client: ModelClient, server: RawServer) -> None:
+        await fetch(client)
+        sink = await fetch(client, body=b"again")
+        assert sink.outcome == ("lost", 1)
+        assert (server.accepted, client.opened) == (1, 1)
+
+    exchange(closing_after(1), check)
+
+
+def test_stale_connection_and_then_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_connection, "STALE_AFTER_S", 0.0)
+
     async def check(client: ModelClient, server: RawServer) -> None:
         await fetch(client)
         server.stop_listening()

@@ -21,7 +21,7 @@ from tests.kit.wait import wait_until_async
 class Scene:
     """Routes whose functions wait for ``gate``; ``running`` and ``most`` count them."""
 
-    def __init__(self) -> None:
+    def __init__(self, idle_s: float = 60.0) -> None:
         self.gate = threading.Event()
         self.gate_of_coroutines = asyncio.Event()
         self.lock = threading.Lock()
@@ -38,7 +38,7 @@ class Scene:
             HandlerConfig("/raising", remote_function=self.raising),
         ]  # fmt: skip
         self.routes = build(WorkerConfig(handlers=handlers))
-        self.functions = RemoteFunctions(0.3)
+        self.functions = RemoteFunctions(0.3, idle_s)
 
     def plain(self, n: int = 0, hold: bool = False) -> int:
         with self.lock:
@@ -76,9 +76,9 @@ class Scene:
         return asyncio.ensure_future(self.functions.call(hooked, payload))
 
 
-def play(script: Callable[[Scene], Awaitable[None]]) -> None:
+def play(script: Callable[[Scene], Awaitable[None]], idle_s: float = 60.0) -> None:
     async def main() -> None:
-        scene = Scene()
+        scene = Scene(idle_s)
         try:
             await script(scene)
         finally:
@@ -144,6 +144,24 @@ def test_threads_have_a_bound_and_coroutines_none() -> None:
         assert threading.active_count() <= before + 1, "idle ones are used again"
 
     play(script)
+
+
+def test_threads_end_when_they_have_nothing_to_do_but_one() -> None:
+    async def script(scene: Scene) -> None:
+        before = threading.active_count()
+        for _ in range(2):
+            held = [scene.call("/threads", hold=True) for _ in range(20)]
+            await wait_until_async(lambda: scene.running == 20)
+            assert threading.active_count() == before + 20
+            scene.open()
+            await asyncio.gather(*held)
+            await wait_until_async(lambda: threading.active_count() == before + 1)
+            scene.gate.clear()
+        for n in range(50):
+            assert await scene.call("/threads", n=n) == n
+            assert threading.active_count() == before + 1
+
+    play(script, idle_s=0.1)
 
 
 def test_what_a_function_raises_comes_back_and_its_place_is_free() -> None:

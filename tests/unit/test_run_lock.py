@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -156,3 +157,44 @@ def test_facts_that_only_fit_in_part_are_written_again(tmp_path: Path) -> None:
         assert facts is not None and facts["run_id"] == "x" * 200
     finally:
         lock.release()
+
+
+def test_a_file_that_was_removed_is_locked_and_published_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = tmp_path / "state"
+    lock = RunLock(str(state))
+    lock.acquire()
+    lock.publish(worker_url="x")
+    lock.keep()
+    assert caplog.messages == []
+    shutil.rmtree(state)
+    lock.keep()
+    facts = read_running(str(state))
+    assert facts is not None and facts["worker_url"] == "x"
+    assert caplog.messages == [f"the state directory {state} had been removed; made again"]
+    with pytest.raises(AlreadyRunning):
+        RunLock(str(state)).acquire()
+    lock.release()
+
+
+def test_a_place_that_another_run_has_taken_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = tmp_path / "state"
+    first, second = RunLock(str(state)), RunLock(str(state))
+    first.acquire()
+    shutil.rmtree(state)
+    second.acquire()
+    for _ in range(3):
+        first.keep()
+    (said,) = caplog.messages
+    assert f"another worker (pid {os.getpid()}) uses its place" in said
+    second.release()
+    first.keep()
+    assert "made again" in caplog.messages[-1]
+    shutil.rmtree(state)
+    state.write_text("no directory")
+    first.keep()
+    assert "cannot be made again" in caplog.messages[-1]
+    first.release()

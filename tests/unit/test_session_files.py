@@ -5,6 +5,8 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+import pytest
+
 from backend_adapter.session_files import SessionFiles
 from tests.properties.test_sessions_machine import session
 
@@ -42,3 +44,15 @@ def test_where_nothing_can_be_kept_the_work_goes_on(tmp_path: Path) -> None:
     files.save(session("a", 1.0))
     files.drop(session("a", 1.0))
     assert list(files.load()) == []
+
+
+def test_what_cannot_be_kept_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place = tmp_path / "sessions"
+    place.write_text("no directory")
+    files = SessionFiles(str(place))
+    assert not files.there
+    assert not files.save(session("a", 1.0)) and not files.save(session("b", 1.0))
+    assert len(caplog.messages) == 1 and "not kept on disk" in caplog.messages[0]
+    place.unlink()
+    assert files.save(session("a", 1.0)) and files.there
+    assert [each.session_id for each in files.load()] == ["a"]

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,65 +17,149 @@ import pytest
 
 from backend_adapter.file_body import PIECE_BYTES, PIECES_A_TURN, Feeder
 from backend_adapter.messages import FilePart
+from ingress.budget import Budget
 from ingress.errors import ErrorKind, Problem
 from ingress.slow_readers import LOOK_EVERY_S, SlowReaders
-from ingress.spool import Spool, payload_of, whole_of
+from ingress.spool import BEHIND_BYTES, Spool, SpoolFile, payload_of, whole_of
 from tests.kit.wait import wait_until_async
+
+MEMORY = 100_000
 
 
 class Envelope(msgspec.Struct):
     payload: msgspec.Raw
 
 
+@asynccontextmanager
+async def spooling(
+    directory: Path, name: str = "ingress-0", memory: int = MEMORY
+) -> AsyncIterator[Spool]:
+    """A spool; at its end nothing waits, and nothing is counted."""
+    budget = Budget(memory, 10**9, 1)
+    spool = Spool(str(directory), name, asyncio.get_running_loop(), budget)
+    try:
+        yield spool
+    finally:
+        spool.close()
+        spool._thread.join()
+    await wait_until_async(lambda: spool.waiting_bytes == 0)
+    assert budget.memory == 0
+
+
+async def written(file: SpoolFile) -> None:
+    await wait_until_async(lambda: file.waiting_bytes == 0)
+
+
+async def removed(file: SpoolFile) -> None:
+    gone: list[bool] = []
+    file.remove(lambda: gone.append(True))
+    await wait_until_async(lambda: gone)
+    assert gone == [True]
+
+
 def test_a_part_is_found_where_it_lies_and_not_where_the_same_bytes_lie(tmp_path: Path) -> None:
     payload = b'{"a": 1}'
     body = b'{"decoy": ' + payload + b', "payload": ' + payload + b"  }"
-    file = Spool(str(tmp_path / "made" / "late"), "ingress-0").open(len(body))
-    file.write(body[:7])
-    file.write(bytearray(body[7:]))
-    mapped = file.map()
-    found = msgspec.json.decode(mapped, type=Envelope).payload
-    part = file.part(mapped, found)
-    assert (part.offset, part.size) == (body.rindex(payload), len(payload))
-    assert Path(part.path).read_bytes()[part.offset :][: part.size] == payload
-    assert payload_of(found, mapped, file) == (b"", part)
-    assert whole_of(mapped, file) == (b"", FilePart(part.path, 0, len(body)))
-    assert payload_of(msgspec.Raw(payload), body, None) == (payload, None)
-    assert whole_of(body, None) == (body, None)
-    assert Path(part.path).stat().st_mode & 0o777 == 0o600
-    file.remove()
-    file.remove()
-    assert not Path(part.path).exists()
-    assert bytes(found) == payload  # who has mapped it reads on
+
+    async def scenario() -> None:
+        async with spooling(tmp_path / "made" / "late") as spool:
+            file = spool.open(len(body))
+            file.write(body[:7])
+            file.write(bytearray(body[7:]))
+            await written(file)
+            mapped = file.map()
+            found = msgspec.json.decode(mapped, type=Envelope).payload
+            part = file.part(mapped, found)
+            assert (part.offset, part.size) == (body.rindex(payload), len(payload))
+            assert Path(part.path).read_bytes()[part.offset :][: part.size] == payload
+            assert payload_of(found, mapped, file) == (b"", part)
+            assert whole_of(mapped, file) == (b"", FilePart(part.path, 0, len(body)))
+            assert payload_of(msgspec.Raw(payload), body, None) == (payload, None)
+            assert whole_of(body, None) == (body, None)
+            assert Path(part.path).stat().st_mode & 0o777 == 0o600
+            await removed(file)
+            assert not Path(part.path).exists()
+            assert bytes(found) == payload  # who has mapped it reads on
+
+    asyncio.run(scenario())
 
 
 def test_what_an_earlier_life_left_is_swept_and_nobody_elses(tmp_path: Path) -> None:
-    spool, other = Spool(str(tmp_path), "ingress-1"), Spool(str(tmp_path), "ingress-10")
-    Spool(str(tmp_path / "nowhere"), "ingress-1").sweep()
-    left, kept = spool.open(10), other.open(10)
-    assert left.whole().path != spool.open(10).whole().path
-    Spool(str(tmp_path), "ingress-1").sweep()
-    assert [str(path) for path in tmp_path.iterdir()] == [kept.whole().path]
+    async def scenario() -> None:
+        async with (
+            spooling(tmp_path, "ingress-1") as spool,
+            spooling(tmp_path, "ingress-10") as ten,
+        ):
+            left, kept, unused = spool.open(10), ten.open(10), spool.open(10)
+            assert left.whole().path != unused.whole().path
+            for file in (left, kept):
+                file.write(b"0123456789")
+                await written(file)
+            async with spooling(tmp_path, "ingress-1"):
+                await wait_until_async(lambda: not os.path.exists(left.whole().path))
+            assert [str(path) for path in tmp_path.iterdir()] == [kept.whole().path]
+            for file in (left, kept, unused):
+                await removed(file)
+
+    asyncio.run(scenario())
 
 
-def test_a_disk_that_takes_nothing_is_a_typed_refusal(tmp_path: Path, monkeypatch: Any) -> None:
-    spool = Spool(str(tmp_path), "ingress-0")
+def test_a_disk_that_takes_nothing_is_a_typed_refusal(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    file = spool.open(0)
+
+    async def scenario() -> None:
+        (tmp_path / "file").write_text("no directory")
+        async with spooling(tmp_path) as spool, spooling(tmp_path / "file" / "below") as nowhere:
+            with pytest.raises(Problem, match="it is full"):
+                spool.open(2**60)
+            promised = spool.open(2**20)
+            assert spool._promised_bytes == 2**20
+            await removed(promised)
+            assert spool._promised_bytes == 0
+            for place in (spool, nowhere):
+                file, told = place.open(0), []
+                file.moved = partial(told.append, True)
+                file.write(b"x" * 5000)
+                await wait_until_async(lambda told=told: told)
+                problem = file.problem
+                assert problem is not None and problem.kind is ErrorKind.MEMORY
+                assert problem.retry_after_s and str(tmp_path) not in problem.message
+                await removed(file)
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        for refused in (lambda: spool.open(5000), lambda: file.write(b"x" * 5000)):
-            with pytest.raises(Problem) as caught:
-                refused()
-            assert caught.value.kind is ErrorKind.MEMORY
-            assert caught.value.retry_after_s
-            assert str(tmp_path) not in caught.value.message
+        asyncio.run(scenario())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert [str(path) for path in tmp_path.iterdir()] == [file.whole().path]
-    (tmp_path / "file").write_text("no directory")
-    with pytest.raises(Problem, match="no room on its disk"):
-        Spool(str(tmp_path / "file" / "below"), "ingress-0").open(0)
+
+
+def test_what_waits_for_a_slow_disk_is_counted_and_bounded(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        slow = threading.Event()
+        async with spooling(tmp_path, memory=2 * BEHIND_BYTES) as spool:
+            create = spool.create
+
+            def wait_and_create(path: str) -> int:
+                slow.wait(30.0)
+                return create(path)
+
+            spool.create = wait_and_create  # type: ignore[method-assign]
+            file = spool.open(0)
+            pieces = [bytes([number]) * (BEHIND_BYTES // 3) for number in range(5)]
+            for piece in pieces:
+                file.write(piece)
+            assert file.behind
+            assert spool.waiting_bytes == file.waiting_bytes == sum(map(len, pieces))
+            with pytest.raises(Problem, match="too slow"):
+                file.write(pieces[0] * 2)
+            slow.set()
+            await written(file)
+            assert not file.behind
+            assert Path(file.whole().path).read_bytes() == b"".join(pieces)
+            await removed(file)
+
+    asyncio.run(scenario())
 
 
 class Wire:

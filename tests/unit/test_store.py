@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -217,6 +218,26 @@ def test_nothing_goes_into_a_file_that_misses_an_earlier_commit(stores: Stores) 
     assert not later.result(DEADLINE_S)
     assert opened.failures == 2
     assert stores.open().load() == STATE
+
+
+def test_a_file_that_was_removed_is_written_anew_at_once(tmp_path: Path) -> None:
+    """SQLite itself would go on writing into the file that nobody can open any more."""
+    state = tmp_path / "state"
+    opened = Store(state)
+    try:
+        assert commit(opened, *EVERYTHING)
+        shutil.rmtree(state)
+        assert not commit(opened, records.DropRows(1))
+        assert opened.behind and opened.wants_state
+        assert opened.rewrite(STATE).result(DEADLINE_S)
+        assert commit(opened, records.SaveRun("later"))
+    finally:
+        opened.close()
+    again = Store(state)
+    try:
+        assert again.load().run_id == "later"
+    finally:
+        again.close()
 
 
 def test_a_directory_that_cannot_be_made_is_retried(tmp_path: Path) -> None:

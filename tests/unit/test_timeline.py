@@ -105,7 +105,8 @@ class Run:
         self.model_ready = self.stopping = self.engine_knows = False
         self.stop_reason = "drain asked for"
         self.screen = Said()
-        self.timeline = Timeline(self.screen)
+        self.grown = ""
+        self.timeline = Timeline(self.screen, lambda: self.grown)
 
     def mask(self, text: str) -> str:
         return text.replace("hunter2hunter2", "***")

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import ssl
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from ingress.http import Exchange, Server
+from ingress.shared import OVERFLOW_CONNECTIONS
 from supervisor.settings import LimitSettings
 from supervisor.tls import CertificateWatch, TlsError, make_context
 from tests.kit.wait import DEADLINE_S, wait_until_async
@@ -237,6 +239,75 @@ def test_streams_refusals_and_aborts_over_tls(paths: tuple[str, str]) -> None:
     uvloop.run(main())
 
 
+def test_a_tls_client_that_reads_nothing_is_cut(paths: tuple[str, str]) -> None:
+    put(paths, *FIRST)
+
+    async def main() -> None:
+        app = Hello()
+        server = Server(app, LimitSettings(), asyncio.get_running_loop())
+        port = await server.listen("127.0.0.1", 0, make_context(*paths))
+        server._timer.cancel()  # type: ignore[union-attr]
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", port, ssl=client_context(FIRST[0]), limit=1024
+        )
+        writer.write(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n")
+        await wait_until_async(lambda: app.held)
+        app.held[0].begin(200, b"")
+        app.held[0].write(b"x" * 20_000_000)
+        (connection,) = server._shared.connections
+        settled = -1
+        while settled != connection.unsent_bytes:  # the kernel's buffers fill for a while
+            settled = connection.unsent_bytes
+            await asyncio.sleep(0.1)
+        server.sweep(1e9)
+        server.sweep(1e9 + 119)
+        await asyncio.sleep(0)
+        assert server.connections == 1
+        server.sweep(1e9 + 120)
+        await wait_until_async(lambda: not server.connections)
+        assert app.gone == 1
+        with pytest.raises(OSError, match=r"reset|EOF"):
+            await asyncio.wait_for(reader.read(), DEADLINE_S)
+        writer.close()
+        server.close()
+
+    uvloop.run(main())
+
+
+def test_a_tls_client_that_reads_late_gets_all_of_it(
+    paths: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The moment that TLS has for its closing words is none for the answer before them."""
+    put(paths, *FIRST)
+    monkeypatch.setattr("ingress.greeting.SHUTDOWN_S", 0.2)
+
+    async def main() -> None:
+        app = Hello()
+        server = Server(app, LimitSettings(keepalive_s=0.2), asyncio.get_running_loop())
+        port = await server.listen("127.0.0.1", 0, make_context(*paths))
+        for number, line in enumerate((b"Connection: close\r\n", b"")):
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", port, ssl=client_context(FIRST[0]), limit=1024
+            )
+            writer.write(b"GET /hold HTTP/1.1\r\nHost: a\r\n%b\r\n" % line)
+            await wait_until_async(lambda number=number: len(app.held) > number)
+            app.held[number].respond(200, b"", b"x" * 20_000_000)
+            (connection,) = server._shared.connections
+            assert not server.idle
+            await asyncio.sleep(2.5)  # two sweeps, and many times what is allowed for the closing
+            assert connection.unsent_bytes > 1_000_000
+            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE_S)
+            body = await asyncio.wait_for(reader.readexactly(20_000_000), DEADLINE_S)
+            assert body == b"x" * 20_000_000
+            assert await asyncio.wait_for(reader.read(), DEADLINE_S) == b""
+            writer.close()
+        await wait_until_async(lambda: not server.connections)
+        assert app.gone == 0
+        server.close()
+
+    uvloop.run(main())
+
+
 def test_what_is_no_tls_harms_nobody(paths: tuple[str, str]) -> None:
     put(paths, *FIRST)
     faults: list[dict[str, Any]] = []
@@ -246,9 +317,10 @@ def test_what_is_no_tls_harms_nobody(paths: tuple[str, str]) -> None:
         loop.set_exception_handler(lambda _, context: faults.append(context))
         server = Server(Hello(), LimitSettings(), loop)
         port = await server.listen("127.0.0.1", 0, make_context(*paths))
-        for data in (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"\x16\x03\x01", b""):
+        for data in (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"\x16\x03\x01", b"\x16" * 99, b""):
             with socket.create_connection(("127.0.0.1", port)) as client:
                 client.sendall(data)
+                await asyncio.sleep(0)
         reader, writer = await connect(port, client_context(FIRST[0]))
         assert await get(reader, writer) == b"hello"
         writer.close()
@@ -257,3 +329,99 @@ def test_what_is_no_tls_harms_nobody(paths: tuple[str, str]) -> None:
 
     uvloop.run(main())
     assert faults == []
+
+
+def test_a_handshake_counts_and_is_cut_at_its_deadline(paths: tuple[str, str]) -> None:
+    put(paths, *FIRST)
+
+    async def main() -> None:
+        server = Server(Hello(), LimitSettings(header_timeout_s=5.0), asyncio.get_running_loop())
+        port = await server.listen("127.0.0.1", 0, make_context(*paths))
+        began = time.monotonic()
+        silent, slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        slow[1].write(b"\x16\x03\x01\x02")
+        await wait_until_async(lambda: server.connections == 2)
+        await wait_until_async(
+            lambda: sum(one._task is not None for one in server._shared.handshakes) == 1
+        )
+        server.sweep(began + 4.9)
+        assert server.connections == 2
+        server.sweep(time.monotonic() + 5.0)
+        assert server.connections == 0
+        for reader, writer in (silent, slow):
+            assert await asyncio.wait_for(reader.read(), DEADLINE_S) == b""
+            writer.close()
+        server.close()
+
+    uvloop.run(main())
+
+
+def test_beyond_the_limit_the_oldest_handshake_makes_room(paths: tuple[str, str]) -> None:
+    put(paths, *FIRST)
+    trust = client_context(FIRST[0])
+
+    async def main() -> None:
+        server = Server(Hello(), LimitSettings(connections=2), asyncio.get_running_loop())
+        port = await server.listen("127.0.0.1", 0, make_context(*paths))
+        first = await connect(port, trust)
+        assert await get(*first) == b"hello"
+        most = 2 + OVERFLOW_CONNECTIONS
+        silent = []
+        for _ in range(most + 10):
+            silent.append(await asyncio.open_connection("127.0.0.1", port))
+            assert server.connections <= most
+        second = await connect(port, trust)
+        assert await get(*second) == b"hello"
+        assert await asyncio.wait_for(silent[0][0].read(), DEADLINE_S) == b""
+        third = await connect(port, trust)  # two are served: this one is told so
+        answer = await asyncio.wait_for(third[0].read(), DEADLINE_S)
+        assert b'"kind":"overloaded"' in answer
+        assert await get(*first) == b"hello"
+        for _, writer in (first, second, third, *silent):
+            writer.close()
+        await wait_until_async(lambda: not server.connections)
+        server.close()
+
+    uvloop.run(main())
+
+
+def test_a_handshake_that_ends_while_the_worker_drains(paths: tuple[str, str]) -> None:
+    put(paths, *FIRST)
+    trust = client_context(FIRST[0])
+
+    async def main() -> None:
+        server = Server(Hello(), LimitSettings(), asyncio.get_running_loop())
+        port = await server.listen("127.0.0.1", 0, make_context(*paths))
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        await wait_until_async(lambda: server.connections == 1)
+        assert await server.drain(DEADLINE_S)
+        await asyncio.wait_for(writer.start_tls(trust), DEADLINE_S)
+        answer = await asyncio.wait_for(reader.read(), DEADLINE_S)
+        assert b'"kind":"draining"' in answer
+        with pytest.raises(OSError, match="refused"):
+            await connect(port, trust)
+        writer.close()
+        server.close()
+
+    uvloop.run(main())
+
+
+def test_closing_cuts_handshakes(paths: tuple[str, str]) -> None:
+    put(paths, *FIRST)
+
+    async def main() -> None:
+        server = Server(Hello(), LimitSettings(), asyncio.get_running_loop())
+        port = await server.listen("127.0.0.1", 0, make_context(*paths))
+        silent, slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        slow[1].write(b"\x16")
+        await wait_until_async(lambda: server.connections == 2)
+        server.close()
+        assert server.connections == 0
+        for reader, writer in (silent, slow):
+            try:
+                assert await asyncio.wait_for(reader.read(), DEADLINE_S) == b""
+            except ConnectionResetError:
+                pass  # what it said was not read
+            writer.close()
+
+    uvloop.run(main())
