@@ -722,6 +722,10 @@ class World(RuleBasedStateMachine):
     @rule(pick=PICK, adapter=st.booleans(), fits=st.booleans())
     def a_stale_batch_arrives(self, pick: int, adapter: bool, fits: bool) -> None:
         """``fits``: one with just the number that comes next."""
+        self._stale_batch(pick, adapter, fits)
+        self.done()
+
+    def _stale_batch(self, pick: int, adapter: bool, fits: bool) -> None:
         ways = [old.to_adapter if adapter else old.to_ingress for old in self.stale]
         ways = [way for way in ways if way]
         if adapter and NAME in self.adapter.end.peers:
@@ -733,11 +737,28 @@ class World(RuleBasedStateMachine):
                 if _header(frame)[2] == number:
                     way.remove(frame)
                     (self.adapter_gets if adapter else self.ingress_gets)(frame)
-                    self.done()
                     return
         if ways:
             frame = ways[pick % len(ways)].popleft()
             (self.adapter_gets if adapter else self.ingress_gets)(frame)
+
+    @rule(adapter=st.booleans(), towards_adapter=st.booleans())
+    def an_old_word_comes_late(self, adapter: bool, towards_adapter: bool) -> None:
+        """Just when another session has begun, and with the number that is next there."""
+        self.words_are_under_way()
+        before = self.ingress.end.link.epoch
+        if adapter:
+            self._adapter_restarts()
+        else:
+            self.stale.append(self.wire)
+            self.wire = Wire()
+        for _ in range(3):
+            self.now += 0.3
+            self.tick()
+            self.flow()
+            if self.ingress.end.link.up and self.ingress.end.link.epoch != before:
+                break
+        self._stale_batch(0, towards_adapter, True)
         self.done()
 
     def tick(self) -> None:
