@@ -100,7 +100,7 @@ class Supervisor:
         self._told_wait: tidings.Tiding | None = None
         self.ready_line: LogMatch | None = None  # of the model's present life
         self._programs: Programs
-        self._control: wire.Server
+        self.control: wire.Server
 
     # ------------------------------------------------------------------ the run
 
@@ -110,11 +110,11 @@ class Supervisor:
         with ExitStack() as undo:
             undo.callback(shutil.rmtree, self._runtime_dir, ignore_errors=True)
             undo.callback(remove_spool, self.plan.settings, self._runtime_dir)
-            self._control = wire.Server(
+            self.control = wire.Server(
                 wire.ipc_address(self._runtime_dir, CONTROL_SOCKET), ToSupervisor,
                 self._on_messages, on_up=self._on_child_up,
             )  # fmt: skip
-            undo.callback(self._control.close)
+            undo.callback(self.control.close)
             self._programs = Programs(
                 self.plan, self._runtime_dir, self.run_id, self._echo, self._on_log_match, self.mask
             )
@@ -222,7 +222,7 @@ class Supervisor:
     def _asker(self, name: str) -> Callable[[float], bool]:
         def ask(deadline_s: float) -> bool:
             margin = DRAIN_MARGIN_S if deadline_s > DRAIN_MARGIN_S else 0.0
-            return self._control.send(name, Drain(deadline_s - margin))
+            return self.control.send(name, Drain(deadline_s - margin))
 
         return ask
 
@@ -250,7 +250,7 @@ class Supervisor:
 
     def _send(self, told: Iterable[tidings.Tiding]) -> None:
         for name, message in told:
-            self._control.send(name, message)
+            self.control.send(name, message)
 
     def _watch(self) -> None:
         """Once a beat: who has gone mute? And bury what was left to us."""
@@ -295,7 +295,7 @@ class Supervisor:
             elif isinstance(message, ModelVerdict):
                 self._on_verdict(message)
             elif isinstance(message, CommandRequest):
-                self._control.send(name, obey(self, message))
+                self.control.send(name, obey(self, message))
             elif isinstance(message, Configured | ScriptFailed | LifecycleState):
                 script.heed(self, message)
             else:
@@ -343,14 +343,14 @@ class Supervisor:
             if kind == "ready":
                 self.note_ready_line(match)
             else:
-                self._control.send("backend_adapter", match)
+                self.control.send("backend_adapter", match)
         elif kind == "ready":
             self.members[name].feed(lifecycle.BecameReady())
 
     def note_ready_line(self, match: LogMatch) -> None:
         """Also told to later adapters."""
         self.ready_line = match
-        self._control.send("backend_adapter", match)
+        self.control.send("backend_adapter", match)
 
     def configure(self, values: bytes) -> None:
         """A worker.py has said what the worker is; or, after its restart, says it again.
@@ -377,7 +377,7 @@ class Supervisor:
     def _tell_reload(self) -> None:
         for name in self.members:
             if self._programs.ours(name):
-                self._control.send(name, Reload())
+                self.control.send(name, Reload())
 
     # ------------------------------------------------------------------ the end
 

@@ -379,5 +379,7 @@ class Client:
     def end_exchange(self, keep_alive: bool) -> None:
         self.complete = True
 
+    def guard(self, on: bool) -> None: ...
+
     def cut(self, reset: bool) -> None:
         self.was_cut = True

@@ -19,7 +19,10 @@ from typing import Any
 
 import httptools
 import msgspec
+<<<<<<< HEAD
 import pytest
+=======
+>>>>>>> h/twoends
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -29,6 +32,7 @@ from backend_adapter.jobs import Command, Dispatch, Job, State
 from backend_adapter.messages import (
     Answer,
     Cancel,
+    Cancelled,
     Chunk,
     End,
     Failed,
@@ -218,6 +222,8 @@ class AdapterProcess:
         if not self.end.send(peer, message):
             return False
         number = message.id
+        if isinstance(message, Cancelled):
+            return True  # says when a job that nobody waits for began
         assert self.told.get(number) is False, "law 1: a word about what has ended, or is unknown"
         if isinstance(message, TERMINAL):
             self.told[number] = True
@@ -347,8 +353,11 @@ class World(RuleBasedStateMachine):
 
     # sessions at rest, as session_files.py keeps them
 
-    def save(self, session: Session) -> None:
+    there = True
+
+    def save(self, session: Session) -> bool:
         self.files[session.session_id] = copy.copy(session)
+        return True
 
     def drop(self, session: Session) -> None:
         self.files.pop(session.session_id, None)
@@ -678,9 +687,11 @@ class World(RuleBasedStateMachine):
             self.watch()
         self.settle()
 
-    @rule(to_adapter=FEW, to_ingress=FEW)
-    def the_connection_breaks(self, to_adapter: int, to_ingress: int) -> None:
+    @rule(to_adapter=FEW, to_ingress=FEW, amid=st.booleans())
+    def the_connection_breaks(self, to_adapter: int, to_ingress: int, amid: bool) -> None:
         """What is under way is lost, but for what had arrived already."""
+        if amid:
+            self.words_are_under_way()
         lost, self.wire = self.wire, Wire()
         for frame in list(lost.to_adapter)[:to_adapter]:
             self.adapter_gets(frame)
@@ -692,13 +703,26 @@ class World(RuleBasedStateMachine):
     def the_next_batches_are_lost(self, count: int, towards: str) -> None:
         self.losing[towards] = count
 
-    @rule()
-    def the_connection_is_replaced(self) -> None:
+    def words_are_under_way(self) -> None:
+        """The model server has just answered, and a client has just left."""
+        for connection in self.model.busy[:1]:
+            self.model.finish(connection)
+            while connection.carry():
+                self.settle()
+        for client in self.waiting()[-1:]:
+            self._leaves(client)
+        self.settle()
+
+    @rule(amid=st.booleans())
+    def the_connection_is_replaced(self, amid: bool) -> None:
         """What was under way may still arrive, at whoever is there then."""
+        if amid:
+            self.words_are_under_way()
         self.stale.append(self.wire)
         self.wire = Wire()
         self.done()
 
+<<<<<<< HEAD
     @precondition(lambda self: self.stale)
     @rule(pick=PICK, adapter=st.booleans())
     def a_stale_batch_arrives(self, pick: int, adapter: bool) -> None:
@@ -707,6 +731,49 @@ class World(RuleBasedStateMachine):
             self.adapter_gets(old.to_adapter.popleft())
         elif old.to_ingress:
             self.ingress_gets(old.to_ingress.popleft())
+=======
+    @precondition(lambda self: any(old.to_adapter or old.to_ingress for old in self.stale))
+    @rule(pick=PICK, adapter=st.booleans(), fits=st.booleans())
+    def a_stale_batch_arrives(self, pick: int, adapter: bool, fits: bool) -> None:
+        """``fits``: one with just the number that comes next."""
+        self._stale_batch(pick, adapter, fits)
+        self.done()
+
+    def _stale_batch(self, pick: int, adapter: bool, fits: bool) -> None:
+        ways = [old.to_adapter if adapter else old.to_ingress for old in self.stale]
+        ways = [way for way in ways if way]
+        if adapter and NAME in self.adapter.end.peers:
+            number = self.adapter.end.peers[NAME].session._received + 1
+        else:
+            number = self.ingress.end.link._received + 1
+        for way in ways if fits else ():
+            for frame in way:
+                if _header(frame)[2] == number:
+                    way.remove(frame)
+                    (self.adapter_gets if adapter else self.ingress_gets)(frame)
+                    return
+        if ways:
+            frame = ways[pick % len(ways)].popleft()
+            (self.adapter_gets if adapter else self.ingress_gets)(frame)
+
+    @rule(adapter=st.booleans(), towards_adapter=st.booleans())
+    def an_old_word_comes_late(self, adapter: bool, towards_adapter: bool) -> None:
+        """Just when another session has begun, and with the number that is next there."""
+        self.words_are_under_way()
+        before = self.ingress.end.link.epoch
+        if adapter:
+            self._adapter_restarts()
+        else:
+            self.stale.append(self.wire)
+            self.wire = Wire()
+        for _ in range(3):
+            self.now += 0.3
+            self.tick()
+            self.flow()
+            if self.ingress.end.link.up and self.ingress.end.link.epoch != before:
+                break
+        self._stale_batch(0, towards_adapter, True)
+>>>>>>> h/twoends
         self.done()
 
     def tick(self) -> None:
@@ -734,8 +801,14 @@ class World(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------ processes
 
-    @rule()
-    def the_adapter_dies(self) -> None:
+    @rule(amid=st.booleans(), for_good=st.booleans())
+    def the_adapter_dies(self, amid: bool, for_good: bool) -> None:
+        """``for_good``: so ingress is told, but a person starts it again."""
+        if amid:
+            self.words_are_under_way()
+        if for_good:
+            self.ingress.answers.adapter_failed(self.now)
+            assert not self.waiting(), "law 1: somebody was not told"
         self._adapter_restarts()
         self.done()
 
@@ -768,6 +841,7 @@ class World(RuleBasedStateMachine):
             self.done()
             old.answers.give_up(self.now)
             self.done()
+            old.answers.close_departed()
             assert not old.admission.jobs and old.ledger.pending == 0
             assert not self.waiting(), "law 1: somebody was not told"
         old.dead = True
@@ -787,9 +861,11 @@ class World(RuleBasedStateMachine):
         ledger = ingress.ledger
         ended = ledger.served + ledger.errored + ledger.cancelled + ledger.rejected
         assert ledger.received == ended + ledger.pending, "law 5 at the door"
-        promised = sum(
-            job.submit.workload for job in ingress.admission.jobs.values() if job.key
-        )  # fmt: skip
+        promised = sum(job.submit.workload for job in ingress.admission.jobs.values() if job.key)
+        # whose client left, and of which the adapter has not said yet when they began
+        promised += sum(
+            ledger._open[key].workload for key, *_ in ingress.answers._departed.values()
+        )
         assert ledger.pending == promised, "law 5: what is pending is what is promised"
         accounts = self.adapter.ledger
         ended = accounts.served + accounts.errored + accounts.cancelled + accounts.rejected
@@ -845,7 +921,11 @@ class World(RuleBasedStateMachine):
         ingress, adapter = self.ingress, self.adapter
         assert self.agreed, "the ends do not agree"
         assert not ingress.admission.jobs and ingress.ledger.pending == 0
-        assert ingress.ledger.inside == 0 and not ingress.ledger._open
+        assert (
+            not ingress.answers._departed
+            and ingress.ledger.inside == 0
+            and not ingress.ledger._open
+        )
         assert not adapter.queue._jobs and adapter.queue.held_bytes == 0
         assert adapter.queue.outstanding == 0 and adapter.queue.waiting_bytes == 0
         assert not adapter.queue._lanes._lanes and adapter.queue.next_deadline() is None
