@@ -166,11 +166,6 @@ class Supervisor:
         process_tree.sweep(self.run_id, exclude=(os.getpid(),))
 
     @property
-    def malformed(self) -> int:
-        """Messages on the control socket that were no words of ours."""
-        return self._control.malformed
-
-    @property
     def plan(self) -> Plan:
         """What the run consists of, as it is known now."""
         return self._replanner.plan

@@ -116,11 +116,7 @@ def _model(supervisor: Supervisor) -> dict[str, Any]:
 
 
 def _malformed(supervisor: Supervisor) -> dict[str, int]:
-<<<<<<< HEAD
-    counts = {"supervisor": supervisor.malformed}
-=======
     counts = {"supervisor": supervisor.control.malformed}
->>>>>>> h/twoends
     for name, member in supervisor.members.items():
         if "malformed" in member.gauges:
             counts[name] = int(member.gauges["malformed"])

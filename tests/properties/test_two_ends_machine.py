@@ -19,10 +19,7 @@ from typing import Any
 
 import httptools
 import msgspec
-<<<<<<< HEAD
 import pytest
-=======
->>>>>>> h/twoends
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -722,16 +719,6 @@ class World(RuleBasedStateMachine):
         self.wire = Wire()
         self.done()
 
-<<<<<<< HEAD
-    @precondition(lambda self: self.stale)
-    @rule(pick=PICK, adapter=st.booleans())
-    def a_stale_batch_arrives(self, pick: int, adapter: bool) -> None:
-        old = self.stale[pick % len(self.stale)]
-        if adapter and old.to_adapter:
-            self.adapter_gets(old.to_adapter.popleft())
-        elif old.to_ingress:
-            self.ingress_gets(old.to_ingress.popleft())
-=======
     @precondition(lambda self: any(old.to_adapter or old.to_ingress for old in self.stale))
     @rule(pick=PICK, adapter=st.booleans(), fits=st.booleans())
     def a_stale_batch_arrives(self, pick: int, adapter: bool, fits: bool) -> None:
@@ -773,7 +760,6 @@ class World(RuleBasedStateMachine):
             if self.ingress.end.link.up and self.ingress.end.link.epoch != before:
                 break
         self._stale_batch(0, towards_adapter, True)
->>>>>>> h/twoends
         self.done()
 
     def tick(self) -> None:

@@ -185,15 +185,8 @@ def test_no_more_jobs_than_allowed_and_a_departure_makes_room() -> None:
         await wait_until_async(lambda: len(scene.cancelled) == 2)
         await asyncio.gather(*waiting, return_exceptions=True)
         ledger = scene.ledger
-<<<<<<< HEAD
-        # the adapter has not said when they began; then its session ends
-        assert (ledger.cancelled, ledger.served, ledger.pending) == (0.0, 100.0, 200.0)
-        scene.answers.close_departed()
-        assert (ledger.cancelled, ledger.served, ledger.pending) == (200.0, 100.0, 0.0)
-=======
         await wait_until_async(lambda: ledger.pending == 0.0, what="the last account to close")
         assert (ledger.cancelled, ledger.served) == (200.0, 100.0)
->>>>>>> h/twoends
 
     play(script)
 
