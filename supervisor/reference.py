@@ -110,7 +110,8 @@ def memory_page() -> str:
         "What clients send and do not read is bounded in bytes, and every bound is a setting. Under"
         " any flood, with the default settings and without TLS, the processes of the worker"
         f" together stay under **{math.ceil(total_bytes(settings) / MIB / 128) * 128} MiB**; at"
-        " rest they take about 100. With TLS each open connection takes up to 140 KiB besides.\n",
+        " rest they take about 100. With TLS an open connection takes 20 KiB more, and up to half a"
+        " MiB once it has carried a large body: that is not in these figures, and ends with it.\n",
         "| process | holds | limit | MiB by default |",
         "|---|---|---|---|",
         *(
