@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -184,8 +185,9 @@ def error_of(outcome: Outcome) -> dict[str, Any]:
     return dict(json.loads(outcome.body)["error"])
 
 
-#: Of the directory that lets SIGUSR1 block a process, and SIGUSR2 bloat it.
+#: Of the directory that lets a signal block a process, or bloat it, or make it fork.
 SABOTAGE = {"PYTHONPATH": str(Path(__file__).parents[1] / "kit" / "sabotage")}
+FORK, BLOCK, BLOAT = (signal.SIGRTMIN + number for number in range(3))
 
 #: A worker.py that takes part in each request, and starts the model server itself.
 SCRIPT = """

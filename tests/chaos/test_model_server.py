@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import pytest
 
 from supervisor.exit_codes import ExitCode
 from tests.chaos.deaths import (
+    BLOAT,
     SABOTAGE,
     Mix,
     ends_with_error,
@@ -321,7 +321,7 @@ def test_row_09_the_kernel_kills_the_model_server_for_memory(tmp_path: Path) -> 
     with memory_group(640 * 2**20) as group:
         enter = ("/bin/sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs"))
         with paced(tmp_path, before=enter, environ=SABOTAGE) as worker:
-            old = worker.kill("model", signal.SIGUSR2)  # takes memory until it is stopped
+            old = worker.kill("model", BLOAT)  # takes memory until it is stopped
             worker.wait_replaced("model", old)
             said = "killed by the kernel for memory (out of memory)"
             assert worker.members()["model"]["last_exit"] == said

@@ -19,6 +19,7 @@ from supervisor.process import Supervisor
 from supervisor.restart import Policy
 from supervisor.settings import Settings
 from tests.chaos.deaths import (
+    BLOCK,
     SABOTAGE,
     SCRIPT,
     Mix,
@@ -202,7 +203,7 @@ def test_row_04_the_event_loop_is_blocked(tmp_path: Path) -> None:
     with paced(tmp_path, environ=SABOTAGE) as worker:
         before = worker.members()
         for name in names:
-            worker.kill(name, signal.SIGUSR1)
+            worker.kill(name, BLOCK)
         for name in names:
             worker.wait_replaced(name, before[name]["pid"])
         after = worker.members()

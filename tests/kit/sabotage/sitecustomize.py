@@ -1,8 +1,8 @@
 """Lets a test block or bloat a Python process by a signal; nothing of the product knows of it.
 
 Every interpreter that finds this directory on ``PYTHONPATH`` imports it before anything else.
-SIGUSR1: the main thread does nothing any more, and its event loop with it, for ``BLOCKED_S``
-seconds; signals stay pending, other threads go on. SIGUSR2: memory is taken and filled, up to
+SIGRTMIN + 1: the main thread does nothing any more, and its event loop with it, for ``BLOCKED_S``
+seconds; signals stay pending, other threads go on. SIGRTMIN + 2: memory is taken and filled, up to
 ``MOST_BYTES``. SIGRTMIN: it forks a child in a session of its own that forks and ends, and so does
 each of its children, ``GENERATIONS`` times: no look at /proc finds one that still lives.
 """
@@ -40,5 +40,5 @@ def _fork(_number: int, _frame: object) -> None:
 
 
 signal.signal(signal.SIGRTMIN, _fork)
-signal.signal(signal.SIGUSR1, _block)
-signal.signal(signal.SIGUSR2, _bloat)
+signal.signal(signal.SIGRTMIN + 1, _block)
+signal.signal(signal.SIGRTMIN + 2, _bloat)
