@@ -111,7 +111,6 @@ class Server:
         :raises OSError: the port cannot be had.
         """
         shared = self._shared
-        shared.intake.tls = ssl_context is not None
         self._listener = await self._loop.create_server(
             lambda: Greeting(shared, ssl_context) if ssl_context else Connection(shared),
             host,

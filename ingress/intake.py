@@ -24,11 +24,6 @@ from supervisor.settings import LimitSettings
 SMALL_HEAD_BYTES = 4096
 
 
-#: A body over TLS that is longer leaves buffers of uvloop's and OpenSSL's behind, of this size,
-#: measured, for as long as the connection is open: they count, and the connection ends with it.
-SMALL_TLS_BYTES = 65_536
-TLS_BUFFER_BYTES = 512 * 2**10
-
 #: Makes the spool, which counts what waits for the disk.
 MakeSpool = Callable[[Budget], Spool]
 
@@ -39,12 +34,11 @@ class Intake:
     ``spool``: None: every body is held in memory.
     """
 
-    __slots__ = ("_spool", "budget", "tls")
+    __slots__ = ("_spool", "budget")
 
     def __init__(self, limits: LimitSettings, spool: MakeSpool | None) -> None:
         disk_bytes = limits.spool_bytes if spool is not None else 0
         self.budget = Budget(limits.buffered_bytes, disk_bytes, limits.large_bytes)
-        self.tls = False  #: set once, before anyone connects
         self._spool = spool(self.budget) if spool is not None else None
 
     def close(self) -> None:
@@ -70,9 +64,6 @@ class Intake:
         exchange = framer.request
         size = exchange.content_length
         head = framer.head_bytes if framer.head_bytes > SMALL_HEAD_BYTES else 0
-        if self.tls and size > SMALL_TLS_BYTES:
-            exchange.keep_alive = False
-            head += TLS_BUFFER_BYTES
         if size >= SOFT_LARGE_BYTES and self.budget.large(size):
             self._to_disk(framer, size)
             return self.count(counted, head)
@@ -80,15 +71,12 @@ class Intake:
 
     def grow(self, counted: int, framer: Framer[Exchange]) -> int:
         """More of a body in chunks has come. As ``begin``."""
-        size, file, buffers = framer.body_bytes, framer.request.file, 0
-        if self.tls and size > SMALL_TLS_BYTES:
-            framer.request.keep_alive = False
-            buffers = TLS_BUFFER_BYTES
+        size, file = framer.body_bytes, framer.request.file
         if file is None and self.budget.large(size):
-            counted = self.count(counted, buffers)
+            counted = self.count(counted, 0)
             file = self._to_disk(framer, 0)
         if file is None:
-            return self.count(counted, size + buffers)
+            return self.count(counted, size)
         if not self.budget.take_disk(size - file.counted_bytes):
             raise no_memory()
         file.counted_bytes = size
