@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 import signal
-import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from typing import Any, assert_never
@@ -22,7 +21,7 @@ from supervisor import awaited, lifecycle, process_tree, script, settings_source
 from supervisor.child import CONTROL_SOCKET, STRAY_SIGNALS
 from supervisor.commands import obey
 from supervisor.exit_codes import ExitCode
-from supervisor.handoff_file import HandoffFile
+from supervisor.handoff_file import HandoffFile, make_runtime_dir
 from supervisor.log_lines import masker
 from supervisor.logs import Tail
 from supervisor.member import Member
@@ -50,8 +49,6 @@ from supervisor.spool_dir import remove as remove_spool
 FOLLOW_EVERY_S = 0.2
 #: A second signal this soon is the same wish: shells and process managers signal whole groups.
 SAME_SIGNAL_S = 0.5
-#: Name of a run's private directory begins so.
-RUNTIME_PREFIX = "lighterman-"
 _log = logging.getLogger("supervisor")
 #: Lines of the model server that the person wants to see.
 _model_log = logging.getLogger("supervisor.model")
@@ -94,7 +91,7 @@ class Supervisor:
         self._changed = asyncio.Event()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._last_look = self.started_at
-        self._runtime_dir = tempfile.mkdtemp(prefix=RUNTIME_PREFIX)  # mode 0700
+        self._runtime_dir = make_runtime_dir()
         self._handoff = HandoffFile(self.run_id, self._runtime_dir)
         self._replanner = Replanner(plan, reread, self._handoff)
         self._told_wait: tidings.Tiding | None = None

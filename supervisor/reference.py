@@ -50,9 +50,6 @@ read no further.
 
 A body in chunks, whose length nobody has announced, is refused where the room ends.
 
-Over TLS a body of more than 64 KiB leaves buffers of half a megabyte with its connection; they
-count against `limits.buffered_bytes`, and the connection is closed after the answer.
-
 A response that is complete gives its slot on the model server free although its client still reads,
 for up to 128 responses at once; further ones keep theirs.
 

@@ -23,9 +23,10 @@ from supervisor import core_files, log_lines, process_tree, settings_sources, sp
 from supervisor.beacon import Beacon
 from supervisor.console import Console
 from supervisor.exit_codes import ExitCode
+from supervisor.handoff_file import RUNTIME_PREFIX
 from supervisor.plan import Plan
 from supervisor.ports import is_free
-from supervisor.process import RUNTIME_PREFIX, Supervisor
+from supervisor.process import Supervisor
 from supervisor.run_lock import AlreadyRunning, RunLock, RunLockError
 from supervisor.screen import Plain, Screen, Terminal
 from supervisor.settings_sources import Fault, SettingsError

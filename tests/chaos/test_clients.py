@@ -7,6 +7,7 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -226,8 +227,8 @@ TIMEOUTS = ("limits.header_timeout_s=1.5", "limits.body_timeout_s=1.5", "limits.
     " pieces and at least 4 KiB a second as a whole, an idle connection limits.keepalive_s.",
 )
 def test_row_25_a_byte_a_minute(tmp_path: Path) -> None:
-    with running(tmp_path, settings=TIMEOUTS) as worker:
-        clients = {name: Client(worker) for name in DRIPS}
+    with running(tmp_path, settings=TIMEOUTS) as worker, ExitStack() as stack:
+        clients = {name: stack.enter_context(Client(worker)) for name in DRIPS}
         told = dict.fromkeys(DRIPS, b"")
         for name, client in clients.items():
             client.send(DRIPS[name][0])
@@ -237,7 +238,10 @@ def test_row_25_a_byte_a_minute(tmp_path: Path) -> None:
             assert time.monotonic() < end, f"still open: {sorted(names.values())}"
             for one in select.select(list(names), [], [], 0.2)[0]:
                 name = names[one]
-                piece = one.recv(65_536)
+                try:
+                    piece = one.recv(65_536)
+                except ConnectionResetError:
+                    piece = b""  # a drip has crossed the end
                 told[name] += piece
                 if not piece:
                     del names[one]
@@ -254,7 +258,6 @@ def test_row_25_a_byte_a_minute(tmp_path: Path) -> None:
             assert answers.startswith(b"HTTP/1.1 %d " % status if status else b""), (name, answers)
             assert (status == 408) == (b'"kind":"timeout_reading"' in answers), name
             assert bool(answers) == bool(status), (name, answers)
-            clients[name].socket.close()
         with Client(worker) as client:
             client.send(request(worker, "/generate", 1))
             assert client.answer().status == 200

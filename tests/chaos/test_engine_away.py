@@ -144,7 +144,7 @@ def test_row_20_what_the_engine_missed_it_is_told_once(tmp_path: Path) -> None:
             assert worker.stop() == 0, worker.printed
             worker.start()
             wait_until(lambda: gauge_of(worker) == 1010, 60.0, "the rows of the worker before")
-            assert "no public key" in worker.status()["reason"]
+            wait_until(lambda: "no public key" in worker.status().get("reason", ""), what="the key")
             engine.come()
             worker.wait_ready()
             serve(worker, worker.auth(), 10)
