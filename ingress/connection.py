@@ -190,7 +190,7 @@ class Connection(Sender):
                 elif self._state == BODY:
                     start = framer.body(data, start)
                     if framer.request.chunked:
-                        self.counted_bytes = self.shared.intake.grow(self.counted_bytes, framer)
+                        self.shared.intake.grow(self, framer)
                     if framer.request.file is not None:
                         self._await_disk(framer.request.file, complete=start >= 0)
                     elif start >= 0:
@@ -210,8 +210,7 @@ class Connection(Sender):
     def _wait_for_head(self) -> None:
         if self._state == IDLE:
             self._enter(HEAD)
-        size = self._framer.head_bytes
-        self.counted_bytes = self.shared.intake.count(self.counted_bytes, size)
+        self.shared.intake.count(self, self._framer.head_bytes)
 
     def _accept_head(self, exchange: Exchange) -> None:
         shared = self.shared
@@ -239,7 +238,7 @@ class Connection(Sender):
             shared.count_refused(refusal.kind)
             exchange.fail(refusal)
         elif exchange.has_body:
-            self.counted_bytes = shared.intake.begin(self.counted_bytes, self._framer)
+            shared.intake.begin(self, self._framer)
             self._enter(BODY)
             if exchange.expects_continue:
                 self.write(responses.CONTINUE)

@@ -1,0 +1,99 @@
+"""The HTTP server with bodies in files: what it counts and what it leaves behind, whatever ends a
+request, and wherever its body was just then."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from ingress.errors import ErrorKind
+from ingress.http import Server
+from ingress.intake import SMALL_HEAD_BYTES
+from ingress.spool import Spool
+from supervisor.settings import LimitSettings
+from tests.kit.wait import wait_until_async
+from tests.unit.test_http_server import App, Rig, chunked, post
+
+LARGE = 20_000
+
+
+def files(directory: Path) -> list[Path]:
+    """Bodies that lie there."""
+    return list(directory.glob("*")) if directory.exists() else []
+
+
+def open_files(directory: Path) -> list[str]:
+    """What of this process is open there."""
+    links = (os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd"))
+    return [os.readlink(link) for link in links if os.path.exists(link)
+            and os.readlink(link).startswith(str(directory))]  # fmt: skip
+
+
+def serve(
+    scenario: Callable[[Rig, Spool, Path], Awaitable[None]], directory: Path, **limits: Any
+) -> None:
+    """Run it against a server that spools; at its end nothing is counted, open or left."""
+
+    async def main() -> None:
+        app, loop = App(), asyncio.get_running_loop()
+        spool = partial(Spool, str(directory), "ingress-0", loop)
+        server = Server(app, LimitSettings(large_bytes=LARGE, **limits), loop, spool)
+        rig = Rig(app, server, await server.listen("127.0.0.1", 0))
+        loop.set_exception_handler(lambda _, context: rig.faults.append(context))
+        made = server._shared.intake._spool
+        assert made is not None
+        try:
+            await scenario(rig, made, directory)
+            for writer in rig._writers:
+                writer.close()
+            app.requests.clear()
+            app.gone.clear()
+            await wait_until_async(lambda: not server.connections and not server.spooled_bytes)
+            assert server.buffered_bytes == made.waiting_bytes == made._promised_bytes == 0
+            assert files(directory) == open_files(directory) == []
+        finally:
+            await rig.close()
+            made._thread.join()
+        assert rig.faults == []
+
+    uvloop.run(main())
+
+
+def test_a_chunked_body_that_finds_no_file_gives_its_memory_back_once(tmp_path: Path) -> None:
+    async def scenario(rig: Rig, spool: Spool, directory: Path) -> None:
+        size = LARGE - 1
+        reader, writer = await rig.connect()
+        writer.write(chunked(b"%x\r\n" % size, b"a" * size, b"\r\n"))
+        await wait_until_async(lambda: rig.server.buffered_bytes == size)
+        spool._free_bytes = lambda: -1.0  # type: ignore[method-assign]
+        writer.write(b"%x\r\n" % LARGE + b"a" * LARGE)
+        answer = await asyncio.wait_for(reader.read(), 10)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b'"kind":"memory"' in answer
+        assert rig.server.buffered_bytes == 0
+
+    serve(scenario, tmp_path)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_large_head_counts_while_its_body_comes_in_chunks(tmp_path: Path, large: bool) -> None:
+    async def scenario(rig: Rig, spool: Spool, directory: Path) -> None:
+        size = LARGE + 1 if large else 100
+        _, writer = await rig.connect()
+        head = chunked().removesuffix(b"\r\n") + b"x-large: " + b"x" * 50_000 + b"\r\n\r\n"
+        assert len(head) > SMALL_HEAD_BYTES
+        writer.write(head + b"%x\r\n" % size + b"a" * size)
+        in_memory = len(head) + (0 if large else size)
+        await wait_until_async(lambda: rig.server.buffered_bytes == in_memory)
+        assert rig.server.spooled_bytes == (size if large else 0)
+
+    serve(scenario, tmp_path)
