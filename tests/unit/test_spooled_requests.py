@@ -4,9 +4,7 @@ request, and wherever its body was just then."""
 from __future__ import annotations
 
 import asyncio
-import mmap
 import os
-import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -15,13 +13,12 @@ from typing import Any
 import pytest
 import uvloop
 
-from ingress.errors import ErrorKind
 from ingress.http import Server
 from ingress.intake import SMALL_HEAD_BYTES
 from ingress.spool import Spool
 from supervisor.settings import LimitSettings
 from tests.kit.wait import wait_until_async
-from tests.unit.test_http_server import App, Rig, chunked, post
+from tests.unit.test_http_server import App, Rig, chunked
 
 LARGE = 20_000
 
