@@ -19,7 +19,6 @@ import mmap
 import os
 import secrets
 import threading
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
@@ -36,6 +35,8 @@ RETRY_S = 1.0
 BEHIND_BYTES = 2**19
 #: … and of all bodies together, before that is so for each of them.
 ALL_BEHIND_BYTES = 8 * 2**20
+#: Pieces shorter than this are joined as they come, bytes.
+COALESCE_BYTES = 16_384
 #: Pieces that one write takes (IOV_MAX).
 MAX_PIECES = 1024
 _log = logging.getLogger("ingress")
@@ -47,7 +48,9 @@ Bytes = bytes | mmap.mmap
 class SpoolFile:
     """One body, while it arrives and until its request has ended.
 
-    All of its methods belong to the loop but ``_carry_out``, which the spool's thread calls.
+    All of its methods belong to the loop but ``_carry_out``, which the spool's thread calls. What
+    comes while the thread has a batch of pieces is gathered for the next, so that a piece is never
+    touched from both sides, and small ones are joined.
 
     Attributes:
         size_bytes: of the body, so far.
@@ -58,15 +61,16 @@ class SpoolFile:
     """
 
     __slots__ = (
-        "_fd", "_path", "_pieces", "_promised", "_queued", "_removed", "_spool", "counted_bytes",
-        "moved", "problem", "size_bytes", "waiting_bytes",
+        "_batch", "_fd", "_path", "_pieces", "_promised", "_queued", "_removed", "_spool",
+        "counted_bytes", "moved", "problem", "size_bytes", "waiting_bytes",
     )  # fmt: skip
 
     def __init__(self, spool: Spool, path: str, promised_bytes: int) -> None:
         self._spool = spool
         self._path = path
         self._fd = -1
-        self._pieces: deque[bytes | bytearray] = deque()
+        self._pieces: list[bytes | bytearray] = []
+        self._batch: list[bytes | bytearray] = []  #: the thread's, while it is queued
         self._promised = promised_bytes
         self._queued = False
         self._removed: Callable[[], object] | None = None
@@ -77,7 +81,7 @@ class SpoolFile:
     def write(self, piece: bytes | bytearray) -> None:
         """Append, soon. Raises Problem (memory): so much waits for the disk that it must not."""
         self._spool.wait(len(piece))
-        self._pieces.append(piece)
+        gather(self._pieces, piece)
         self.size_bytes += len(piece)
         self.waiting_bytes += len(piece)
         self._enqueue()
@@ -114,19 +118,17 @@ class SpoolFile:
     def _enqueue(self) -> None:
         if not self._queued:
             self._queued = True
+            self._batch, self._pieces = self._pieces, []
             self._spool.queue.put(self)
 
     def _carry_out(self) -> tuple[int, str]:
         """Write what waits, or remove the file; returns the bytes let go of, and a fault."""
         gone = self._removed is not None
-        pieces = [self._pieces.popleft() for _ in range(len(self._pieces))]
+        pieces, self._batch = self._batch, []
         size = sum(map(len, pieces))
         try:
             if gone:
-                if self._fd >= 0:
-                    os.close(self._fd)
-                    self._fd = -1
-                    os.unlink(self._path)
+                self._unlink()
                 return size, ""
             if self._fd < 0:
                 self._fd = self._spool.create(self._path)
@@ -140,6 +142,15 @@ class SpoolFile:
         except OSError as error:
             return size, error.strerror or "it refuses"
         return size, ""
+
+    def _unlink(self) -> None:
+        fd, self._fd = self._fd, -1  # a close that fails has closed it: it is never repeated
+        if fd >= 0:
+            try:
+                os.close(fd)
+            finally:
+                with suppress(FileNotFoundError):  # somebody has removed it
+                    os.unlink(self._path)
 
     def _carried_out(self, size: int, fault: str) -> None:
         self._queued = False
@@ -261,6 +272,17 @@ class Spool:
             except RuntimeError:
                 return  # the loop is closed: the process ends
             del file  # a thread that waits holds nobody's body
+
+
+def gather(pieces: list[bytes | bytearray], piece: bytes | bytearray) -> None:
+    """Append it; small ones are joined, so that an object is worth its bytes."""
+    if not pieces or len(pieces[-1]) >= COALESCE_BYTES:
+        pieces.append(piece)
+        return
+    last = pieces[-1]
+    if type(last) is not bytearray:
+        pieces[-1] = last = bytearray(last)
+    last += piece
 
 
 def _nobody() -> None:

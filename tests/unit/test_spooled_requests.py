@@ -4,7 +4,10 @@ request, and wherever its body was just then."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import shutil
+import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -15,10 +18,10 @@ import uvloop
 
 from ingress.http import Server
 from ingress.intake import SMALL_HEAD_BYTES
-from ingress.spool import Spool
+from ingress.spool import COALESCE_BYTES, Spool
 from supervisor.settings import LimitSettings
 from tests.kit.wait import wait_until_async
-from tests.unit.test_http_server import App, Rig, chunked
+from tests.unit.test_http_server import App, Rig, chunked, post
 
 LARGE = 20_000
 
@@ -94,3 +97,81 @@ def test_a_large_head_counts_while_its_body_comes_in_chunks(tmp_path: Path, larg
         assert rig.server.spooled_bytes == (size if large else 0)
 
     serve(scenario, tmp_path)
+
+
+def stalled(spool: Spool) -> threading.Event:
+    """The disk takes nothing until it is set."""
+    go, create = threading.Event(), spool.create
+
+    def wait_and_create(path: str) -> int:
+        go.wait(30.0)
+        return create(path)
+
+    spool.create = wait_and_create  # type: ignore[method-assign]
+    return go
+
+
+def test_tiny_chunks_that_wait_for_the_disk_cost_what_they_hold(tmp_path: Path) -> None:
+    async def scenario(rig: Rig, spool: Spool, directory: Path) -> None:
+        go = stalled(spool)
+        try:
+            body = bytes(range(256)) * 300
+            _, writer = await rig.connect()
+            head = b"POST /hold HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+            chunks = [b"2\r\n%b\r\n" % body[at : at + 2] for at in range(0, len(body), 2)]
+            writer.write(head + b"".join(chunks))
+            await wait_until_async(lambda: rig.server.spooled_bytes == len(body))
+            (connection,) = rig.server._shared.connections
+            file = connection._framer.request.file
+            assert file is not None and file.waiting_bytes == len(body)
+            assert len(file._batch) + len(file._pieces) <= len(body) // COALESCE_BYTES + 2
+        finally:
+            go.set()
+        writer.write(b"0\r\n\r\n")
+        exchange = await rig.held()
+        assert bytes(exchange.body) == body
+        exchange.respond(200, b"")
+
+    serve(scenario, tmp_path)
+
+
+def test_a_file_that_cannot_be_closed_is_closed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network's file system tells at the close that it is full."""
+    closed: list[int] = []
+    close = os.close
+
+    def full(fd: int) -> None:
+        if threading.current_thread().name == "spool":
+            closed.append(fd)
+            close(fd)
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        close(fd)
+
+    monkeypatch.setattr(os, "close", full)
+
+    async def scenario(rig: Rig, spool: Spool, directory: Path) -> None:
+        _, writer = await rig.connect()
+        writer.write(post(b"/hold", b"a" * 2 * LARGE))
+        exchange = await rig.held()
+        exchange.respond(200, b"")
+        await wait_until_async(lambda: not rig.server.spooled_bytes)
+        assert len(closed) == 1
+
+    serve(scenario, tmp_path)
+
+
+def test_who_removes_the_directory_of_the_files_is_no_full_disk(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(rig: Rig, spool: Spool, directory: Path) -> None:
+        _, writer = await rig.connect()
+        writer.write(post(b"/hold", b"a" * 2 * LARGE))
+        exchange = await rig.held()
+        shutil.rmtree(directory)
+        exchange.respond(200, b"")
+        await wait_until_async(lambda: not rig.server.spooled_bytes)
+        assert not caplog.records
+
+    serve(scenario, tmp_path / "spool")
