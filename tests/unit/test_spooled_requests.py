@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import shutil
 import threading
 from collections.abc import Awaitable, Callable
@@ -19,6 +20,7 @@ import uvloop
 from ingress.http import Server
 from ingress.intake import SMALL_HEAD_BYTES
 from ingress.spool import COALESCE_BYTES, Spool
+from supervisor import file_limit
 from supervisor.settings import LimitSettings
 from tests.kit.wait import wait_until_async
 from tests.unit.test_http_server import App, Rig, chunked, post
@@ -175,3 +177,22 @@ def test_who_removes_the_directory_of_the_files_is_no_full_disk(
         assert not caplog.records
 
     serve(scenario, tmp_path / "spool")
+
+
+def test_there_are_descriptors_for_as_many_bodies_as_clients(tmp_path: Path) -> None:
+    async def scenario(rig: Rig, spool: Spool, directory: Path) -> None:
+        writers = [(await rig.connect())[1] for _ in range(3)]
+        for writer in writers:
+            writer.write(post(b"/hold", b"a" * 2 * LARGE)[:-1])
+        await wait_until_async(lambda: len(files(directory)) == 3 and not spool.waiting_bytes)
+        assert len(open_files(directory)) == 3
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
+        try:
+            rig.server._timer.cancel()  # type: ignore[union-attr]
+            rig.server._tick()
+            assert 2 * rig.server._shared.max_connections <= 1024 - file_limit.RESERVED
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+    serve(scenario, tmp_path)
