@@ -390,7 +390,7 @@ class Connection(Sender):
             self._deadline = now + shared.timeouts_s[self._state]
         elif now >= self._deadline:
             if HEAD <= self._state <= STORING:
-                self.refuse(Problem(ErrorKind.TIMEOUT_READING))
+                self.refuse(shared.intake.late(self._framer.request))
             elif self._state == LINGER and self._reading_paused:
                 self._transport.abort()  # a TLS one would read on for the client's last words
             else:

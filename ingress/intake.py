@@ -18,7 +18,7 @@ from ingress.budget import SOFT_LARGE_BYTES, Budget
 from ingress.errors import ErrorKind, Problem
 from ingress.exchange import Exchange
 from ingress.framing import Framer
-from ingress.spool import RETRY_S, Spool, SpoolFile
+from ingress.spool import RETRY_S, Spool, SpoolFile, no_room
 from supervisor.settings import LimitSettings
 
 #: Heads up to this size are part of what a connection costs anyway.
@@ -80,6 +80,12 @@ class Intake:
             file.counted_bytes = size
         else:
             raise no_memory()
+
+    def late(self, exchange: Exchange) -> Problem:
+        """It has not arrived in time: whose fault that is."""
+        if exchange.file is not None and exchange.file.waiting_bytes:
+            return no_room("it is too slow")
+        return Problem(ErrorKind.TIMEOUT_READING)
 
     def drop(self, exchange: Exchange) -> None:
         """Its file, if it has one, is needed no more."""

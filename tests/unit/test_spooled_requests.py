@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from ingress.errors import ErrorKind
 from ingress.http import Server
 from ingress.intake import SMALL_HEAD_BYTES
 from ingress.spool import COALESCE_BYTES, Spool
@@ -194,5 +196,27 @@ def test_there_are_descriptors_for_as_many_bodies_as_clients(tmp_path: Path) -> 
             assert 2 * rig.server._shared.max_connections <= 1024 - file_limit.RESERVED
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+    serve(scenario, tmp_path)
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_disk_that_hangs_is_not_its_clients_fault(tmp_path: Path, missing: int) -> None:
+    async def scenario(rig: Rig, spool: Spool, directory: Path) -> None:
+        go = stalled(spool)
+        try:
+            rig.server._timer.cancel()  # type: ignore[union-attr]
+            size = 2 * LARGE
+            reader, writer = await rig.connect()
+            writer.write(post(b"/hold", b"a" * size)[: -missing or None])
+            await wait_until_async(lambda: spool.waiting_bytes == size - missing)
+            now = time.monotonic()
+            rig.server.sweep(now)
+            rig.server.sweep(now + rig.server._shared.limits.body_timeout_s)
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+            assert head.startswith(b"HTTP/1.1 503 ") and b"\r\nretry-after: " in head
+            assert rig.server.refused == {ErrorKind.MEMORY: 1}
+        finally:
+            go.set()
 
     serve(scenario, tmp_path)
