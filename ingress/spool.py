@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import itertools
 import logging
 import math
@@ -231,10 +232,15 @@ class Spool:
         """Thread: a new file's descriptor. Raises OSError."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
-            return os.open(path, flags, 0o600)
+            fd = os.open(path, flags, 0o600)
         except FileNotFoundError:
             os.makedirs(self._directory, mode=0o700, exist_ok=True)
-            return os.open(path, flags, 0o600)
+            fd = os.open(path, flags, 0o600)
+        if os.lstat(self._directory).st_uid == os.fstat(fd).st_uid:
+            return fd
+        os.close(fd)
+        os.unlink(path)  # whoever made the directory could put another body in its place
+        raise PermissionError(errno.EPERM, "its directory is somebody else's")
 
     def wait(self, size_bytes: int) -> None:
         """So many bytes wait for the disk. Raises Problem (memory): they are too many."""

@@ -220,3 +220,22 @@ def test_a_disk_that_hangs_is_not_its_clients_fault(tmp_path: Path, missing: int
             go.set()
 
     serve(scenario, tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+@pytest.mark.parametrize("link", [False, True])
+def test_no_body_lies_in_a_directory_of_somebody_else(tmp_path: Path, link: bool) -> None:
+    place = tmp_path / "spool"
+    if link:
+        (tmp_path / "elsewhere").mkdir()
+        place.symlink_to(tmp_path / "elsewhere")
+    else:
+        place.mkdir()
+    os.chown(place, 65534, 65534, follow_symlinks=False)
+
+    async def scenario(rig: Rig, spool: Spool, directory: Path) -> None:
+        answer = await rig.talk(post(b"/hold", b"a" * 2 * LARGE))
+        assert answer.startswith(b"HTTP/1.1 503 ") and b"is somebody else" in answer
+        assert not rig.app.requests
+
+    serve(scenario, place)
