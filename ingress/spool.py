@@ -236,11 +236,16 @@ class Spool:
         except FileNotFoundError:
             os.makedirs(self._directory, mode=0o700, exist_ok=True)
             fd = os.open(path, flags, 0o600)
-        if os.lstat(self._directory).st_uid == os.fstat(fd).st_uid:
-            return fd
-        os.close(fd)
-        os.unlink(path)  # whoever made the directory could put another body in its place
-        raise PermissionError(errno.EPERM, "its directory is somebody else's")
+        try:
+            if os.lstat(self._directory).st_uid != os.fstat(fd).st_uid:
+                # whoever made the directory could put another body in a file's place
+                raise PermissionError(errno.EPERM, "its directory is somebody else's")
+        except OSError:
+            os.close(fd)
+            with suppress(OSError):
+                os.unlink(path)
+            raise
+        return fd
 
     def wait(self, size_bytes: int) -> None:
         """So many bytes wait for the disk. Raises Problem (memory): they are too many."""

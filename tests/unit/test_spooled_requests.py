@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
+import random
 import resource
 import shutil
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +22,12 @@ import pytest
 import uvloop
 
 from ingress.errors import ErrorKind
-from ingress.http import Server
+from ingress.http import Exchange, Server
 from ingress.intake import SMALL_HEAD_BYTES
 from ingress.spool import COALESCE_BYTES, Spool
 from supervisor import file_limit
 from supervisor.settings import LimitSettings
-from tests.kit.wait import wait_until_async
+from tests.kit.wait import DEADLINE_S, wait_until_async
 from tests.unit.test_http_server import App, Rig, chunked, post
 
 LARGE = 20_000
@@ -239,3 +242,120 @@ def test_no_body_lies_in_a_directory_of_somebody_else(tmp_path: Path, link: bool
         assert not rig.app.requests
 
     serve(scenario, place)
+
+
+class Restless(App):
+    """Answers, replaces bodies and keeps clients waiting, as it happens."""
+
+    def __init__(self, chance: random.Random) -> None:
+        super().__init__()
+        self.chance = chance
+        self.held: list[Exchange] = []
+        self.requests_seen = 0
+
+    def on_request(self, exchange: Exchange) -> None:
+        self.requests_seen += 1
+        assert bytes(exchange.body) == b"a" * int(exchange.query)
+        if exchange.path == b"/crash":
+            raise RuntimeError
+        self.held.append(exchange)
+        if exchange.path == b"/replace":
+            exchange.replace_body(b"b" * self.chance.choice([10, LARGE]))
+        exchange.release_body()
+
+    def on_disconnect(self, exchange: Exchange) -> None:
+        self.held.remove(exchange)
+
+    def answer_some(self) -> None:
+        for exchange in self.held[:]:
+            if exchange.ended:
+                self.held.remove(exchange)
+            elif self.chance.random() < 0.5:
+                self.held.remove(exchange)
+                exchange.respond(200, b"", b"c" * self.chance.choice([1, 100_000]))
+
+
+def request(chance: random.Random) -> bytes:
+    """One of many shapes, sometimes with another behind it."""
+    size = chance.choice([0, 10, 15_000, LARGE + 1, 400_000])
+    line = b"POST %b?%d HTTP/1.1\r\nHost: a\r\n"
+    head = line % (chance.choice([b"/crash", b"/hold", b"/hold", b"/replace", b"/refused"]), size)
+    head += b"x-large: " + b"x" * chance.choice([0, 6_000, 40_000]) + b"\r\n"
+    if chance.random() < 0.5:
+        whole = head + b"content-length: %d\r\n\r\n" % size + b"a" * size
+    else:
+        whole = head + b"transfer-encoding: chunked\r\n\r\n"
+        while size:
+            part = min(size, chance.choice([size, 5_000, 70_000]))
+            whole += b"%x\r\n%b\r\n" % (part, b"a" * part)
+            size -= part
+        whole += b"0\r\n\r\n"
+    if chance.random() < 0.2:
+        whole += line % (b"/hold", 1) + b"content-length: 1\r\n\r\na"
+    return whole
+
+
+async def visit(rig: Rig, chance: random.Random) -> None:
+    """Send one, piece by piece; read what comes, or leave in the midst of it."""
+    reader, writer = await rig.connect()
+    data = request(chance)
+    complete = chance.random() < 0.7
+    if not complete:
+        data = data[: chance.randrange(1, len(data))]
+    while data and not writer.transport.is_closing():
+        size = chance.choice([len(data), 1_000, 70_000])
+        writer.write(data[:size])
+        data = data[size:]
+        await asyncio.sleep(chance.choice([0, 0, 0.001]))
+        if chance.random() < 0.03:
+            writer.transport.abort()
+    if complete and chance.random() < 0.8:
+        with suppress(ConnectionError):
+            head = await asyncio.wait_for(reader.readline(), DEADLINE_S)
+            assert not head or head.startswith(b"HTTP/1.1 ")
+    writer.close()
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_in_any_order_of_events_nothing_stays_behind(
+    tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Clients come, leave and pipeline while the disk is slow, full, refuses, or is well."""
+    caplog.set_level(logging.CRITICAL + 1)
+    chance = random.Random(seed)
+
+    async def scenario(rig: Rig, spool: Spool, directory: Path) -> None:
+        app, limits = Restless(chance), rig.server._shared.limits
+        rig.server._shared.app = app
+        budget = rig.server._shared.intake.budget
+        create, free = spool.create, spool._free_bytes
+        state = "well"
+
+        def troubled(path: str) -> int:
+            if state == "slow":
+                time.sleep(0.01)
+            elif state == "refuses":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return create(path)
+
+        spool.create = troubled  # type: ignore[method-assign]
+        spool._free_bytes = lambda: -1.0 if state == "full" else free()  # type: ignore[method-assign]
+        visitors: set[asyncio.Task[None]] = set()
+        for _ in range(400):
+            if len(visitors) < 20:
+                visitors.add(asyncio.create_task(visit(rig, chance)))
+            await asyncio.sleep(0.001)
+            app.answer_some()
+            assert 0 <= budget.memory <= limits.buffered_bytes
+            assert 0 <= budget.disk <= limits.spool_bytes
+            if chance.random() < 0.05:
+                state = chance.choice(["well", "slow", "full", "refuses"])
+            for done in [task for task in visitors if task.done()]:
+                done.result()
+                visitors.discard(done)
+        while visitors:
+            _, visitors = await asyncio.wait(visitors, timeout=0.001)
+            app.answer_some()
+        assert app.requests_seen > 50
+
+    serve(scenario, tmp_path, buffered_bytes=150_000, spool_bytes=1_000_000)
