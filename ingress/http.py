@@ -142,6 +142,8 @@ class Server:
     async def drain(self, deadline_s: float) -> bool:
         """Close the port and the idle connections, let what runs finish, refuse the rest.
 
+        What has not even arrived at the deadline is refused, too.
+
         :param deadline_s: seconds that what runs may take.
         :return: whether it all finished in time.
         """
@@ -150,13 +152,15 @@ class Server:
         if self._listener is not None:
             self._listener.close()
         for connection in list(shared.connections):
-            connection.close_if_idle()
+            connection.leave(at_once=False)
         try:
             async with asyncio.timeout(deadline_s):
                 while not self.idle:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
+            for connection in list(shared.connections):
+                connection.leave(at_once=True)
             return False
         return True
 
