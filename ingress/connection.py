@@ -252,7 +252,7 @@ class Connection(Sender):
         file.moved = functools.partial(self._disk_moved, file)
         if complete:
             self._enter(STORING)
-            self._disk_moved(file)
+            file.finish()
         elif file.behind:
             self._read_no_further()
 

@@ -20,6 +20,7 @@ import mmap
 import os
 import secrets
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
@@ -38,6 +39,8 @@ BEHIND_BYTES = 2**19
 ALL_BEHIND_BYTES = 8 * 2**20
 #: Pieces shorter than this are joined as they come, bytes.
 COALESCE_BYTES = 16_384
+#: Bytes of bodies that are read, which takes its time, before the loop gets its turn.
+TURN_BYTES = 4 * 2**20
 #: Pieces that one write takes (IOV_MAX).
 MAX_PIECES = 1024
 _log = logging.getLogger("ingress")
@@ -62,8 +65,8 @@ class SpoolFile:
     """
 
     __slots__ = (
-        "_batch", "_fd", "_path", "_pieces", "_promised", "_queued", "_removed", "_spool",
-        "counted_bytes", "moved", "problem", "size_bytes", "waiting_bytes",
+        "_batch", "_complete", "_fd", "_path", "_pieces", "_promised", "_queued", "_removed",
+        "_spool", "counted_bytes", "moved", "problem", "size_bytes", "waiting_bytes",
     )  # fmt: skip
 
     def __init__(self, spool: Spool, path: str, promised_bytes: int) -> None:
@@ -73,6 +76,7 @@ class SpoolFile:
         self._pieces: list[bytes | bytearray] = []
         self._batch: list[bytes | bytearray] = []  #: the thread's, while it is queued
         self._promised = promised_bytes
+        self._complete = False
         self._queued = False
         self._removed: Callable[[], object] | None = None
         self.size_bytes = self.waiting_bytes = self.counted_bytes = 0
@@ -110,9 +114,16 @@ class SpoolFile:
         address, size = _place(view)
         return FilePart(self._path, address - _place(mapped)[0], size)
 
+    def finish(self) -> None:
+        """All of it has come: ``moved`` is called when it is written, and its owner may read it."""
+        self._complete = True
+        if not self.waiting_bytes:
+            self._spool.in_turn(self)
+
     def remove(self, removed: Callable[[], object]) -> None:
         """It is needed no more; who reads it already reads on. ``removed``: called when it is."""
         self.moved = _nobody
+        self._complete = False
         self._removed = removed
         self._enqueue()
 
@@ -168,7 +179,10 @@ class SpoolFile:
             removed()
         elif self._pieces or self._removed is not None:
             self._enqueue()
-        self.moved()
+        if self._complete and not self.waiting_bytes:
+            self._spool.in_turn(self)
+        else:
+            self.moved()
 
 
 class Spool:
@@ -197,6 +211,7 @@ class Spool:
         self._said = ""
         self.queue: SimpleQueue[SpoolFile | None] = SimpleQueue()
         self.waiting_bytes = 0  #: of all files
+        self._turns: deque[SpoolFile] = deque()
         self._thread = threading.Thread(target=self._main, name="spool", daemon=True)
         self._thread.start()
 
@@ -264,6 +279,25 @@ class Spool:
         if text != self._said:
             self._said = text
             _log.error("%s (limits.spool_dir)", text)
+
+    def in_turn(self, file: SpoolFile) -> None:
+        """Call its ``moved``, whose owner reads all of it, when the loop has had its own turn."""
+        self._turns.append(file)
+        if len(self._turns) == 1:
+            self._loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        size = 0
+        try:
+            while self._turns and size < TURN_BYTES:
+                size += self._turns[0].size_bytes
+                try:
+                    self._turns[0].moved()
+                finally:
+                    self._turns.popleft()
+        finally:
+            if self._turns:
+                self._loop.call_soon(self._next_turn)
 
     def _sweep(self) -> None:
         """Remove what an earlier life of this process has left."""
