@@ -15,10 +15,11 @@ from collections.abc import Callable
 
 from backend_adapter.messages import FilePart
 
-#: Bytes that are read at a time.
-PIECE_BYTES = 131_072
+#: Bytes that are read at a time. As many again may be unsent without the transport's asking for
+#: patience.
+PIECE_BYTES = 65_536
 #: Pieces that are sent before the loop gets its turn.
-PIECES_A_TURN = 16
+PIECES_A_TURN = 32
 
 
 class Feeder:

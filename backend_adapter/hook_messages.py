@@ -103,7 +103,9 @@ class Prepared(Message, frozen=True, tag=1):
 
 
 class Refused(Message, frozen=True, tag=2):
-    """No. ``kind``: ``invalid_parameter`` (422), ``hook_failed`` (500) or ``memory`` (503)."""
+    """No. ``kind``: ``invalid_parameter`` (422), ``hook_failed``, ``internal`` (500) or ``memory``
+    (503).
+    """
 
     id: int
     kind: str

@@ -128,9 +128,9 @@ class Connection(asyncio.Protocol):
         self._idle_s = request.sent_at - self._idle_since
         body = request.body
         if isinstance(body, FilePart):
-            transport.write(request.head)
             failed = partial(self._unreadable, request)
             self._feeder = Feeder(body, transport, self._loop, failed)
+            transport.write(request.head)  # may be more than is taken already
             self._feeder.start()
         elif len(body) <= _JOIN_BYTES:
             transport.write(b"".join((request.head, body)))

@@ -52,7 +52,9 @@ class Adapter:
         self._queue = Queue(
             max_jobs=settings.queue.max_jobs,
             max_bytes=settings.queue.max_bytes,
-            max_running=file_limit.connections(model.max_connections),
+            max_running=file_limit.connections(
+                model.max_connections, settings.limits.spool_bytes > 0
+            ),
             max_attempts=settings.queue.max_attempts,
         )
         self._client = self._client_of(model.url)

@@ -12,16 +12,13 @@ by 16 KiB, however small the pieces. This module is a leaf below ``framing.py``.
 from __future__ import annotations
 
 from ingress.errors import ErrorKind, Problem
-from ingress.spool import SpoolFile
+from ingress.spool import SpoolFile, gather
 
 #: Longest chunk header (size and extensions), bytes.
 CHUNK_LINE_BYTES = 1024
 
 #: Longest trailer section, bytes. Trailers are read and thrown away.
 TRAILER_BYTES = 4096
-
-#: Pieces shorter than this are joined as they come, bytes.
-COALESCE_BYTES = 16_384
 
 _HEX = b"0123456789abcdefABCDEF"
 _CONTROLS = bytes([*range(9), *range(10, 32), 127])
@@ -67,15 +64,8 @@ class Body:
         self.size_bytes += len(piece)
         if self._file is not None:
             self._file.write(piece)
-            return
-        pieces = self._pieces
-        if not pieces or len(pieces[-1]) >= COALESCE_BYTES:
-            pieces.append(piece)
-            return
-        last = pieces[-1]
-        if type(last) is not bytearray:
-            pieces[-1] = last = bytearray(last)
-        last += piece
+        else:
+            gather(self._pieces, piece)
 
 
 class SizedBody(Body):

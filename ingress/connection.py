@@ -68,8 +68,7 @@ class Connection(Sender):
         self._reading_paused = False
         #: Its share of the budget's memory, but for what is held back.
         self.counted_bytes = 0
-        #: Read after a refusal, and thrown away.
-        self._thrown_bytes = 0
+        self._thrown_bytes = 0  #: read after a refusal
 
     # ------------------------------------------------------------------ events of the socket
 
@@ -148,9 +147,8 @@ class Connection(Sender):
                 return
             exchange.keep_alive = False
             self._set_held((self._held or data)[:1])  # there was more
-        if len(self._held) > HOLD_BYTES and not self._reading_paused:
-            self._reading_paused = True
-            self._transport.pause_reading()
+        if len(self._held) > HOLD_BYTES:
+            self._read_no_further()
 
     def _set_held(self, data: bytes) -> bool:
         """False: the budget has no room for it, and nothing has changed."""
@@ -168,6 +166,11 @@ class Connection(Sender):
             self._set_held(b"")
             self._parse(data)
         self._read_on()
+
+    def _read_no_further(self) -> None:
+        if not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
 
     def _read_on(self) -> None:
         if self._reading_paused and len(self._held) <= HOLD_BYTES and self._state != CLOSED:
@@ -190,7 +193,7 @@ class Connection(Sender):
                 elif self._state == BODY:
                     start = framer.body(data, start)
                     if framer.request.chunked:
-                        self.counted_bytes = self.shared.intake.grow(self.counted_bytes, framer)
+                        self.shared.intake.grow(self, framer)
                     if framer.request.file is not None:
                         self._await_disk(framer.request.file, complete=start >= 0)
                     elif start >= 0:
@@ -210,8 +213,7 @@ class Connection(Sender):
     def _wait_for_head(self) -> None:
         if self._state == IDLE:
             self._enter(HEAD)
-        size = self._framer.head_bytes
-        self.counted_bytes = self.shared.intake.count(self.counted_bytes, size)
+        self.shared.intake.count(self, self._framer.head_bytes)
 
     def _accept_head(self, exchange: Exchange) -> None:
         shared = self.shared
@@ -239,7 +241,7 @@ class Connection(Sender):
             shared.count_refused(refusal.kind)
             exchange.fail(refusal)
         elif exchange.has_body:
-            self.counted_bytes = shared.intake.begin(self.counted_bytes, self._framer)
+            shared.intake.begin(self, self._framer)
             self._enter(BODY)
             if exchange.expects_continue:
                 self.write(responses.CONTINUE)
@@ -250,10 +252,9 @@ class Connection(Sender):
         file.moved = functools.partial(self._disk_moved, file)
         if complete:
             self._enter(STORING)
-            self._disk_moved(file)
-        elif file.behind and not self._reading_paused:
-            self._reading_paused = True
-            self._transport.pause_reading()
+            file.finish()
+        elif file.behind:
+            self._read_no_further()
 
     def _disk_moved(self, file: SpoolFile) -> None:
         try:
@@ -346,10 +347,12 @@ class Connection(Sender):
         """Close at once; an exchange under way ends in ``on_disconnect``."""
         self._transport.abort()
 
-    def close_if_idle(self) -> None:
-        """Close unless a request has begun to arrive or is being answered."""
+    def leave(self, at_once: bool) -> None:
+        """The worker stops: close unless a request has begun to arrive, or refuse that, too."""
         if self._state == IDLE and not self._held:
             self.close()
+        elif at_once and HEAD <= self._state <= STORING:
+            self.refuse(Problem(ErrorKind.DRAINING))
 
     def _linger(self) -> None:
         self._enter(LINGER)
@@ -362,9 +365,8 @@ class Connection(Sender):
     def _throw_away(self, size_bytes: int) -> None:
         # A client that reads only when all is sent gets its refusal, but not for any price.
         self._thrown_bytes += size_bytes
-        if self._thrown_bytes >= self.shared.limits.body_bytes and not self._reading_paused:
-            self._reading_paused = True
-            self._transport.pause_reading()
+        if self._thrown_bytes >= self.shared.limits.body_bytes:
+            self._read_no_further()
 
     def _enter(self, state: int) -> None:
         self._state = state
@@ -391,7 +393,7 @@ class Connection(Sender):
             self._deadline = now + shared.timeouts_s[self._state]
         elif now >= self._deadline:
             if HEAD <= self._state <= STORING:
-                self.refuse(Problem(ErrorKind.TIMEOUT_READING))
+                self.refuse(shared.intake.late(self._framer.request))
             elif self._state == LINGER and self._reading_paused:
                 self._transport.abort()  # a TLS one would read on for the client's last words
             else:

@@ -217,6 +217,9 @@ class Door:
         except Problem as problem:
             self._turn_away(question, problem)
             return
+        except Refused:  # it was read before: its file is not what it was
+            self._turn_away(question, Problem(ErrorKind.INTERNAL))
+            return
         workload = quantised(max(answer.workload, LEAST_WORKLOAD), DEFAULT_WORKLOAD)
         self._take(
             exchange,

@@ -81,9 +81,8 @@ class Exchange(Request):
 
     def replace_body(self, body: bytes) -> None:
         """The application holds this in place of the body. Raises Problem (memory)."""
-        connection = self.connection
-        intake, counted = connection.shared.intake, connection.counted_bytes
-        connection.counted_bytes = intake.count(counted, len(body))
+        intake = self.connection.shared.intake
+        intake.count(self.connection, len(body))
         intake.drop(self)
 
     def respond(self, status: int, headers: bytes, body: bytes | memoryview = b"") -> None:

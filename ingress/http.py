@@ -55,7 +55,8 @@ class Server:
     ) -> None:
         self._loop = loop
         self._changed = asyncio.Event()
-        most = file_limit.connections(limits.connections)
+        self._files = spool is not None and limits.spool_bytes > 0
+        most = file_limit.connections(limits.connections, self._files)
         self._shared = Shared(app, limits, loop, most, self._changed.set, spool)
         self._listener: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -126,7 +127,7 @@ class Server:
         self._timer = self._loop.call_later(SWEEP_EVERY_S, self._tick)
         self._shared.prefixes.tick(time.time())
         most = self._shared.limits.connections  # others may change the limit of descriptors
-        self._shared.max_connections = file_limit.connections(most)
+        self._shared.max_connections = file_limit.connections(most, self._files)
         self.sweep(time.monotonic())
 
     def sweep(self, now: float) -> None:
@@ -141,6 +142,8 @@ class Server:
     async def drain(self, deadline_s: float) -> bool:
         """Close the port and the idle connections, let what runs finish, refuse the rest.
 
+        What has not even arrived at the deadline is refused, too.
+
         :param deadline_s: seconds that what runs may take.
         :return: whether it all finished in time.
         """
@@ -149,13 +152,15 @@ class Server:
         if self._listener is not None:
             self._listener.close()
         for connection in list(shared.connections):
-            connection.close_if_idle()
+            connection.leave(at_once=False)
         try:
             async with asyncio.timeout(deadline_s):
                 while not self.idle:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
+            for connection in list(shared.connections):
+                connection.leave(at_once=True)
             return False
         return True
 

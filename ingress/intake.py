@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 from ingress.budget import SOFT_LARGE_BYTES, Budget
 from ingress.errors import ErrorKind, Problem
 from ingress.exchange import Exchange
 from ingress.framing import Framer
-from ingress.spool import RETRY_S, Spool, SpoolFile
+from ingress.spool import RETRY_S, Spool, SpoolFile, no_room
 from supervisor.settings import LimitSettings
 
 #: Heads up to this size are part of what a connection costs anyway.
@@ -26,6 +27,12 @@ SMALL_HEAD_BYTES = 4096
 
 #: Makes the spool, which counts what waits for the disk.
 MakeSpool = Callable[[Budget], Spool]
+
+
+class Holder(Protocol):
+    """Who holds parts of a request in memory: a connection."""
+
+    counted_bytes: int  #: that it has counted, and gives back when its exchange ends
 
 
 class Intake:
@@ -46,41 +53,39 @@ class Intake:
         if self._spool is not None:
             self._spool.close()
 
-    def count(self, counted: int, size_bytes: int) -> int:
-        """Count so many bytes in memory in place of ``counted``; returns them. Raises Problem."""
-        if not self.budget.take(size_bytes - counted):
+    def count(self, holder: Holder, size_bytes: int) -> None:
+        """It holds so many bytes in memory, in place of what it counts. Raises Problem."""
+        if not self.budget.take(size_bytes - holder.counted_bytes):
             raise no_memory()
-        return size_bytes
+        holder.counted_bytes = size_bytes
 
-    def begin(self, counted: int, framer: Framer[Exchange]) -> int:
-        """A body follows the head that was read: give it its room.
-
-        Returns:
-            what is counted in memory now.
-
-        Raises:
-            Problem: memory.
-        """
-        exchange = framer.request
-        size = exchange.content_length
-        head = framer.head_bytes if framer.head_bytes > SMALL_HEAD_BYTES else 0
+    def begin(self, holder: Holder, framer: Framer[Exchange]) -> None:
+        """A body follows the head that was read: give it its room. Raises Problem (memory)."""
+        size = framer.request.content_length
         if size >= SOFT_LARGE_BYTES and self.budget.large(size):
             self._to_disk(framer, size)
-            return self.count(counted, head)
-        return self.count(counted, head + max(size, 0))
+            self.count(holder, _large_head(framer))
+        else:
+            self.count(holder, _large_head(framer) + max(size, 0))
 
-    def grow(self, counted: int, framer: Framer[Exchange]) -> int:
-        """More of a body in chunks has come. As ``begin``."""
+    def grow(self, holder: Holder, framer: Framer[Exchange]) -> None:
+        """More of a body in chunks has come. Raises Problem (memory)."""
         size, file = framer.body_bytes, framer.request.file
         if file is None and self.budget.large(size):
-            counted = self.count(counted, 0)
+            self.count(holder, _large_head(framer))
             file = self._to_disk(framer, 0)
         if file is None:
-            return self.count(counted, size)
-        if not self.budget.take_disk(size - file.counted_bytes):
+            self.count(holder, _large_head(framer) + size)
+        elif self.budget.take_disk(size - file.counted_bytes):
+            file.counted_bytes = size
+        else:
             raise no_memory()
-        file.counted_bytes = size
-        return counted
+
+    def late(self, exchange: Exchange) -> Problem:
+        """It has not arrived in time: whose fault that is."""
+        if exchange.file is not None and exchange.file.waiting_bytes:
+            return no_room("it is too slow")
+        return Problem(ErrorKind.TIMEOUT_READING)
 
     def drop(self, exchange: Exchange) -> None:
         """Its file, if it has one, is needed no more."""
@@ -105,6 +110,10 @@ class Intake:
             raise
         file.counted_bytes = size_bytes
         return file
+
+
+def _large_head(framer: Framer[Exchange]) -> int:
+    return framer.head_bytes if framer.head_bytes > SMALL_HEAD_BYTES else 0
 
 
 def no_memory() -> Problem:

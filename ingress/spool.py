@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import itertools
 import logging
 import math
@@ -36,6 +37,10 @@ RETRY_S = 1.0
 BEHIND_BYTES = 2**19
 #: … and of all bodies together, before that is so for each of them.
 ALL_BEHIND_BYTES = 8 * 2**20
+#: Pieces shorter than this are joined as they come, bytes.
+COALESCE_BYTES = 16_384
+#: Bytes of bodies that are read, which takes its time, before the loop gets its turn.
+TURN_BYTES = 4 * 2**20
 #: Pieces that one write takes (IOV_MAX).
 MAX_PIECES = 1024
 _log = logging.getLogger("ingress")
@@ -47,7 +52,9 @@ Bytes = bytes | mmap.mmap
 class SpoolFile:
     """One body, while it arrives and until its request has ended.
 
-    All of its methods belong to the loop but ``_carry_out``, which the spool's thread calls.
+    All of its methods belong to the loop but ``_carry_out``, which the spool's thread calls. What
+    comes while the thread has a batch of pieces is gathered for the next, so that a piece is never
+    touched from both sides, and small ones are joined.
 
     Attributes:
         size_bytes: of the body, so far.
@@ -58,16 +65,18 @@ class SpoolFile:
     """
 
     __slots__ = (
-        "_fd", "_path", "_pieces", "_promised", "_queued", "_removed", "_spool", "counted_bytes",
-        "moved", "problem", "size_bytes", "waiting_bytes",
+        "_batch", "_complete", "_fd", "_path", "_pieces", "_promised", "_queued", "_removed",
+        "_spool", "counted_bytes", "moved", "problem", "size_bytes", "waiting_bytes",
     )  # fmt: skip
 
     def __init__(self, spool: Spool, path: str, promised_bytes: int) -> None:
         self._spool = spool
         self._path = path
         self._fd = -1
-        self._pieces: deque[bytes | bytearray] = deque()
+        self._pieces: list[bytes | bytearray] = []
+        self._batch: list[bytes | bytearray] = []  #: the thread's, while it is queued
         self._promised = promised_bytes
+        self._complete = False
         self._queued = False
         self._removed: Callable[[], object] | None = None
         self.size_bytes = self.waiting_bytes = self.counted_bytes = 0
@@ -77,7 +86,7 @@ class SpoolFile:
     def write(self, piece: bytes | bytearray) -> None:
         """Append, soon. Raises Problem (memory): so much waits for the disk that it must not."""
         self._spool.wait(len(piece))
-        self._pieces.append(piece)
+        gather(self._pieces, piece)
         self.size_bytes += len(piece)
         self.waiting_bytes += len(piece)
         self._enqueue()
@@ -105,28 +114,33 @@ class SpoolFile:
         address, size = _place(view)
         return FilePart(self._path, address - _place(mapped)[0], size)
 
+    def finish(self) -> None:
+        """All of it has come: ``moved`` is called when it is written, and its owner may read it."""
+        self._complete = True
+        if not self.waiting_bytes:
+            self._spool.in_turn(self)
+
     def remove(self, removed: Callable[[], object]) -> None:
         """It is needed no more; who reads it already reads on. ``removed``: called when it is."""
         self.moved = _nobody
+        self._complete = False
         self._removed = removed
         self._enqueue()
 
     def _enqueue(self) -> None:
         if not self._queued:
             self._queued = True
+            self._batch, self._pieces = self._pieces, []
             self._spool.queue.put(self)
 
     def _carry_out(self) -> tuple[int, str]:
         """Write what waits, or remove the file; returns the bytes let go of, and a fault."""
         gone = self._removed is not None
-        pieces = [self._pieces.popleft() for _ in range(len(self._pieces))]
+        pieces, self._batch = self._batch, []
         size = sum(map(len, pieces))
         try:
             if gone:
-                if self._fd >= 0:
-                    os.close(self._fd)
-                    self._fd = -1
-                    os.unlink(self._path)
+                self._unlink()
                 return size, ""
             if self._fd < 0:
                 self._fd = self._spool.create(self._path)
@@ -140,6 +154,15 @@ class SpoolFile:
         except OSError as error:
             return size, error.strerror or "it refuses"
         return size, ""
+
+    def _unlink(self) -> None:
+        fd, self._fd = self._fd, -1  # a close that fails has closed it: it is never repeated
+        if fd >= 0:
+            try:
+                os.close(fd)
+            finally:
+                with suppress(FileNotFoundError):  # somebody has removed it
+                    os.unlink(self._path)
 
     def _carried_out(self, size: int, fault: str) -> None:
         self._queued = False
@@ -156,7 +179,10 @@ class SpoolFile:
             removed()
         elif self._pieces or self._removed is not None:
             self._enqueue()
-        self.moved()
+        if self._complete and not self.waiting_bytes:
+            self._spool.in_turn(self)
+        else:
+            self.moved()
 
 
 class Spool:
@@ -185,6 +211,7 @@ class Spool:
         self._said = ""
         self.queue: SimpleQueue[SpoolFile | None] = SimpleQueue()
         self.waiting_bytes = 0  #: of all files
+        self._turns: deque[SpoolFile] = deque()
         self._thread = threading.Thread(target=self._main, name="spool", daemon=True)
         self._thread.start()
 
@@ -220,10 +247,20 @@ class Spool:
         """Thread: a new file's descriptor. Raises OSError."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
-            return os.open(path, flags, 0o600)
+            fd = os.open(path, flags, 0o600)
         except FileNotFoundError:
             os.makedirs(self._directory, mode=0o700, exist_ok=True)
-            return os.open(path, flags, 0o600)
+            fd = os.open(path, flags, 0o600)
+        try:
+            if os.lstat(self._directory).st_uid != os.fstat(fd).st_uid:
+                # whoever made the directory could put another body in a file's place
+                raise PermissionError(errno.EPERM, "its directory is somebody else's")
+        except OSError:
+            os.close(fd)
+            with suppress(OSError):
+                os.unlink(path)
+            raise
+        return fd
 
     def wait(self, size_bytes: int) -> None:
         """So many bytes wait for the disk. Raises Problem (memory): they are too many."""
@@ -243,6 +280,25 @@ class Spool:
             self._said = text
             _log.error("%s (limits.spool_dir)", text)
 
+    def in_turn(self, file: SpoolFile) -> None:
+        """Call its ``moved``, whose owner reads all of it, when the loop has had its own turn."""
+        self._turns.append(file)
+        if len(self._turns) == 1:
+            self._loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        size = 0
+        try:
+            while self._turns and size < TURN_BYTES:
+                size += self._turns[0].size_bytes
+                try:
+                    self._turns[0].moved()
+                finally:
+                    self._turns.popleft()
+        finally:
+            if self._turns:
+                self._loop.call_soon(self._next_turn)
+
     def _sweep(self) -> None:
         """Remove what an earlier life of this process has left."""
         with suppress(OSError):
@@ -261,6 +317,17 @@ class Spool:
             except RuntimeError:
                 return  # the loop is closed: the process ends
             del file  # a thread that waits holds nobody's body
+
+
+def gather(pieces: list[bytes | bytearray], piece: bytes | bytearray) -> None:
+    """Append it; small ones are joined, so that an object is worth its bytes."""
+    if not pieces or len(pieces[-1]) >= COALESCE_BYTES:
+        pieces.append(piece)
+        return
+    last = pieces[-1]
+    if type(last) is not bytearray:
+        pieces[-1] = last = bytearray(last)
+    last += piece
 
 
 def _nobody() -> None:

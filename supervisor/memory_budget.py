@@ -19,7 +19,8 @@ CONNECTION_BYTES = 8 * 2**10  #: objects of a connection, its request and a smal
 JOB_BYTES = 2 * 2**10  #: objects of a job in the queue
 READ_BYTES = 320 * 2**10  #: one read of a socket, 256 KiB, and what it takes to hold it
 UNSENT_BYTES = 2**14  #: ``WRITE_HIGH_BYTES`` of ``ingress/shared.py``
-PIECE_BYTES = 2**17  #: of ``backend_adapter/file_body.py``
+PIECE_BYTES = 2**16  #: of ``backend_adapter/file_body.py``
+PATIENCE_BYTES = 2**16  #: unsent, above which uvloop asks for patience
 LEAVING = 128  #: ``MAX_LEAVING`` of ``backend_adapter/run.py``
 
 
@@ -81,7 +82,7 @@ def items(settings: Settings) -> Iterator[Item]:
         "backend_adapter",
         "what the model server has not taken yet of each request, a piece of a file or a copy",
         "`model.max_connections` × 128 KiB",
-        running * PIECE_BYTES,
+        running * (PIECE_BYTES + PATIENCE_BYTES),
     )
     yield Item(
         "backend_adapter",

@@ -35,8 +35,11 @@ large body, however often it is sent again. Files are in `limits.spool_dir` (a d
 would be memory), only this user can read them, and each goes with its request. A killed ingress's
 files go when it is back, those of a whole run at its end, or before the next one starts.
 
-A thread waits for the disk, never the loop. While the disk is slower than the clients, they are
-read no further.
+A thread waits for the disk that a body is written to, never the loop. While the disk is slower than
+the clients, they are read no further. What is read again, to check it and to send it on, mostly
+comes from the system's page cache; where that had to let go of it, the process waits for the disk.
+Large bodies that end together are checked one after the other, with everything else in between: 128
+MiB take up to a second.
 
 ## At the limit
 

@@ -72,10 +72,14 @@ def prepare(
     hooked: Hooked, question: int, body: bytes, file: FilePart | None = None
 ) -> tuple[Prepared | Refused, Any]:
     """Answer a Prepare; and the payload object, where it will be needed again."""
-    try:
-        if file is not None:
+    if file is not None:
+        try:
             with open(file.path, "rb") as spooled:
                 body = spooled.read()
+        except OSError as error:  # mostly its client has left: no fault of the hooks
+            text = f"the worker cannot read the request's body again: {error.strerror}"
+            return Refused(question, "internal", text), None
+    try:
         payload = read(hooked, body)
         workload = workload_of(payload, hooked.route, body)
         if hooked.hosted:

@@ -7,23 +7,26 @@ import json
 import os
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
 
-from backend_adapter.hook_messages import Forget, Prepare
+from backend_adapter.hook_messages import Forget, Prepare, Prepared
 from backend_adapter.messages import Answer, Cancel, Cancelled, Submit
 from ingress.admission import Admission
 from ingress.answers import Answers
 from ingress.auth import Authenticator
+from ingress.budget import SOFT_LARGE_BYTES
 from ingress.door import Door
 from ingress.envelope import decode_unsigned
 from ingress.http import Server
 from ingress.management import Management
 from ingress.questions import Questions
 from ingress.routes import compile_routes
+from ingress.spool import Spool
 from reporter.producer_ledger import ProducerLedger
 from supervisor.settings import LimitSettings, RouteSettings
 from tests.kit.wait import wait_until_async
@@ -265,5 +268,32 @@ def test_who_asked_a_worker_py_and_left_or_waited_too_long_is_forgotten_there() 
         assert (status, json.loads(body)["error"]["kind"]) == (504, "hook_timeout")
         assert scene.asked[2:] == [Forget(first.id), Forget(second.id)]
         await asyncio.gather(gone, return_exceptions=True)
+
+    play(script)
+
+
+def test_a_body_whose_file_was_spoilt_meanwhile_costs_its_own_request(tmp_path: Path) -> None:
+    async def script(scene: Scene) -> None:
+        limits = LimitSettings(large_bytes=1)
+        loop = asyncio.get_running_loop()
+        spool = partial(Spool, str(tmp_path), "ingress-0", loop)
+        server = Server(scene.door, limits, loop, spool)
+        scene.port = await server.listen("127.0.0.1", 0)
+        scene.door.routes = compile_routes([RouteSettings(path="/a", prepare=True)])
+        try:
+            for number, spoilt in enumerate((b"no JSON" * 10_000, b"")):
+                task = asyncio.create_task(
+                    scene.send("POST /a HTTP/1.1", envelope(more="x" * SOFT_LARGE_BYTES))
+                )
+                await wait_until_async(lambda at=number: len(scene.asked) > at)
+                (path,) = tmp_path.iterdir()
+                path.write_bytes(spoilt)
+                scene.door.on_prepared(Prepared(scene.asked[number].id, 1.0, untouched=True), 0.0)
+                status, body = await task
+                assert status in (500, 503) and json.loads(body)["error"]["kind"]
+                await wait_until_async(lambda: not server.spooled_bytes)
+                assert not scene.jobs
+        finally:
+            server.close()
 
     play(script)

@@ -18,6 +18,7 @@ import msgspec
 import pytest
 
 from backend_adapter.hook_messages import Prepared, Refused
+from backend_adapter.messages import FilePart
 from ingress.hooks import calls, names
 from ingress.hooks.config import (
     BenchmarkConfig,
@@ -247,6 +248,17 @@ def test_a_payload_that_is_only_looked_at_goes_on_as_it_came() -> None:
     taking = HandlerConfig("/a", workload_calculator=lambda d: d.pop("n"))
     answer = ask(taking, {"n": 3, "m": 1})
     assert isinstance(answer, Prepared) and (answer.body, answer.workload) == (b'{"m": 1}', 3.0)
+
+
+def test_a_body_whose_client_has_left_is_no_fault_of_the_hooks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hooked = build(model(handlers=[HandlerConfig("/a")]))["/a"]
+    gone = FilePart(str(tmp_path / "gone"), 0, 5)
+    answer, payload = calls.prepare(hooked, 5, b"", gone)
+    assert isinstance(answer, Refused) and payload is None
+    assert answer.kind == "internal" and str(tmp_path) not in answer.message
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

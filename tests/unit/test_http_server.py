@@ -917,7 +917,11 @@ def test_drain_gives_up_at_its_deadline() -> None:
         _, writer = await rig.connect()
         writer.write(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n")
         exchange = await rig.held()
+        reader, halfway = await rig.connect()
+        halfway.write(post(b"/hold", b"abc")[:-1])
+        await wait_until_async(lambda: rig.server.active == 2)
         assert not await rig.server.drain(0.05)
+        assert b'"kind":"draining"' in await asyncio.wait_for(reader.read(), DEADLINE_S)
         rig.server.close()
         await wait_until_async(lambda: rig.app.gone == [exchange])
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backend_adapter import model_connection
+from backend_adapter.file_body import PIECE_BYTES, PIECES_A_TURN
+from backend_adapter.messages import FilePart
 from backend_adapter.model_client import ModelClient, ProbeResult, parse_url
 from backend_adapter.model_connection import HEAD_LIMIT_BYTES, Connection
 from backend_adapter.model_request import Request
 from backend_adapter.response_headers import ResponseHead, read_head
+from supervisor import memory_budget
 from tests.kit.raw_server import Peer, RawServer, Script
 
 DEADLINE_S = 20.0
@@ -583,6 +587,33 @@ def test_connection_close_is_honoured() -> None:
         assert server.accepted == 2
 
     exchange(script, check)
+
+
+@pytest.mark.parametrize("head_bytes", [10, 10**6])  # more than a socket file takes
+def test_of_a_body_in_a_file_two_pieces_are_held_at_most(tmp_path: Path, head_bytes: int) -> None:
+    size = 2 * PIECES_A_TURN * PIECE_BYTES
+    with open(tmp_path / "body", "wb") as body:
+        body.truncate(size)
+    head = b"x-large: " + b"x" * head_bytes + b"\r\n"
+
+    async def main() -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(tmp_path / "model"))
+            listener.listen()  # and never reads
+            async with client_of(f"unix://{tmp_path}/model") as client:
+                part = FilePart(str(tmp_path / "body"), 0, size)
+                sent = Request("POST", "/", head, part, Recorder())
+                client.send(sent)
+                await until(lambda: sent.connection is not None)
+                for _ in range(20):  # turns of the loop, in each of which more could be sent
+                    await asyncio.sleep(0)
+                held = sent.connection._open_transport().get_write_buffer_size()
+                assert (
+                    0 < held <= len(head) + memory_budget.PIECE_BYTES + memory_budget.PATIENCE_BYTES
+                )
+                client.cancel(sent)
+
+    run(main())
 
 
 def test_answer_before_the_body_was_read_closes_the_connection() -> None:

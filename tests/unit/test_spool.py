@@ -20,7 +20,7 @@ from backend_adapter.messages import FilePart
 from ingress.budget import Budget
 from ingress.errors import ErrorKind, Problem
 from ingress.slow_readers import LOOK_EVERY_S, SlowReaders
-from ingress.spool import BEHIND_BYTES, Spool, SpoolFile, payload_of, whole_of
+from ingress.spool import BEHIND_BYTES, TURN_BYTES, Spool, SpoolFile, payload_of, whole_of
 from tests.kit.wait import wait_until_async
 
 MEMORY = 100_000
@@ -158,6 +158,52 @@ def test_what_waits_for_a_slow_disk_is_counted_and_bounded(tmp_path: Path) -> No
             assert not file.behind
             assert Path(file.whole().path).read_bytes() == b"".join(pieces)
             await removed(file)
+
+    asyncio.run(scenario())
+
+
+def test_the_loop_has_its_turn_between_two_large_bodies_that_are_read(tmp_path: Path) -> None:
+    """Reading one takes its time; many that end at once must not stop the heartbeat."""
+
+    async def scenario() -> None:
+        async with spooling(tmp_path, memory=10**8) as spool:
+            turns: list[int] = []
+            turn = 0
+
+            def count() -> None:
+                nonlocal turn
+                turn += 1
+                asyncio.get_running_loop().call_soon(count)
+
+            def read() -> None:
+                turns.append(turn)
+                if len(turns) == 2:
+                    raise ValueError("costs its own request")
+
+            loop = asyncio.get_running_loop()
+            raised: list[Any] = []
+            loop.set_exception_handler(lambda _, context: raised.append(context["exception"]))
+            files = [spool.open(0) for _ in range(5)]
+            for file in files:
+                file.write(b"a" * TURN_BYTES)
+                await written(file)
+                file.moved = read
+            count()
+            for file in files:
+                file.finish()
+            assert not turns
+            await wait_until_async(lambda: len(turns) == 5)
+            assert len(set(turns)) == 5 and len(raised) == 1
+            small, last = spool.open(0), spool.open(0)
+            for file in (small, last):
+                file.write(b"a")
+                file.moved = read
+                file.finish()  # before it is written
+            assert len(turns) == 5
+            await wait_until_async(lambda: len(turns) == 7)
+            for file in (*files, small, last):
+                await removed(file)
+            assert len(turns) == 7
 
     asyncio.run(scenario())
 
