@@ -43,7 +43,7 @@ def told(error: BaseException, body: bytes, others: Iterable[str] = ()) -> str:
 
 
 def _texts(value: Any) -> list[str]:
-    """Every text in a JSON value but the names of its fields; one or two more than MAX_TEXTS at most.
+    """Every text in a JSON value but the names of its fields; a few more than MAX_TEXTS at most.
 
     Of a long one its two ends: a trace has no room for more.
     """
