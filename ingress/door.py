@@ -207,6 +207,7 @@ class Door:
                     exchange.body,
                     self._decode,
                     lambda envelope: self.authenticator.check(envelope.auth_data),
+                    max(session_calls.MAX_COST, self.routes.most),
                 )
             except Refused as refused:
                 self._refuse(exchange, refused)

@@ -27,7 +27,7 @@ from ingress.questions import Questions
 from ingress.routes import compile_routes
 from ingress.strict import StrictDoor
 from reporter.producer_ledger import ProducerLedger
-from supervisor.settings import LimitSettings, RouteSettings
+from supervisor.settings import LimitSettings, RouteSettings, Workload
 from tests.kit.wait import wait_until_async
 
 AUTH = {
@@ -271,6 +271,18 @@ def test_an_update_that_cannot_be_written_is_said() -> None:
         head = "POST /pyworker/update HTTP/1.1\r\nauthorization: Bearer t0ken"
         status, body = await scene.send(head)
         assert status == 500 and "/nowhere/at/all" in json.loads(body)["error"]["message"]
+
+    play(script)
+
+
+@pytest.mark.parametrize(("most", "counts"), [(0.0, 1e5), (5e6, 5e6)])
+def test_a_session_counts_for_what_a_route_lets_it(most: float, counts: float) -> None:
+    async def script(scene: Scene) -> None:
+        route = RouteSettings(path="/a", workload=Workload(max=most))
+        scene.door.routes = compile_routes([route, RouteSettings(path="/b")])
+        body = envelope(auth_data=AUTH | {"cost": 2**40})
+        assert (await scene.send("POST /session/create HTTP/1.1", body))[0] == 200
+        assert [job.workload for job in scene.jobs] == [counts]
 
     play(script)
 
