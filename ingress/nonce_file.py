@@ -35,13 +35,18 @@ class NonceFile:
         self._nonces: Nonces | None = None
         self._said = ""
         self._tried_at = 0
+        self._patience_s = LOCK_PATIENCE_S
         self._open(-1)  # now, because room on the disk takes a moment
 
     def take(self, key: bytes, counts_until: int, now: int) -> Verdict:
         """``Nonces.take``; UNKNOWN where the file cannot be had, or is locked for too long."""
         nonces = self._there(now)
-        if nonces is None or not _lock(self._fd):
+        if nonces is None:
             return Verdict.UNKNOWN
+        if not _lock(self._fd, self._patience_s):
+            self._patience_s = 0.0  # who did not let it go will not soon: the loop waits once
+            return Verdict.UNKNOWN
+        self._patience_s = LOCK_PATIENCE_S
         try:
             return nonces.take(key, counts_until, now)
         finally:
@@ -102,9 +107,9 @@ class NonceFile:
         return nonces
 
 
-def _lock(fd: int) -> bool:
+def _lock(fd: int, patience_s: float = LOCK_PATIENCE_S) -> bool:
     """Have it before long, or not at all."""
-    end = time.monotonic() + LOCK_PATIENCE_S
+    end = time.monotonic() + patience_s
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
