@@ -8,8 +8,8 @@ Laws:
 
 1. While there is trouble the model server is not ready, requests wait, and the error is told. What
    runs, runs on.
-2. A fault is an unusable GPU: starting the model server again would not help, so it is left alone.
-   When the fault ends, so does the trouble.
+2. A fault is an unusable GPU: starting the model server again would not help, and cost its restart
+   budget, so it is left alone, hung or not. When the fault ends, so does the trouble.
 3. A hit has killed what the model server had on a GPU: it is started again (called wedged) once no
    request runs, or none has made progress for ``stall_timeout_s``, and no fault stands. The trouble
    ends with that process. A model server that somebody else starts cannot be started again by us:
@@ -140,10 +140,10 @@ class GpuGate:
 
     def _verdict_now(self) -> Verdict | None:
         verdict = self._verdict
-        if verdict is None or not self.trouble or verdict.wedged:
+        if verdict is None or not self.trouble:
             return verdict
-        restart = bool(self._hit) and self._restart and not self._fault
-        wedged = restart and self._state != EXTERNAL
+        restart = bool(self._hit) and self._restart and self._state != EXTERNAL
+        wedged = (verdict.wedged or restart) and not self._fault
         return replace(verdict, ready=False, wedged=wedged, reason=self.trouble)
 
     def _report_now(self) -> Report | None:

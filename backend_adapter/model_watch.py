@@ -254,9 +254,9 @@ class ModelWatch:
                 case words.BackendUp():
                     self._owner.backend_up()
                 case words.BackendDown(reason):
-                    self._owner.backend_down(reason)
+                    self._owner.backend_down(self._runtime.mask(reason))  # clients are told
                 case words.BackendFailed(reason):
-                    self._owner.backend_failed(reason)
+                    self._owner.backend_failed(self._runtime.mask(reason))
                 case words.Verdict():
                     self._verdict = command
                     self._runtime.beat_now()

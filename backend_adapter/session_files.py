@@ -15,6 +15,7 @@ from contextlib import suppress
 import msgspec
 
 from backend_adapter.sessions import Session
+from supervisor import private_dir
 
 _log = logging.getLogger("backend_adapter")
 _decode = msgspec.msgpack.Decoder(Session).decode
@@ -40,7 +41,7 @@ class SessionFiles:
         """Write it, or write it anew. False: the disk refused."""
         path = self._path(session)
         try:
-            os.makedirs(self._directory, 0o700, exist_ok=True)
+            private_dir.make(self._directory)
             with open(f"{path}.new", "wb", opener=_private) as file:
                 file.write(msgspec.msgpack.encode(session))
             os.replace(f"{path}.new", path)

@@ -7,7 +7,8 @@ session with the adapter may end at any moment; then
   route forbids it or it has been sent ``MAX_DELIVERIES`` times already;
 - a job whose response had begun fails, visibly: its bytes can not be sent twice (law 7).
 
-Bounds: ``max_jobs`` jobs; while no session stands nobody waits longer than ``GRACE_S``.
+Bounds: ``max_jobs`` jobs; nobody waits longer than ``GRACE_S`` while no session stands, nor while
+one stands whose adapter takes nothing any more.
 
 This module knows nothing of HTTP, sockets or clocks.
 """
@@ -100,6 +101,8 @@ class Admission:
         self.jobs: dict[int, Job] = {}
         self._up = False
         self._down_since = 0.0
+        #: jobs that the adapter of this session has given back, and since when
+        self._kept: dict[int, float] = {}
         #: jobs that were handed to a second adapter
         self.redelivered = 0
         #: the whole worker ends: nobody comes after the adapter that is there
@@ -128,9 +131,10 @@ class Admission:
 
     def settle(self, job_id: int) -> Job | None:
         """The job's one end. None: it had ended already."""
+        self._kept.pop(job_id, None)
         return self.jobs.pop(job_id, None)
 
-    def keep(self, job_id: int) -> bool:
+    def keep(self, job_id: int, now: float) -> bool:
         """The adapter gave a job back that never ran: it waits for the next session.
 
         False: it has ended, or this process is stopping as well.
@@ -139,11 +143,13 @@ class Admission:
         if job is None or self.stopping:
             return False
         job.deliveries -= 1
+        self._kept[job_id] = now
         return True
 
     def link_up(self) -> list[Job]:
         """A session began: what to submit, oldest first."""
         self._up = True
+        self._kept.clear()
         for job in self.jobs.values():
             self.redelivered += job.deliveries > 0
             job.deliveries += 1
@@ -153,6 +159,7 @@ class Admission:
         """The session ended: settle and return what can not ride on another one."""
         self._up = False
         self._down_since = now
+        self._kept.clear()
         lost = []
         for job in self.jobs.values():
             if job.begun:
@@ -172,19 +179,26 @@ class Admission:
         """No adapter comes any more: settle and return every job."""
         text = "the worker's adapter failed for good; send the request elsewhere"
         jobs, self.jobs = self.jobs, {}
+        self._kept.clear()
         return [Lost(job, "adapter_down", text) for job in jobs.values()]
 
     def expire(self, now: float) -> list[Lost]:
-        """Settle and return what waited too long for an adapter. Nothing while a session stands."""
+        """Settle and return what waited too long for an adapter. While a session stands, nothing
+        does but what was given back in it.
+        """
         if self._up:
-            return []
+            what = "being restarted"
+            waiting = [(self.jobs[job_id], since) for job_id, since in self._kept.items()]
+        else:
+            what, down_since = "not running", self._down_since
+            waiting = [(job, max(job.taken_at, down_since)) for job in self.jobs.values()]
         lost = []
-        for job in self.jobs.values():
+        for job, since in waiting:
             allowed = min(max(job.submit.max_queue_time_s, RESTART_S), GRACE_S)
-            if now - max(job.taken_at, self._down_since) > allowed:
-                lost.append(Lost(job, "adapter_down", "the worker's adapter is not running"))
+            if now - since > allowed:
+                lost.append(Lost(job, "adapter_down", f"the worker's adapter is {what}"))
             elif now > job.submit.expires_at:
                 lost.append(Lost(job, "expired", "no answer within the route's timeout"))
         for item in lost:
-            del self.jobs[item.job.submit.id]
+            self.settle(item.job.submit.id)
         return lost

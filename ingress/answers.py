@@ -205,7 +205,7 @@ class Answers:
             self._fail(job, Problem(kind, message.message), now)
 
     def _on_rejected(self, message: Rejected, now: float) -> None:
-        if message.kind == ErrorKind.DRAINING and self._admission.keep(message.id):
+        if message.kind == ErrorKind.DRAINING and self._admission.keep(message.id, now):
             return  # only the adapter is being restarted: its successor gets the job
         job = self._admission.settle(message.id)
         if job is not None:

@@ -98,6 +98,10 @@ class Door:
         self._answers = answers
         self._clock = clock
 
+    def takes_updates_at(self, path: bytes) -> bool:
+        """It is the engine's own call, unless a route of the settings has its path."""
+        return path == UPDATE_PATH and self.routes.find(path) is None
+
     def on_head(self, exchange: Exchange) -> Problem | None:
         """Refuse before the body is read what needs no body to be refused."""
         route = self.routes.find(exchange.path)
@@ -185,7 +189,13 @@ class Door:
         """A request to the worker itself."""
         call = SESSION_CALLS.get(exchange.path)
         if exchange.path == UPDATE_PATH:
-            self._management.update(exchange)
+            # looked at again: it may have been a route when its head came
+            problem = self._management.refusal(exchange)
+            if problem is None:
+                self._management.update(exchange)
+            else:
+                self._ledger.refuse(problem.kind)
+                exchange.fail(problem)
         elif call is None:  # the settings were reloaded while the body arrived
             self._ledger.refuse(ErrorKind.UNKNOWN_ROUTE)
             exchange.fail(self._unknown_route())
@@ -197,6 +207,7 @@ class Door:
                     exchange.body,
                     self._decode,
                     lambda envelope: self.authenticator.check(envelope.auth_data),
+                    max(session_calls.MAX_COST, self.routes.most),
                 )
             except Refused as refused:
                 self._refuse(exchange, refused)

@@ -26,6 +26,7 @@ _SECOND = struct.Struct("<Q")
 _SECONDS = struct.Struct(f"<{1 + SLOTS}Q")
 _BUCKET_BYTES = _SECONDS.size + SLOTS * KEY_BYTES
 SIZE_BYTES = BUCKETS * _BUCKET_BYTES
+_EMPTY = bytes(_BUCKET_BYTES)
 
 
 class Verdict(enum.Enum):
@@ -65,13 +66,37 @@ class Nonces:
             return Verdict.UNKNOWN
         slot = seconds.index(oldest)
         # In this order: a death between any two of them forgets nothing that was answered.
-        if oldest > overwritten:
-            memory[start : start + _SECOND.size] = _SECOND.pack(oldest)
+        self._overwrite(start, oldest)
         key_at = keys_at + slot * KEY_BYTES
         memory[key_at : key_at + KEY_BYTES] = key
         second_at = start + (1 + slot) * _SECOND.size
         memory[second_at : second_at + _SECOND.size] = _SECOND.pack(counts_until)
         return Verdict.NEW
+
+    def adopt(self, other: Nonces, now: int) -> None:
+        """Know what another memory knows, beside what this one does. Both are locked meanwhile.
+
+        Args:
+            now: this second, as for ``take``.
+        """
+        for bucket in range(BUCKETS):
+            start = bucket * _BUCKET_BYTES
+            theirs = bytes(other._memory[start : start + _BUCKET_BYTES])
+            if theirs == _EMPTY:
+                continue
+            overwritten, *seconds = _SECONDS.unpack_from(theirs)
+            self._overwrite(start, overwritten)
+            for slot, second in enumerate(seconds):
+                at = _SECONDS.size + slot * KEY_BYTES
+                key = theirs[at : at + KEY_BYTES]
+                if second < now or self.take(key, second, now) is Verdict.UNKNOWN:
+                    self._overwrite(start, second)
+
+    def _overwrite(self, start: int, second: int) -> None:
+        """In this bucket nothing is new that counts no longer than that."""
+        memory = self._memory
+        if second > _SECOND.unpack_from(memory, start)[0]:
+            memory[start : start + _SECOND.size] = _SECOND.pack(second)
 
 
 def _holds(keys: bytes, key: bytes) -> bool:

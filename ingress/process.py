@@ -28,7 +28,7 @@ from ingress.management import Management
 from ingress.questions import Questions
 from ingress.routes import compile_routes
 from ingress.spool import Spool
-from ingress.strict import guarded
+from ingress.strict import StrictDoor, guarded
 from ingress.webhooks import WebhookPort
 from reporter.messages import KeySuspect, PublicKey
 from reporter.producer import EVENTS_EVERY_S, LAST_ACCOUNTS_S, Producer
@@ -77,12 +77,12 @@ class Ingress:
             ask=self._ask,
             answers=self._answers,
         )
-        app = guarded(self._door, settings, self._ledger.refuse)
+        self._app = guarded(self._door, settings, self._ledger.refuse)
         worker = settings.worker
         directory = spool_dir.of_run(settings, runtime.handoff.runtime_dir)
         spool = partial(Spool, directory, runtime.name, runtime.loop)
         limits = share(settings.limits, worker.processes)
-        self._server = Server(app, limits, runtime.loop, spool)
+        self._server = Server(self._app, limits, runtime.loop, spool)
         self._webhooks = WebhookPort(
             self._door, settings.limits, runtime.loop, worker.http_port, worker.processes > 1
         )
@@ -249,6 +249,8 @@ class Ingress:
 
     def _housekeep(self) -> None:
         self._answers.expire(time.monotonic())
+        if isinstance(self._app, StrictDoor):
+            self._app.keep()
         self._runtime.spawn(self._webhooks.open())
         if self._certificate is not None:
             self._certificate.check()

@@ -48,15 +48,18 @@ class Route:
 class Routes:
     """Every route of the worker."""
 
-    __slots__ = ("_exact", "_patterns", "names")
+    __slots__ = ("_exact", "_patterns", "most", "names")
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._exact: dict[bytes, Route] = {}
         self._patterns: list[tuple[re.Pattern[bytes], Route]] = []
         #: the configured paths
         self.names: list[str] = []
+        #: units of work that one request counts for at most, on any of them
+        self.most = 0.0
         for route in routes:
             self.names.append(route.path)
+            self.most = max(self.most, route.meter.most)
             if is_pattern(route.path):
                 self._patterns.append((_compiled(route.path), route))
             else:

@@ -34,6 +34,9 @@ MAX_LIFETIME_S = 366 * 24 * 3600
 MAX_ID = 128
 #: What a session costs where auth_data does not say.
 DEFAULT_COST = 100.0
+#: What it counts for at most, unless a route may count for more: today's signature leaves the cost
+#: to the client.
+MAX_COST = 1000 * DEFAULT_COST
 
 
 class _Create(msgspec.Struct, frozen=True):
@@ -62,6 +65,7 @@ def read(
     body: Bytes,
     decode: Callable[[Bytes], Envelope],
     check: Callable[[Envelope], None],
+    most: float = MAX_COST,
 ) -> SessionCall:
     """Make the adapter's word of a client's body.
 
@@ -69,6 +73,7 @@ def read(
         call: one of ``routes.SESSION_CALLS``.
         decode: takes an envelope apart.
         check: raises where the engine did not send this client here.
+        most: units of work that a session counts for at most.
 
     Raises:
         Refused: it is malformed, or ``check`` said so.
@@ -80,7 +85,7 @@ def read(
         if call == "create":
             envelope = decode(body)
             check(envelope)
-            return _read_create(call_id, envelope, body)
+            return _read_create(call_id, envelope, body, most)
         return _read_known(call_id, call, body)
     except RecursionError:
         raise Refused("invalid_json", "invalid JSON: it is nested too deeply") from None
@@ -98,7 +103,7 @@ def _read_known(call_id: int, call: str, body: Bytes) -> SessionCall:
     return SessionCall(call_id, call, known.session_id[:MAX_ID], digest(auth))
 
 
-def _read_create(call_id: int, envelope: Envelope, body: Bytes) -> SessionCall:
+def _read_create(call_id: int, envelope: Envelope, body: Bytes, most: float) -> SessionCall:
     given = _as(_create, bytes(envelope.payload), "payload")
     lifetime_s = DEFAULT_LIFETIME_S if given.lifetime is None else given.lifetime
     faults = {}
@@ -117,7 +122,8 @@ def _read_create(call_id: int, envelope: Envelope, body: Bytes) -> SessionCall:
     cost = DEFAULT_COST
     if auth is not None:
         with suppress(ValueError):  # a text that is no number
-            cost = max(float(auth.cost), LEAST_WORKLOAD)
+            # what is no number stays none, for ``quantised`` to see
+            cost = min(max(float(auth.cost), LEAST_WORKLOAD), most)
     request_idx = UNKNOWN_IDX if auth is None else auth.request_idx
     shown = json.dumps(auth_data).encode()
     kept = b"" if payload is None else json.dumps(payload).encode()

@@ -30,6 +30,7 @@ import msgspec
 from backend_adapter.messages import FilePart
 from ingress.budget import Budget
 from ingress.errors import ErrorKind, Problem
+from supervisor import private_dir
 
 #: After which a client may try again that found no room.
 RETRY_S = 1.0
@@ -249,7 +250,7 @@ class Spool:
         try:
             fd = os.open(path, flags, 0o600)
         except FileNotFoundError:
-            os.makedirs(self._directory, mode=0o700, exist_ok=True)
+            private_dir.make(self._directory)
             fd = os.open(path, flags, 0o600)
         try:
             if os.lstat(self._directory).st_uid != os.fstat(fd).st_uid:

@@ -20,13 +20,13 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from ingress import message_signature
+from ingress.door import Door
 from ingress.envelope import Refused
 from ingress.errors import KINDS, ErrorKind, Problem
 from ingress.exchange import Application, Exchange
 from ingress.message_signature import ACCEPT_SIGNATURE, HEADERS, Claim
 from ingress.nonce_file import NonceFile
 from ingress.nonces import Verdict
-from ingress.routes import UPDATE_PATH
 from supervisor.settings import Settings
 
 #: After which a client may try again whose nonce could not be looked up.
@@ -34,7 +34,7 @@ NONCE_RETRY_S = 1.0
 _ACCEPT = f"accept-signature: {ACCEPT_SIGNATURE}\r\n".encode()
 
 
-def guarded(door: Application, settings: Settings, refuse: Callable[[str], None]) -> Application:
+def guarded(door: Door, settings: Settings, refuse: Callable[[str], None]) -> Application:
     """The application that serves clients: ``door``, behind a strict one where that is wanted.
 
     ``refuse`` counts a refusal by its kind.
@@ -43,7 +43,12 @@ def guarded(door: Application, settings: Settings, refuse: Callable[[str], None]
         return door
     worker = settings.worker
     return StrictDoor(
-        door, settings.auth.clients, worker.public_url, NonceFile(worker.state_dir), refuse
+        door,
+        settings.auth.clients,
+        worker.public_url,
+        NonceFile(worker.state_dir),
+        refuse,
+        exempt=door.takes_updates_at,
     )
 
 
@@ -56,6 +61,7 @@ class StrictDoor:
         url: this worker's public URL, which clients sign.
         nonces: knows which were used.
         refuse: counts a refusal by its kind.
+        exempt: at this path no client's signature is asked for.
     """
 
     def __init__(
@@ -65,6 +71,8 @@ class StrictDoor:
         url: str,
         nonces: NonceFile,
         refuse: Callable[[str], None],
+        *,
+        exempt: Callable[[bytes], bool],
     ) -> None:
         self._door = door
         self._keys = {
@@ -74,13 +82,14 @@ class StrictDoor:
         self._base_url = message_signature.base_url(url)
         self._nonces = nonces
         self._refuse = refuse
+        self._exempt = exempt
         self.on_writable = door.on_writable
         self.on_disconnect = door.on_disconnect
 
     def on_head(self, exchange: Exchange) -> ErrorKind | Problem | None:
         """Refuse what no client of ours signed, before its body is read."""
         problem = self._door.on_head(exchange)
-        if problem is not None or exchange.path == UPDATE_PATH:
+        if problem is not None or self._exempt(exchange.path):
             return problem
         try:
             exchange.context = self._claim(exchange, int(time.time()))
@@ -92,8 +101,8 @@ class StrictDoor:
 
     def on_request(self, exchange: Exchange) -> None:
         """Refuse another body than was signed, and what has come before."""
-        if exchange.path != UPDATE_PATH:
-            claim, exchange.context = exchange.context, None
+        claim, exchange.context = exchange.context, None
+        if claim is not None or not self._exempt(exchange.path):
             problem = self._fault(exchange, claim)
             if problem is not None:
                 self._refuse(problem.kind)
@@ -102,6 +111,10 @@ class StrictDoor:
             # they are about the request as it came; a worker.py gets another body
             exchange.headers = [line for line in exchange.headers if line[0] not in HEADERS]
         self._door.on_request(exchange)
+
+    def keep(self) -> None:
+        """Call now and then: what is known of nonces outlives their file."""
+        self._nonces.keep(int(time.time()))
 
     def _claim(self, exchange: Exchange, now: int) -> Claim:
         target = exchange.path + (b"?" + exchange.query if exchange.query else b"")
@@ -125,7 +138,10 @@ class StrictDoor:
             ) from None
         return claim
 
-    def _fault(self, exchange: Exchange, claim: Claim) -> Problem | None:
+    def _fault(self, exchange: Exchange, claim: Claim | None) -> Problem | None:
+        if claim is None:
+            text = "The routes were reloaded while the body came: send the request again, signed."
+            return Problem(ErrorKind.CLIENT_SIGNATURE_MISSING, text, headers=_ACCEPT)
         digest = hashlib.sha256(exchange.body).digest()
         if not hmac.compare_digest(digest, claim.body_sha256):
             text = "The body is not the one that was signed: its SHA-256 is not Content-Digest's."

@@ -48,6 +48,11 @@ class Meter:
             )
         self._decode = msgspec.json.Decoder(shape).decode
 
+    @property
+    def most(self) -> float:
+        """What no request exceeds."""
+        return self._most
+
     def measure(self, payload: msgspec.Raw | bytes | memoryview) -> float:
         """Return the workload of a payload (JSON text).
 

@@ -23,6 +23,7 @@ import msgspec
 from reporter import records
 from reporter.messages import Totals
 from reporter.outbox import MEMORY_ROWS
+from supervisor import private_dir
 
 VERSION = 1
 
@@ -110,7 +111,7 @@ class AccountsFile:
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            private_dir.make(str(self.path.parent))
             try:
                 self._connection = _connect(self.path)
             except sqlite3.OperationalError:

@@ -40,22 +40,23 @@ class HandoffFile:
         self._run_id = run_id
         self._runtime_dir = runtime_dir
         self._settings: Settings | None = None
-        self._path = ""
+        self._paths: list[str] = []
 
     def write(self, settings: Settings) -> None:
         """From now on children get these. Raises OSError."""
         handoff = Handoff(self._run_id, self._runtime_dir, os.getpid(), settings)
+        paths = []
         if settings.hooks.file:
             replace = msgspec.structs.replace
             engine = replace(settings.engine, token="")
             public = replace(settings, engine=engine)  # user code is told no secret of ours
-            write_handoff(replace(handoff, settings=public), HOOKS_HANDOFF)
-        self._path = write_handoff(handoff)
+            paths.append(write_handoff(replace(handoff, settings=public), HOOKS_HANDOFF))
+        self._paths = [*paths, write_handoff(handoff)]
         self._settings = settings
 
     def keep(self) -> None:
         """Call now and then: write it again where it has gone."""
-        if self._settings is None or os.path.exists(self._path):
+        if self._settings is None or all(map(os.path.exists, self._paths)):
             return
         with suppress(OSError):  # tried again at the next call
             with suppress(FileExistsError):

@@ -13,6 +13,8 @@ import contextlib
 import os
 import stat
 
+from supervisor import private_dir
+
 
 class RotatingFile:
     """Lines go to ``path``; older ones to ``path.1`` … ``path.<keep>``."""
@@ -63,7 +65,7 @@ class RotatingFile:
             self._fd = -1
 
     def _open(self) -> None:
-        os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
+        private_dir.make(os.path.dirname(os.path.abspath(self.path)))
         # O_NONBLOCK: should it be a pipe, it must not block us.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         self._fd = os.open(self.path, flags, 0o644)

@@ -4,10 +4,11 @@
 Both cut bytes into lines (``LineSplitter``) and give them to the same places: a rotating file, a
 ring for ``logs`` and the page, the patterns to look for, an echo on our own console.
 
-Law: memory is bounded whatever arrives: one partial line of ``MAX_LINE_BYTES``, one ring of
-``RING_LINES`` and ``RING_BYTES``, one read. What does not fit is dropped and counted. One wake-up
-of the loop reads at most ``READS_AT_ONCE`` × ``READ_BYTES``. Secrets are masked before a line goes
-anywhere.
+Law: memory is bounded whatever arrives: one partial line of ``MAX_LINE_BYTES`` and
+``MAX_SECRET_BYTES``, one ring of ``RING_LINES`` and ``RING_BYTES``, one read. What does not fit is
+dropped and counted. One wake-up of the loop reads at most ``READS_AT_ONCE`` × ``READ_BYTES``.
+Secrets are masked before a line goes anywhere, and before it is cut, or the beginning of one would
+stay.
 
 It must not know whose output it is, nor what a match means.
 """
@@ -27,6 +28,8 @@ from supervisor.log_file import RotatingFile
 __all__ = ["Capture", "Console", "LineSplitter", "Ring", "RotatingFile", "Tail"]
 
 MAX_LINE_BYTES = 16 * 1024
+#: What is looked at beyond that, for a secret that begins before it.
+MAX_SECRET_BYTES = 4 * 1024
 RING_LINES = 500
 RING_BYTES = 1 << 20
 READ_BYTES = 64 * 1024
@@ -43,13 +46,18 @@ class LineSplitter:
     """Bytes in, lines out. A carriage return ends a line too: progress bars write nothing else.
 
     A line is cut after ``max_bytes``; the rest of it is dropped and counted in ``dropped_bytes``.
+    ``more_bytes`` of that rest come all the same, for whoever cuts it himself.
     """
 
-    __slots__ = ("_after_return", "_max_bytes", "_partial", "dropped_bytes")
+    __slots__ = (
+        "_after_return", "_max_bytes", "_more_bytes", "_partial", "_partial_bytes", "dropped_bytes"
+    )  # fmt: skip
 
-    def __init__(self, max_bytes: int = MAX_LINE_BYTES) -> None:
+    def __init__(self, max_bytes: int = MAX_LINE_BYTES, more_bytes: int = 0) -> None:
         self._max_bytes = max_bytes
+        self._more_bytes = more_bytes
         self._partial = b""
+        self._partial_bytes = 0  # with what was dropped of it
         self._after_return = False
         self.dropped_bytes = 0
 
@@ -64,28 +72,31 @@ class LineSplitter:
         self._append(first)
         if not others:
             return []
-        lines = [self._partial]
-        self._partial = b""
+        lines = self._end_line()
         last = others.pop()
         limit = self._max_bytes
         for line in others:
             if len(line) > limit:
                 self.dropped_bytes += len(line) - limit
-                line = line[:limit]
+                line = line[: limit + self._more_bytes]
             lines.append(line)
         self._append(last)
         return lines
 
     def flush(self) -> list[bytes]:
         """The line that was never ended, when there is one; for the end of the input."""
-        lines = [self._partial] if self._partial else []
-        self._partial, self._after_return = b"", False
-        return lines
+        self._after_return = False
+        return self._end_line() if self._partial else []
+
+    def _end_line(self) -> list[bytes]:
+        line, self._partial, self._partial_bytes = self._partial, b"", 0
+        return [line]
 
     def _append(self, piece: bytes) -> None:
-        room = self._max_bytes - len(self._partial)
-        self._partial += piece[:room]
-        self.dropped_bytes += max(len(piece) - room, 0)
+        before = max(self._partial_bytes, self._max_bytes)
+        self._partial_bytes += len(piece)
+        self.dropped_bytes += max(self._partial_bytes - before, 0)
+        self._partial += piece[: self._max_bytes + self._more_bytes - len(self._partial)]
 
 
 class Ring:
@@ -143,7 +154,7 @@ class LineSink:
         self.ring = places.get("ring") or Ring()
         #: number of this source's first line in the ring
         self.begins = self.ring.count
-        self.splitter = LineSplitter()
+        self.splitter = LineSplitter(more_bytes=MAX_SECRET_BYTES)
         self.file = places.get("file")
         self._patterns = places.get("patterns", ())
         self._on_match = places.get("on_match")
@@ -162,6 +173,7 @@ class LineSink:
         # All lines of a read at once: a flood is many short ones.
         if not lines:
             return
+        lines = [line if len(line) <= MAX_LINE_BYTES else self._cut(line) for line in lines]
         text = b"\n".join(lines).decode("utf-8", "replace")
         if self._mask is not None:
             text = self._mask(text)
@@ -178,6 +190,18 @@ class LineSink:
                 for kind, pattern in present:
                     if pattern in line:
                         self._on_match(kind, pattern, line)
+
+    def _cut(self, line: bytes) -> bytes:
+        """A line that is too long, without a part of a secret at its end."""
+        text = line.decode("utf-8", "replace")
+        masked = self._mask(text) if self._mask is not None else text
+        cut_before = len(line) == MAX_LINE_BYTES + MAX_SECRET_BYTES
+        if self._mask is not None and cut_before and masked != text:
+            # It is shorter now, and the splitter may have cut through a secret at its end. So does
+            # this, but at another place: what both begin with holds nothing of one.
+            other = self._mask(line[:-MAX_SECRET_BYTES].decode("utf-8", "replace"))
+            masked = os.path.commonprefix((masked, other))  # noqa: RUF071 - they are no paths
+        return masked.encode()[:MAX_LINE_BYTES]
 
 
 class Capture(LineSink):

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from supervisor import settings_sources
+from supervisor import private_dir, settings_sources
 from supervisor.handoff_file import HOOKS_HANDOFF
 from supervisor.log_lines import Mask
 from supervisor.logs import Capture, Ring, RotatingFile, Tail
@@ -162,7 +162,7 @@ class Programs:
         self._tail: Tail | None = None
         self._logs_dir = os.path.join(plan.settings.worker.state_dir, "logs")
         with suppress(OSError):  # whatever it is, each log file will find it and go without
-            os.makedirs(self._logs_dir, mode=0o700, exist_ok=True)
+            private_dir.make(self._logs_dir)
 
     def names(self) -> list[str]:
         """Every member, in the order of start."""

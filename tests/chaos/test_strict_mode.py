@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +23,7 @@ import pytest
 
 from examples import strict_client
 from ingress.message_signature import SKEW_S
+from ingress.nonce_file import NAME
 from tests.chaos.table import row
 from tests.kit.wait import wait_until
 from tests.kit.worker import Worker, get_json, running
@@ -62,6 +65,15 @@ class Scene:
     def reached(self) -> int:
         stats = get_json(f"http://127.0.0.1:{self.worker.model_port}/demo/stats")
         return int(stats["requests"]) + int(stats["refused"])
+
+
+def files_of(pid: int) -> set[str]:
+    """Names of the files that a process has open."""
+    names = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            names.add(os.readlink(fd))
+    return names
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +165,8 @@ def test_row_32_unsigned_and_changed(scene: Scene) -> None:
     " a restart",
     seen="401 `nonce_used`",
     does="remembers each nonce for as long as its signature counts, in one file that every ingress"
-    " process shares and that outlives them; 503 `nonce_unknown` where it cannot be asked",
+    " process shares and that outlives them; makes the file again where somebody removes it; 503"
+    " `nonce_unknown` where it cannot be asked",
 )
 def test_row_32_replays(scene: Scene) -> None:
     body = scene.body()
@@ -175,6 +188,14 @@ def test_row_32_replays(scene: Scene) -> None:
     wait_until(both_took_some, what="the heartbeats that say so")
     headers = scene.signed(body, life_s=60)
     assert scene.post(body, headers)[0] == 200
+    used = scene.worker.state_dir / NAME
+    used.unlink()
+
+    def both_have_another() -> bool:
+        held = [files_of(pid) for pid in doors]
+        return all(str(used) in each and f"{used} (deleted)" not in each for each in held)
+
+    wait_until(both_have_another, what="the file to be made again")
     for number in (0, 1):
         old = scene.worker.kill(f"ingress-{number}")
         scene.worker.wait_replaced(f"ingress-{number}", old)

@@ -38,6 +38,7 @@ class Door(RuleBasedStateMachine):
         self.taken: list[Job] = []
         self.ended: set[int] = set()
         self.submitted: dict[int, int] = {}
+        self.given_back: dict[int, float] = {}
 
     def _submit(self, job: Job) -> None:
         """Hand it to the adapter of this session."""
@@ -108,10 +109,11 @@ class Door(RuleBasedStateMachine):
         if number in self.ended or not handed or self.taken[number - 1].begun:
             return
         self.admission.stopping = stopping
-        assert self.admission.keep(number) == (not stopping)
+        assert self.admission.keep(number, self.now) == (not stopping)
         self.admission.stopping = False
         if not stopping:
             self.submitted[number] -= 1
+            self.given_back[number] = self.now
 
     @precondition(lambda self: not self.up)
     @rule()
@@ -119,6 +121,7 @@ class Door(RuleBasedStateMachine):
         again = [job for job in self._waiting() if self.submitted.get(job.submit.id)]
         before = self.admission.redelivered
         self.up = True
+        self.given_back.clear()
         submits = self.admission.link_up()
         assert submits == self._waiting(), "oldest first, and all of them"
         for each in submits:
@@ -129,6 +132,7 @@ class Door(RuleBasedStateMachine):
     @rule()
     def session_ends(self) -> None:
         self.up = False
+        self.given_back.clear()
         self.down_since = self.now
         begun = {job.submit.id for job in self._waiting() if job.begun}
         lost = self.admission.link_down(self.now)
@@ -140,20 +144,27 @@ class Door(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
         lost = self.admission.expire(self.now)
-        assert not (self.up and lost), "the adapter decides while it is there"
         for item in lost:
-            waited = self.now - max(item.job.taken_at, self.down_since)
+            number = item.job.submit.id
+            assert not self.up or number in self.given_back, "the adapter decides while it is there"
+            waited = self.now - self.waits_since(item.job)
             if item.kind == "adapter_down":
                 assert waited > RESTART_S
             else:
                 assert item.kind == "expired"
                 assert self.now > item.job.submit.expires_at
         self._lost(lost)
-        if not self.up:
-            for each in self._waiting():
-                waited = self.now - max(each.taken_at, self.down_since)
+        for each in self._waiting():
+            if not self.up or each.submit.id in self.given_back:
+                waited = self.now - self.waits_since(each)
                 assert waited <= min(GRACE_S, max(RESTART_S, each.submit.max_queue_time_s))
                 assert self.now <= each.submit.expires_at
+
+    def waits_since(self, job: Job) -> float:
+        """For an adapter that takes it."""
+        if self.up:
+            return self.given_back[job.submit.id]
+        return max(job.taken_at, self.down_since)
 
     @invariant()
     def what_was_taken_is_promised_or_settled(self) -> None:
@@ -236,6 +247,21 @@ def test_when_no_adapter_comes_any_more_nobody_waits_for_one() -> None:
     assert not admission.jobs and admission.link_down(1.0) == admission.expire(100.0) == []
 
 
+def test_who_was_given_back_waits_no_longer_than_it_would_without_an_adapter() -> None:
+    """One that is being restarted lets a stream end first, which may take long."""
+    admission = Admission(10)
+    admission.link_up()
+    soon, late = (job(admission, 0.0, max_queue_time_s=s) for s in (1.0, 20.0))
+    assert admission.take(soon) and admission.take(late)
+    assert admission.keep(soon.submit.id, 1.0) and admission.keep(late.submit.id, 1.0)
+    assert admission.expire(1.0 + RESTART_S) == []
+    (lost,) = admission.expire(1.1 + RESTART_S)
+    assert (lost.job, lost.kind) == (soon, "adapter_down") and "being restarted" in lost.message
+    admission.link_down(15.0)
+    assert admission.expire(34.0) == [] and admission.link_up() == [late]
+    assert admission.expire(1000.0) == [], "the next adapter decides"
+
+
 def test_what_has_ended_is_not_kept() -> None:
     admission = Admission(10)
-    assert not admission.keep(1)
+    assert not admission.keep(1, 0.0)

@@ -15,7 +15,16 @@ SEARCH = settings(deadline=None, max_examples=150)
 letters = st.characters(codec="utf-8", categories=("L", "N", "Zs", "P"), exclude_characters="*")
 texts = st.text(letters | st.sampled_from("\"'\\\n/"), min_size=MIN_TEXT, max_size=40)
 ways = st.sampled_from(
-    ["{text}", "KeyError: {text!r}", "{cut}…", "…{end}", "{json}", "{payload}", "'{text}' '{text}'"]
+    [
+        "{text}",
+        "KeyError: {text!r}",
+        "{cut}…",
+        "…{end}",
+        "{json}",
+        "{utf8}",
+        "{payload}",
+        "'{text}' '{text}'",
+    ]
 )
 
 
@@ -36,12 +45,25 @@ def raised(message: str, cause: str = "") -> BaseException:
 def test_no_text_of_the_client_is_logged(text: str, way: str, short: int, other: str) -> None:
     payload = {"prompt": text, "more": [{"deep": other}, 5, None], "n": 1}
     message = way.format(
-        text=text, cut=text[:short], end=text[-short:], json=json.dumps(text), payload=payload
+        text=text,
+        cut=text[:short],
+        end=text[-short:],
+        json=json.dumps(text),
+        utf8=json.dumps(text, ensure_ascii=False),
+        payload=payload,
     )
     log = told(raised(message, other), json.dumps({"payload": payload}).encode())
     assert "RuntimeError" in log and "in raised" in log
     for each in (text, other):
-        for part in (each, each[:MIN_TEXT], each[-MIN_TEXT:]):
+        utf8 = json.dumps(each, ensure_ascii=False)[1:-1]
+        for part in (
+            each,
+            each[:MIN_TEXT],
+            each[-MIN_TEXT:],
+            utf8,
+            utf8[:MIN_TEXT],
+            utf8[-MIN_TEXT:],
+        ):
             assert part not in log
 
 
@@ -77,3 +99,23 @@ def test_a_trace_is_bounded() -> None:
         return deep(left - 1) if left else raised("x" * 100_000)
 
     assert len(told(deep(50), b"")) < 20_000
+
+
+def test_the_middle_of_a_long_text_is_the_clients_too() -> None:
+    text = "".join(f"{number:05} " for number in range(9_000))
+    log = told(raised(f"it is too long: {text[:20_000]}"), json.dumps({"prompt": text}).encode())
+    assert "in raised" in log and log.endswith(
+        "RuntimeError (its message may hold what the client sent)"
+    )
+    assert "00800" not in log
+    for part in (text[:10_000], text[-10_000:]):
+        log = told(raised(f"it is too long: {part}…"), json.dumps({"prompt": text}).encode())
+        assert log.endswith("RuntimeError: it is too long: ***…")
+
+
+def test_what_was_told_in_json_of_the_other_kind_is_hidden_as_a_whole() -> None:
+    text = 'мой ключ "sk-harbour-12345678" и\nещё'
+    log = told(
+        raised(json.dumps({"p": text}, ensure_ascii=False)), json.dumps({"p": text}).encode()
+    )
+    assert log.endswith('RuntimeError: {"p": "***"}')

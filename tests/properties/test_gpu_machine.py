@@ -76,6 +76,7 @@ class Gpus(RuleBasedStateMachine):
 
     def check_restart(self) -> None:
         assert self.state != EXTERNAL, "nobody could start it again"
+        assert not self.judge.fault, "it would not help"
 
     def tell(self, hits: list[Any]) -> None:
         self.do(self.gate.fault(self.judge.fault))

@@ -125,3 +125,24 @@ def test_a_death_while_writing_makes_none_new_twice(
         if verdict is Verdict.NEW:
             assert number not in answered
             answered.add(number)
+
+
+@SEARCH
+@given(steps=steps, untils=untils, here=st.sets(st.integers(0, 200)), at=st.integers(0, 20))
+def test_what_one_memory_knows_is_new_at_no_other_that_adopted_it(
+    steps: list[tuple[int, int]], untils: list[int], here: set[int], at: int
+) -> None:
+    memory, other = bytearray(TWO_BYTES), Nonces(bytearray(TWO_BYTES))
+    known = {
+        number: untils[number]
+        for number, now in steps
+        if Nonces(memory).take(key(number), untils[number], now) is Verdict.NEW
+    }
+    for number in here:  # of its own, which may leave no room
+        if other.take(key(300 + number), 10**9, 1) is Verdict.NEW:
+            known[300 + number] = 10**9
+    other.adopt(Nonces(memory), at)
+    other.adopt(Nonces(memory), at)
+    for number, until in known.items():
+        for now in (0, at, 20):
+            assert other.take(key(number), until, now) is not Verdict.NEW

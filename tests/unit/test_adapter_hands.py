@@ -386,6 +386,35 @@ def test_a_port_that_refuses_while_the_health_url_is_well_is_no_busy_loop(tmp_pa
     uvloop.run(main())
 
 
+def test_a_client_that_is_refused_is_told_no_secret_of_the_health_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODEL_API_KEY", "k3y-of-the-health-path")
+    code = 200
+
+    async def health_path(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.answer(b"{}", status=code)
+
+    async def main() -> None:
+        nonlocal code
+        async with (
+            RawServer(health_path) as health,
+            RawServer(status(200)) as server,
+            Scene(tmp_path, server, f"{health.url}/health?key=k3y-of-the-health-path") as stage,
+        ):
+            server.stop_listening()
+            code = 503
+            stage.submit()  # finds nobody there: its health is looked at
+            await wait_until_async(lambda: "answered 503" in stage.gauges["model_reason"])
+            end = await stage.end(stage.submit(max_queue_time_s=0.2))
+            assert isinstance(end, Rejected)
+            assert "/health?key=*** answered 503" in end.message, end.message
+
+    uvloop.run(main())
+
+
 # ------------------------------------------------------------------ jobs for a worker.py
 
 

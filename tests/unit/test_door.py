@@ -24,11 +24,13 @@ from ingress.door import Door
 from ingress.envelope import decode_unsigned
 from ingress.http import Server
 from ingress.management import Management
+from ingress.nonce_file import NonceFile
 from ingress.questions import Questions
 from ingress.routes import compile_routes
 from ingress.spool import Spool
+from ingress.strict import StrictDoor
 from reporter.producer_ledger import ProducerLedger
-from supervisor.settings import LimitSettings, RouteSettings
+from supervisor.settings import LimitSettings, RouteSettings, Workload
 from tests.kit.wait import wait_until_async
 
 AUTH = {
@@ -212,12 +214,78 @@ def test_an_update_is_asked_for_with_the_engines_token() -> None:
     play(script)
 
 
+def strict(scene: Scene, directory: Path) -> None:
+    """Nothing passes that alice has not signed."""
+    key = {"alice": "JrQLj5P/89iXES9+vFgrIy29clF9CC/oPPsw3c5D0bs="}
+    scene.server._shared.app = StrictDoor(
+        scene.door, key, "http://w", NonceFile(str(directory)), scene.ledger.refuse,
+        exempt=scene.door.takes_updates_at,
+    )  # fmt: skip
+
+
+def test_a_route_at_the_path_of_updates_is_behind_the_strict_door(tmp_path: Path) -> None:
+    async def script(scene: Scene) -> None:
+        strict(scene, tmp_path)
+        line = "POST /pyworker/update HTTP/1.1"
+        status, body = await scene.send(f"{line}\r\nauthorization: Bearer t0ken")
+        assert (status, body) == (200, b'{"ok": true}')
+        Path(scene.update_file).unlink()
+        scene.door.routes = compile_routes([RouteSettings(path="/pyworker/update")])
+        status, body = await scene.send(line, envelope())
+        assert (status, json.loads(body)["error"]["kind"]) == (401, "client_signature_missing")
+        assert not scene.jobs
+
+    play(script)
+
+
+@pytest.mark.parametrize("to_route", [True, False])
+def test_what_a_reload_makes_of_the_path_of_updates_is_asked_for_its_own_proof(
+    to_route: bool, tmp_path: Path
+) -> None:
+    """The head came for the one, the body for the other."""
+
+    async def script(scene: Scene) -> None:
+        there, none = compile_routes([RouteSettings(path="/pyworker/update")]), compile_routes([])
+        scene.door.routes, after = (none, there) if to_route else (there, none)
+        if to_route:
+            strict(scene, tmp_path)
+        reader, writer = await asyncio.open_connection("127.0.0.1", scene.port)
+        proof = b"authorization: Bearer t0ken\r\n" if to_route else b""
+        writer.write(
+            b"POST /pyworker/update HTTP/1.1\r\nhost: w\r\nconnection: close\r\n"
+            + proof + b"content-length: %d\r\n\r\n" % len(envelope())
+        )  # fmt: skip
+        await wait_until_async(lambda: scene.server.active == 1)
+        scene.door.routes = after
+        writer.write(envelope())
+        answer = await asyncio.wait_for(reader.read(), 30)
+        writer.close()
+        kind = b"client_signature_missing" if to_route else b"bad_token"
+        assert answer.startswith(b"HTTP/1.1 401 ") and kind in answer
+        assert not scene.jobs and not Path(scene.update_file).exists()
+        assert scene.ledger.batch().refused == {kind.decode(): 1}  # type: ignore[union-attr]
+
+    play(script)
+
+
 def test_an_update_that_cannot_be_written_is_said() -> None:
     async def script(scene: Scene) -> None:
         scene.door._management = Management("t0ken", "/nowhere/at/all")
         head = "POST /pyworker/update HTTP/1.1\r\nauthorization: Bearer t0ken"
         status, body = await scene.send(head)
         assert status == 500 and "/nowhere/at/all" in json.loads(body)["error"]["message"]
+
+    play(script)
+
+
+@pytest.mark.parametrize(("most", "counts"), [(0.0, 1e5), (5e6, 5e6)])
+def test_a_session_counts_for_what_a_route_lets_it(most: float, counts: float) -> None:
+    async def script(scene: Scene) -> None:
+        route = RouteSettings(path="/a", workload=Workload(max=most))
+        scene.door.routes = compile_routes([route, RouteSettings(path="/b")])
+        body = envelope(auth_data=AUTH | {"cost": 2**40})
+        assert (await scene.send("POST /session/create HTTP/1.1", body))[0] == 200
+        assert [job.workload for job in scene.jobs] == [counts]
 
     play(script)
 

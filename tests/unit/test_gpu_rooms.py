@@ -256,11 +256,18 @@ def test_a_fault_holds_requests_and_restarts_nothing() -> None:
     assert gate.fault("") == [UP, WELL, GOOD]
 
 
-def test_a_fault_does_not_hide_worse() -> None:
+def test_a_model_server_that_hangs_because_its_gpu_has_gone_is_left_alone() -> None:
     gate = ready_gate()
     gate.fault("lost")
     wedged = Verdict(1, False, False, True, "stalled")
-    assert gate.passes([wedged]) == [wedged]
+    assert gate.passes([wedged]) == [Verdict(1, False, False, False, "lost")]
+    assert wedged in gate.fault(""), "now it helps"
+    assert gate.hit("ecc", 10.0)[1] == Verdict(1, False, False, True, SAYS), "it is no better"
+
+
+def test_a_fault_does_not_hide_the_end() -> None:
+    gate = ready_gate()
+    gate.fault("lost")
     failed = BackendFailed("it will not be started again")
     assert gate.passes([failed]) == [failed]
 

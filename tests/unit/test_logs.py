@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor import logs
+from supervisor import log_lines, logs
 from supervisor.console import Console
 from supervisor.log_file import RotatingFile
 from supervisor.logs import Capture, LineSplitter, Ring, Tail
@@ -41,9 +41,12 @@ def test_a_long_line_is_cut_and_the_rest_counted() -> None:
     assert splitter.dropped_bytes == 5 + 3 + 1
 
 
-@given(st.lists(st.binary(max_size=12).map(lambda b: b.replace(b"\0", b"\n")), max_size=12))
-def test_how_bytes_are_cut_into_reads_does_not_matter(pieces: list[bytes]) -> None:
-    whole, split = LineSplitter(max_bytes=5), LineSplitter(max_bytes=5)
+@given(
+    st.lists(st.binary(max_size=12).map(lambda b: b.replace(b"\0", b"\n")), max_size=12),
+    st.integers(0, 3),
+)
+def test_how_bytes_are_cut_into_reads_does_not_matter(pieces: list[bytes], more_bytes: int) -> None:
+    whole, split = LineSplitter(5, more_bytes), LineSplitter(5, more_bytes)
     expected = whole.feed(b"".join(pieces)) + whole.flush()
     got = [line for piece in pieces for line in split.feed(piece)] + split.flush()
     assert got == expected
@@ -247,6 +250,36 @@ def test_one_wake_up_reads_a_bounded_piece_of_a_flood(pipe: Pipe) -> None:
     assert capture.splitter.dropped_bytes == total - logs.MAX_LINE_BYTES
     (line,), _ = capture.ring.since(0)
     assert len(line) == logs.MAX_LINE_BYTES
+
+
+@pytest.mark.parametrize("inside", [1, 20, 63])
+def test_a_secret_that_a_long_line_is_cut_in_leaves_nothing_of_it(
+    pipe: Pipe, inside: int, tmp_path: Path
+) -> None:
+    secret = "t0ken" + "-k3y" * 15
+    file = RotatingFile(str(tmp_path / "log"))
+    mask = log_lines.masker([secret])
+    capture = Capture(pipe.read_fd, mask=mask, file=file)
+    head = "x" * (logs.MAX_LINE_BYTES - inside)
+    pipe.write(f"{head}{secret} and more\nnext\n".encode())
+    capture.close()
+    file.close()
+    lines = capture.ring.since(0)[0]
+    assert lines == (tmp_path / "log").read_text().splitlines()
+    assert lines == [(head + "*** and more")[: logs.MAX_LINE_BYTES], "next"]
+    assert capture.splitter.dropped_bytes == len(secret) - inside + len(" and more")
+
+
+@pytest.mark.parametrize("shift", range(0, 64, 7))
+def test_many_secrets_in_a_line_without_end_leave_nothing_of_the_last(
+    pipe: Pipe, shift: int
+) -> None:
+    secret = "t0ken" + "-k3y" * 15
+    capture = Capture(pipe.read_fd, mask=log_lines.masker([secret]))
+    pipe.write(b"x" * shift + secret.encode() * 500)
+    capture.close()
+    (line,), _ = capture.ring.since(0)
+    assert set(line.replace("***", "")) <= {"x"} and line.count("***") > 200
 
 
 def test_close_takes_what_is_left_while_a_grandchild_holds_the_pipe(pipe: Pipe) -> None:

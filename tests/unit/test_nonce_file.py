@@ -66,4 +66,41 @@ def test_a_process_that_holds_the_lock_for_ever_costs_a_moment(tmp_path: Path) -
         began = time.monotonic()
         assert file.take(KEY[::-1], NOW + 60, NOW) is Verdict.UNKNOWN
         assert LOCK_PATIENCE_S <= time.monotonic() - began < 100 * LOCK_PATIENCE_S
+        began = time.monotonic()
+        for _ in range(1000):  # a moment for all of them, or the loop would miss its heartbeats
+            assert file.take(KEY[::-1], NOW + 60, NOW) is Verdict.UNKNOWN
+        assert time.monotonic() - began < 100 * LOCK_PATIENCE_S
     assert file.take(KEY[::-1], NOW + 60, NOW) is Verdict.NEW
+
+
+def test_a_file_that_was_removed_is_made_again_with_all_that_was_known(tmp_path: Path) -> None:
+    directory = tmp_path / "state"
+    directory.mkdir()
+    one, two = NonceFile(str(directory)), NonceFile(str(directory))
+    assert one.take(KEY, NOW + 60, NOW) is Verdict.NEW
+    fds = len(os.listdir("/proc/self/fd"))
+    (directory / NAME).unlink()
+    directory.rmdir()
+    assert two.take(KEY, NOW + 60, NOW) is Verdict.UNKNOWN, "nowhere to ask"
+    directory.mkdir()
+    one.keep(NOW + 1)
+    newcomer = NonceFile(str(directory))
+    assert newcomer.take(KEY, NOW + 60, NOW + 1) is Verdict.USED
+    assert newcomer.take(KEY[::-1], NOW + 60, NOW + 1) is Verdict.NEW
+    assert two.take(KEY[::-1], NOW + 60, NOW + 1) is Verdict.USED, "it has found the new one"
+    assert len(os.listdir("/proc/self/fd")) == fds + 2 and one.take(
+        KEY, NOW + 60, NOW + 1
+    )  # 1, map
+
+
+def test_another_file_in_its_place_learns_what_was_known(tmp_path: Path) -> None:
+    one = NonceFile(str(tmp_path))
+    assert one.take(KEY, NOW + 60, NOW) is Verdict.NEW
+    (tmp_path / NAME).unlink()
+    newcomer = NonceFile(str(tmp_path))  # before anybody noticed
+    with (tmp_path / NAME).open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        one.keep(NOW)
+    assert one.take(KEY[::-1], NOW + 60, NOW) is Verdict.UNKNOWN, "tried once a second"
+    one.keep(NOW + 1)
+    assert newcomer.take(KEY, NOW + 60, NOW + 1) is Verdict.USED

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from backend_adapter.messages import SessionCall
 from ingress.envelope import Refused, decode, decode_unsigned
-from ingress.session_calls import MAX_CALL_BYTES, digest, is_path, read
+from ingress.session_calls import MAX_CALL_BYTES, MAX_COST, digest, is_path, read
 
 AUTH = {
     "signature": "c2ln", "cost": 12.5, "endpoint": "e", "reqnum": 7, "request_idx": 9,
@@ -87,7 +87,10 @@ def test_a_creation_goes_through_the_door() -> None:
         (0, 1 / 1024),
         (-5, 1 / 1024),
         (7.5, 7.5),
-        (2**62, 100.0),
+        (2**62, MAX_COST),
+        (1e300, MAX_COST),
+        ("inf", MAX_COST),
+        (5e6, MAX_COST),
         ("7.5", 7.5),
         ("x", 100.0),
         ("nan", 100.0),
@@ -95,6 +98,11 @@ def test_a_creation_goes_through_the_door() -> None:
 )
 def test_a_session_is_as_much_work_as_it_costs(cost: float | str, workload: float) -> None:
     assert call("create", {"auth_data": AUTH | {"cost": cost}, "payload": {}}).workload == workload
+
+
+def test_a_session_counts_for_as_much_as_a_request_may() -> None:
+    body = json.dumps({"auth_data": AUTH | {"cost": 2**40}, "payload": {}}).encode()
+    assert read("create", 1, body, decode, lambda envelope: None, 5e6).workload == 5e6
 
 
 def test_every_fault_is_named() -> None:
