@@ -60,18 +60,45 @@ class Nonces:
             return Verdict.USED
         if _holds(bytes(memory[keys_at : start + _BUCKET_BYTES]), key):
             return Verdict.USED
-        oldest = min(seconds)
-        if oldest >= now:
+        if min(seconds) >= now:
             return Verdict.UNKNOWN
-        slot = seconds.index(oldest)
+        self._put(start, key, counts_until)
+        return Verdict.NEW
+
+    def learn(self, other: Nonces) -> None:
+        """Know all that ``other`` knows, too; what finds no room here is overwritten at once."""
+        theirs = other._memory
+        for start in range(0, BUCKETS * _BUCKET_BYTES, _BUCKET_BYTES):
+            overwritten, *seconds = _SECONDS.unpack_from(theirs, start)
+            self._overwrite(start, overwritten)
+            for slot, second in enumerate(seconds):
+                if second:
+                    at = start + _SECONDS.size + slot * KEY_BYTES
+                    self._put(start, bytes(theirs[at : at + KEY_BYTES]), second)
+
+    def _put(self, start: int, key: bytes, second: int) -> None:
+        """Remember it in the bucket at ``start``, in the place of what ends first."""
+        memory = self._memory
+        keys_at = start + _SECONDS.size
+        if _holds(bytes(memory[keys_at : start + _BUCKET_BYTES]), key):
+            return
+        seconds = _SECONDS.unpack_from(memory, start)[1:]
+        oldest = min(seconds)
         # In this order: a death between any two of them forgets nothing that was answered.
-        if oldest > overwritten:
-            memory[start : start + _SECOND.size] = _SECOND.pack(oldest)
+        self._overwrite(start, min(oldest, second))
+        if oldest > second:
+            return
+        slot = seconds.index(oldest)
         key_at = keys_at + slot * KEY_BYTES
         memory[key_at : key_at + KEY_BYTES] = key
         second_at = start + (1 + slot) * _SECOND.size
-        memory[second_at : second_at + _SECOND.size] = _SECOND.pack(counts_until)
-        return Verdict.NEW
+        memory[second_at : second_at + _SECOND.size] = _SECOND.pack(second)
+
+    def _overwrite(self, start: int, second: int) -> None:
+        """Nothing in the bucket at ``start`` that counts until then is new."""
+        memory = self._memory
+        if second > _SECOND.unpack_from(memory, start)[0]:
+            memory[start : start + _SECOND.size] = _SECOND.pack(second)
 
 
 def _holds(keys: bytes, key: bytes) -> bool:

@@ -28,7 +28,7 @@ from ingress.management import Management
 from ingress.questions import Questions
 from ingress.routes import compile_routes
 from ingress.spool import Spool
-from ingress.strict import guarded
+from ingress.strict import StrictDoor, guarded
 from ingress.webhooks import WebhookPort
 from reporter.messages import KeySuspect, PublicKey
 from reporter.producer import EVENTS_EVERY_S, LAST_ACCOUNTS_S, Producer
@@ -78,6 +78,7 @@ class Ingress:
             answers=self._answers,
         )
         app = guarded(self._door, settings, self._ledger.refuse)
+        self._strict = app if isinstance(app, StrictDoor) else None
         worker = settings.worker
         directory = spool_dir.of_run(settings, runtime.handoff.runtime_dir)
         spool = partial(Spool, directory, runtime.name, runtime.loop)
@@ -252,3 +253,5 @@ class Ingress:
         self._runtime.spawn(self._webhooks.open())
         if self._certificate is not None:
             self._certificate.check()
+        if self._strict is not None:
+            self._strict.keep()

@@ -90,6 +90,10 @@ class StrictDoor:
             return Problem(kind, refused.message, headers=_ACCEPT if missing else b"")
         return None
 
+    def keep(self) -> None:
+        """Call now and then: look after the memory of used nonces."""
+        self._nonces.keep(int(time.time()))
+
     def on_request(self, exchange: Exchange) -> None:
         """Refuse another body than was signed, and what has come before."""
         if exchange.path != UPDATE_PATH:

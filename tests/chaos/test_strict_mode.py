@@ -21,6 +21,7 @@ import pytest
 
 from examples import strict_client
 from ingress.message_signature import SKEW_S
+from ingress.nonce_file import NAME
 from tests.chaos.table import row
 from tests.kit.wait import wait_until
 from tests.kit.worker import Worker, get_json, running
@@ -179,6 +180,18 @@ def test_row_32_replays(scene: Scene) -> None:
         old = scene.worker.kill(f"ingress-{number}")
         scene.worker.wait_replaced(f"ingress-{number}", old)
     assert scene.post(body, headers)[:2] == (401, "nonce_used")
+    # nor does it help to remove the file, and whoever has seen the request
+    path = scene.worker.state_dir / NAME
+    held = path.read_bytes().translate(None, b"\0")
+    path.unlink()
+
+    def made_again() -> bool:
+        return path.exists() and path.read_bytes().translate(None, b"\0") == held
+
+    wait_until(made_again, what="the file made again with all it held")
+    old = scene.worker.kill("ingress-0")
+    scene.worker.wait_replaced("ingress-0", old)
+    assert {scene.post(body, headers)[:2] for _ in range(each)} == {(401, "nonce_used")}
     assert scene.reached() == before + each + 1
     # SKEW_S later than it says, by our clock, it is refused as expired: nothing is kept for longer
     late = scene.signed(body, created=int(time.time()) - SKEW_S - 3, life_s=1)
