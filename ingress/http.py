@@ -33,6 +33,11 @@ SWEEP_EVERY_S = 1.0
 #: Connections that the kernel holds until they are accepted (net.core.somaxconn may allow less).
 BACKLOG = 4096
 
+#: Turns of the loop without a new connection after which none waits to be accepted …
+QUIET_TURNS = 4
+#: … and seconds after which a port that still gets some is closed all the same.
+HEAR_S = 0.25
+
 
 class Server:
     """Serves ``app`` on one port.
@@ -149,6 +154,7 @@ class Server:
         """
         shared = self._shared
         shared.draining = True
+        await self._hear()
         if self._listener is not None:
             self._listener.close()
         for connection in list(shared.connections):
@@ -163,6 +169,18 @@ class Server:
                 connection.leave(at_once=True)
             return False
         return True
+
+    async def _hear(self) -> None:
+        """Take what had reached the kernel: who asked before the port closes is told so, not reset.
+
+        A turn of the loop accepts one connection, or reads once from each.
+        """
+        shared, end = self._shared, self._loop.time() + HEAR_S
+        quiet_turns = 0
+        while quiet_turns < QUIET_TURNS and self._loop.time() < end:
+            before = shared.open_connections
+            await asyncio.sleep(0)
+            quiet_turns = quiet_turns + 1 if shared.open_connections == before else 0
 
     def close(self) -> None:
         """Close the port and cut every connection, whatever it is doing."""

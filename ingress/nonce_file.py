@@ -2,9 +2,9 @@
 
 Responsible for the file, its mapping and the lock over it. It outlives the processes and the run,
 so a request that was seen before a restart is known after it. Its room on the disk is taken when it
-is made: a disk that fills up later takes nothing away. Where somebody removes it, or its directory,
-whoever had it makes it again with all that was known (``keep``). Law: where it cannot be asked in
-time, nothing is new.
+is made: a disk that fills up later takes nothing away. Where it is removed, whoever has it open
+tells all it knows to the one that bears the name next. Law: where it cannot be asked in time,
+nothing is new.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import mmap
 import os
 import time
 from contextlib import suppress
-from typing import cast
+from typing import NamedTuple, cast
 
 from ingress.nonces import SIZE_BYTES, Nonces, Verdict
 
@@ -26,73 +26,100 @@ _LOCK_POLL_S = 0.0005
 _log = logging.getLogger("ingress")
 
 
+class _Opened(NamedTuple):
+    """One file; it may have lost its name."""
+
+    fd: int
+    memory: mmap.mmap
+    nonces: Nonces
+
+    def close(self) -> None:
+        self.memory.close()  # it has a descriptor of its own, which would keep the lock
+        os.close(self.fd)
+
+
 class NonceFile:
     """The file in ``directory``, made on demand; only this user may open it."""
 
     def __init__(self, directory: str) -> None:
         self._path = os.path.join(directory, NAME)
-        self._fd = -1  #: of the present file
-        self._nonces: Nonces | None = None
+        self._file: _Opened | None = None  #: open for as long as it bears the name
         self._said = ""
         self._tried_at = 0
         self._patience_s = LOCK_PATIENCE_S
-        self._open(-1)  # now, because room on the disk takes a moment
+        self._file = self._open(-1)  # now, because room on the disk takes a moment
 
     def take(self, key: bytes, counts_until: int, now: int) -> Verdict:
         """``Nonces.take``; UNKNOWN where the file cannot be had, or is locked for too long."""
-        nonces = self._there(now)
-        if nonces is None:
+        file = self._lock(now)
+        if file is None:
             return Verdict.UNKNOWN
-        if not _lock(self._fd, self._patience_s):
-            self._patience_s = 0.0  # who did not let it go will not soon: the loop waits once
-            return Verdict.UNKNOWN
-        self._patience_s = LOCK_PATIENCE_S
         try:
-            return nonces.take(key, counts_until, now)
+            return file.nonces.take(key, counts_until, now)
         finally:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            fcntl.flock(file.fd, fcntl.LOCK_UN)
 
     def keep(self, now: int) -> None:
-        """Call now and then: make the file again where it has gone.
-
-        A process that starts before that finds none, and knows nothing.
+        """Call now and then: a file that was removed is made again by one who knows what it held,
+        and not by a successor that does not.
         """
-        self._there(now)
+        file = self._lock(now)
+        if file is not None:
+            fcntl.flock(file.fd, fcntl.LOCK_UN)
 
-    def _there(self, now: int) -> Nonces | None:
-        """What others ask, too; None where it cannot be had."""
-        if self._nonces is not None:
-            with suppress(OSError):
-                if os.path.samestat(os.stat(self._path), os.fstat(self._fd)):
-                    return self._nonces
-        return self._open(now)
+    def _lock(self, now: int) -> _Opened | None:
+        """The file that bears the name, locked."""
+        file = self._file = self._file or self._open(now)
+        if file is None:
+            return None
+        if not _lock(file.fd, self._patience_s):
+            self._patience_s = 0.0  # who did not let it go will not soon: the loop waits once
+            return None
+        self._patience_s = LOCK_PATIENCE_S
+        size = self._size_in_place(file)
+        if size >= SIZE_BYTES:
+            return file
+        if size >= 0:  # somebody has cut it short: touching what is missing would end the process
+            _log.error("%s was cut short: nonces that it held may pass again", self._path)
+            file.close()
+            file = self._file = self._open(-1)
+            return file if file is not None and _lock(file.fd) else None
+        return self._move(file, now)
 
-    def _adopted(self, fd: int, nonces: Nonces, now: int) -> bool:
-        """The file in place of the one that is gone knows what that one did. False: not yet."""
-        if self._nonces is None:
-            return True
-        if not _lock(fd):
-            return False
-        try:
-            nonces.adopt(self._nonces, now)
-        finally:
-            fcntl.flock(fd, fcntl.LOCK_UN)
-        os.close(self._fd)
-        return True
+    def _move(self, old: _Opened, now: int) -> _Opened | None:
+        """From a locked file whose name is gone to the one that bears it now."""
+        new = self._open(now)
+        if new is None or not _lock(new.fd, self._patience_s):
+            self._patience_s = 0.0
+            if new is not None:
+                new.close()
+            fcntl.flock(old.fd, fcntl.LOCK_UN)
+            return None
+        new.nonces.learn(old.nonces)
+        old.close()  # not before: the next to lock it finds the other one complete
+        self._file = new
+        return new
 
-    def _open(self, now: int) -> Nonces | None:
-        """Have the file, tried once a second."""
+    def _size_in_place(self, file: _Opened) -> int:
+        """Its size in bytes; -1: its name is gone, or another's."""
+        with suppress(OSError):
+            named, ours = os.stat(self._path), os.fstat(file.fd)
+            if os.path.samestat(named, ours):
+                return ours.st_size
+        return -1
+
+    def _open(self, now: int) -> _Opened | None:
+        """Open or make it; not twice in the same second if that failed."""
         if now == self._tried_at:
             return None
-        self._tried_at = now
         fd = -1
         try:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             if os.fstat(fd).st_size < SIZE_BYTES:
                 os.posix_fallocate(fd, 0, SIZE_BYTES)
-            # it is used like one
-            nonces = Nonces(cast(bytearray, mmap.mmap(fd, SIZE_BYTES)))
+            memory = mmap.mmap(fd, SIZE_BYTES)
         except OSError as error:
+            self._tried_at = now
             if fd >= 0:
                 os.close(fd)
             text = f"used nonces cannot be kept in {self._path}: {error.strerror}"
@@ -100,11 +127,7 @@ class NonceFile:
                 self._said = text
                 _log.error("%s; requests that clients sign are refused", text)
             return None
-        if not self._adopted(fd, nonces, now):
-            os.close(fd)
-            return None
-        self._fd, self._nonces, self._said = fd, nonces, ""
-        return nonces
+        return _Opened(fd, memory, Nonces(cast(bytearray, memory)))  # it is used like one
 
 
 def _lock(fd: int, patience_s: float = LOCK_PATIENCE_S) -> bool:

@@ -26,7 +26,6 @@ _SECOND = struct.Struct("<Q")
 _SECONDS = struct.Struct(f"<{1 + SLOTS}Q")
 _BUCKET_BYTES = _SECONDS.size + SLOTS * KEY_BYTES
 SIZE_BYTES = BUCKETS * _BUCKET_BYTES
-_EMPTY = bytes(_BUCKET_BYTES)
 
 
 class Verdict(enum.Enum):
@@ -61,39 +60,42 @@ class Nonces:
             return Verdict.USED
         if _holds(bytes(memory[keys_at : start + _BUCKET_BYTES]), key):
             return Verdict.USED
-        oldest = min(seconds)
-        if oldest >= now:
+        if min(seconds) >= now:
             return Verdict.UNKNOWN
-        slot = seconds.index(oldest)
+        self._put(start, key, counts_until)
+        return Verdict.NEW
+
+    def learn(self, other: Nonces) -> None:
+        """Know all that ``other`` knows, too; what finds no room here is overwritten at once."""
+        theirs = other._memory
+        for start in range(0, BUCKETS * _BUCKET_BYTES, _BUCKET_BYTES):
+            overwritten, *seconds = _SECONDS.unpack_from(theirs, start)
+            self._overwrite(start, overwritten)
+            for slot, second in enumerate(seconds):
+                if second:
+                    at = start + _SECONDS.size + slot * KEY_BYTES
+                    self._put(start, bytes(theirs[at : at + KEY_BYTES]), second)
+
+    def _put(self, start: int, key: bytes, second: int) -> None:
+        """Remember it in the bucket at ``start``, in the place of what ends first."""
+        memory = self._memory
+        keys_at = start + _SECONDS.size
+        if _holds(bytes(memory[keys_at : start + _BUCKET_BYTES]), key):
+            return
+        seconds = _SECONDS.unpack_from(memory, start)[1:]
+        oldest = min(seconds)
         # In this order: a death between any two of them forgets nothing that was answered.
-        self._overwrite(start, oldest)
+        self._overwrite(start, min(oldest, second))
+        if oldest > second:
+            return
+        slot = seconds.index(oldest)
         key_at = keys_at + slot * KEY_BYTES
         memory[key_at : key_at + KEY_BYTES] = key
         second_at = start + (1 + slot) * _SECOND.size
-        memory[second_at : second_at + _SECOND.size] = _SECOND.pack(counts_until)
-        return Verdict.NEW
-
-    def adopt(self, other: Nonces, now: int) -> None:
-        """Know what another memory knows, beside what this one does. Both are locked meanwhile.
-
-        Args:
-            now: this second, as for ``take``.
-        """
-        for bucket in range(BUCKETS):
-            start = bucket * _BUCKET_BYTES
-            theirs = bytes(other._memory[start : start + _BUCKET_BYTES])
-            if theirs == _EMPTY:
-                continue
-            overwritten, *seconds = _SECONDS.unpack_from(theirs)
-            self._overwrite(start, overwritten)
-            for slot, second in enumerate(seconds):
-                at = _SECONDS.size + slot * KEY_BYTES
-                key = theirs[at : at + KEY_BYTES]
-                if second < now or self.take(key, second, now) is Verdict.UNKNOWN:
-                    self._overwrite(start, second)
+        memory[second_at : second_at + _SECOND.size] = _SECOND.pack(second)
 
     def _overwrite(self, start: int, second: int) -> None:
-        """In this bucket nothing is new that counts no longer than that."""
+        """Nothing in the bucket at ``start`` that counts until then is new."""
         memory = self._memory
         if second > _SECOND.unpack_from(memory, start)[0]:
             memory[start : start + _SECOND.size] = _SECOND.pack(second)

@@ -200,6 +200,18 @@ def test_row_32_replays(scene: Scene) -> None:
         old = scene.worker.kill(f"ingress-{number}")
         scene.worker.wait_replaced(f"ingress-{number}", old)
     assert scene.post(body, headers)[:2] == (401, "nonce_used")
+    # nor does it help to remove the file, and whoever has seen the request
+    path = scene.worker.state_dir / NAME
+    held = path.read_bytes().translate(None, b"\0")
+    path.unlink()
+
+    def made_again() -> bool:
+        return path.exists() and path.read_bytes().translate(None, b"\0") == held
+
+    wait_until(made_again, what="the file made again with all it held")
+    old = scene.worker.kill("ingress-0")
+    scene.worker.wait_replaced("ingress-0", old)
+    assert {scene.post(body, headers)[:2] for _ in range(each)} == {(401, "nonce_used")}
     assert scene.reached() == before + each + 1
     # SKEW_S later than it says, by our clock, it is refused as expired: nothing is kept for longer
     late = scene.signed(body, created=int(time.time()) - SKEW_S - 3, life_s=1)

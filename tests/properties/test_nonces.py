@@ -88,6 +88,23 @@ def test_a_key_across_two_slots_is_not_there() -> None:
     assert at.take(across, 50, 1) is Verdict.USED
 
 
+@SEARCH
+@given(steps=st.lists(st.tuples(st.integers(0, 300), st.integers(0, 20), st.booleans())))
+def test_one_that_has_learnt_from_another_knows_what_both_knew(
+    steps: list[tuple[int, int, bool]],
+) -> None:
+    one, two = crowded(bytearray(TWO_BYTES)), bytearray(TWO_BYTES)
+    new = {
+        (number, until)
+        for number, until, first in steps
+        if Nonces(one if first else two).take(key(number), until, 0) is Verdict.NEW
+    }
+    at = Nonces(two)
+    at.learn(Nonces(one))
+    for number, until in new:
+        assert at.take(key(number), until, 0) is not Verdict.NEW
+
+
 class Death(Exception):
     pass
 
@@ -141,8 +158,8 @@ def test_what_one_memory_knows_is_new_at_no_other_that_adopted_it(
     for number in here:  # of its own, which may leave no room
         if other.take(key(300 + number), 10**9, 1) is Verdict.NEW:
             known[300 + number] = 10**9
-    other.adopt(Nonces(memory), at)
-    other.adopt(Nonces(memory), at)
+    other.learn(Nonces(memory))
+    other.learn(Nonces(memory))
     for number, until in known.items():
         for now in (0, at, 20):
             assert other.take(key(number), until, now) is not Verdict.NEW

@@ -13,6 +13,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -908,6 +909,33 @@ def test_drain() -> None:
         assert b"\r\nconnection: close\r\n\r\nfinished" in answer
         assert await asyncio.wait_for(draining, DEADLINE_S)
         assert rig.server.idle
+
+    serve(scenario)
+
+
+def test_who_has_asked_before_the_drain_is_answered() -> None:
+    async def scenario(rig: Rig) -> None:
+        def connect() -> socket.socket:
+            client = socket.create_connection(("127.0.0.1", rig.port), DEADLINE_S)
+            return undo.enter_context(client)
+
+        def whole(client: socket.socket) -> bytes:
+            return b"".join(iter(lambda: client.recv(65536), b""))
+
+        with ExitStack() as undo:
+            kept = connect()
+            kept.sendall(HELLO)
+            await rig.held()
+            assert await asyncio.to_thread(kept.recv, 65536)
+            # all of this without a turn of the loop: the server has seen none of it
+            clients = [kept, *(connect() for _ in range(20))]
+            for client in clients:
+                client.sendall(HELLO)
+            assert await rig.server.drain(DEADLINE_S)
+            for client in clients:
+                assert b'"kind":"draining"' in await asyncio.to_thread(whole, client)
+        with pytest.raises(OSError, match="refused"):
+            await rig.connect()
 
     serve(scenario)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import stat
 import time
 from pathlib import Path
@@ -101,6 +102,46 @@ def test_another_file_in_its_place_learns_what_was_known(tmp_path: Path) -> None
     with (tmp_path / NAME).open("rb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         one.keep(NOW)
-    assert one.take(KEY[::-1], NOW + 60, NOW) is Verdict.UNKNOWN, "tried once a second"
-    one.keep(NOW + 1)
+    one.keep(NOW)
     assert newcomer.take(KEY, NOW + 60, NOW + 1) is Verdict.USED
+
+
+def test_a_removed_file_is_made_again_with_all_it_held(tmp_path: Path) -> None:
+    one, two = NonceFile(str(tmp_path)), NonceFile(str(tmp_path))
+    assert one.take(KEY, NOW + 60, NOW) is Verdict.NEW
+    (tmp_path / NAME).unlink()
+    successor = NonceFile(str(tmp_path))  # of a process that died: it makes an empty one
+    late = bytes(reversed(KEY))
+    assert successor.take(late, NOW + 60, NOW) is Verdict.NEW
+    two.keep(NOW)
+    for each in (successor, one, two, NonceFile(str(tmp_path))):
+        assert each.take(KEY, NOW + 60, NOW) is Verdict.USED
+        assert each.take(late, NOW + 60, NOW) is Verdict.USED
+    third = KEY[8:] + KEY[:8]
+    assert one.take(third, NOW + 60, NOW) is Verdict.NEW
+    assert [each.take(third, NOW + 60, NOW) for each in (successor, two)] == [Verdict.USED] * 2
+
+
+def test_a_removed_directory_is_waited_for_and_nothing_is_forgotten(tmp_path: Path) -> None:
+    directory = tmp_path / "state"
+    directory.mkdir()
+    file = NonceFile(str(directory))
+    assert file.take(KEY, NOW + 60, NOW) is Verdict.NEW
+    fds = set(os.listdir("/proc/self/fd"))
+    shutil.rmtree(directory)
+    assert file.take(KEY[::-1], NOW + 60, NOW) is Verdict.UNKNOWN
+    directory.mkdir()
+    assert file.take(KEY, NOW + 60, NOW + 1) is Verdict.USED
+    assert NonceFile(str(directory)).take(KEY, NOW + 60, NOW + 1) is Verdict.USED
+    assert len(os.listdir("/proc/self/fd")) <= len(fds) + 2
+
+
+def test_a_file_that_was_cut_short_ends_no_process(tmp_path: Path) -> None:
+    file, other = NonceFile(str(tmp_path)), NonceFile(str(tmp_path))
+    os.truncate(tmp_path / NAME, 0)
+    assert file.take(KEY, NOW + 60, NOW) is Verdict.NEW
+    os.truncate(tmp_path / NAME, 4096)
+    file.keep(NOW)
+    assert (tmp_path / NAME).stat().st_size == SIZE_BYTES
+    assert other.take(KEY[::-1], NOW + 60, NOW) is Verdict.NEW
+    assert file.take(KEY[::-1], NOW + 60, NOW) is Verdict.USED
