@@ -1,6 +1,6 @@
 """A client of a worker in strict mode: it signs each request with a key of its own.
 
-    python examples/strict_client.py key client.pem
+    python examples/strict_client.py key client.pem --name alice
     python examples/strict_client.py ask --key client.pem --name alice \\
         --engine http://127.0.0.1:3100 --endpoint local --route /generate \\
         --payload '{"inputs": "the harbour", "parameters": {"max_new_tokens": 8}}'
