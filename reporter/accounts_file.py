@@ -23,6 +23,7 @@ import msgspec
 from reporter import records
 from reporter.messages import Totals
 from reporter.outbox import MEMORY_ROWS
+from supervisor.log_file import make_private
 
 VERSION = 1
 
@@ -110,7 +111,7 @@ class AccountsFile:
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_private(str(self.path.parent.absolute()))
             try:
                 self._connection = _connect(self.path)
             except sqlite3.OperationalError:

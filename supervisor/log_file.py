@@ -14,6 +14,20 @@ import os
 import stat
 
 
+def make_private(directory: str) -> None:
+    """Make ``directory`` and what is missing above it, for this user alone. Raises OSError.
+
+    Logs and accounts are; where their directory was removed, whoever writes first makes it again.
+    """
+    if os.path.isdir(directory):
+        return
+    parent = os.path.dirname(directory)
+    if parent != directory:
+        make_private(parent)
+    with contextlib.suppress(FileExistsError):  # a file of that name: the next step will say so
+        os.mkdir(directory, 0o700)
+
+
 class RotatingFile:
     """Lines go to ``path``; older ones to ``path.1`` … ``path.<keep>``."""
 
@@ -63,7 +77,7 @@ class RotatingFile:
             self._fd = -1
 
     def _open(self) -> None:
-        os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
+        make_private(os.path.dirname(os.path.abspath(self.path)))
         # O_NONBLOCK: should it be a pipe, it must not block us.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         self._fd = os.open(self.path, flags, 0o644)

@@ -18,6 +18,8 @@ import os
 import time
 from typing import Any
 
+from supervisor.log_file import make_private
+
 _FILE = "run.lock"
 #: A reader holds the lock for microseconds to find out whether anybody does.
 _PATIENCE_S = 0.5
@@ -160,7 +162,7 @@ def read_running(state_dir: str) -> dict[str, Any] | None:
 
 def _opened(state_dir: str) -> int:
     """The file, made where it is missing. Raises OSError."""
-    os.makedirs(state_dir, mode=0o700, exist_ok=True)
+    make_private(os.path.abspath(state_dir))
     return os.open(_path(state_dir), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
