@@ -108,7 +108,7 @@ class GpuWatch:
         if not self._every_s:
             return
         if importlib.util.find_spec("pynvml") is None:
-            self._standing = "off: nvidia-ml-py is not installed (pip install 'lighterman[gpu]')"
+            self._standing = "off: nvidia-ml-py is not installed (pip install nvidia-ml-py)"
         elif not _library_is_there():
             self._standing = f"off: there is no {LIBRARY} here"
         else:

@@ -379,7 +379,7 @@ class Readiness:
     def _end_text(self) -> str:
         if self._state == ChildState.FAILED:
             return f"the model server will not be started again: {self._death}"
-        return f"the model server died and is being started again: {self._death}"
+        return f"the model server is down and is being started again: {self._death}"
 
     def _failing_text(self) -> str:
         if self._its.stalled:

@@ -1,6 +1,6 @@
 """A client of a worker in strict mode: it signs each request with a key of its own.
 
-    python examples/strict_client.py key client.pem
+    python examples/strict_client.py key client.pem --name alice
     python examples/strict_client.py ask --key client.pem --name alice \\
         --engine http://127.0.0.1:3100 --endpoint local --route /generate \\
         --payload '{"inputs": "the harbour", "parameters": {"max_new_tokens": 8}}'
@@ -170,8 +170,15 @@ def main() -> int:
     asked.add_argument("--route", required=True)
     asked.add_argument("--payload", required=True, help="JSON")
     args = parser.parse_args()
-    if args.command == "ask":
-        return ask(args)
+    try:
+        return ask(args) if args.command == "ask" else new_key(args)
+    except (OSError, ValueError, RuntimeError) as error:  # no file, no JSON, nobody there
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+
+
+def new_key(args: argparse.Namespace) -> int:
+    """A key in its file, and the worker's line for it on stdout; returns the exit code."""
     key = make_key(args.file)
     print(f'# in worker.toml:\n[auth]\nclients = {{ {args.name} = "{public_text(key)}" }}')
     return 0

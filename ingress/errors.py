@@ -88,7 +88,7 @@ class ErrorKind(enum.StrEnum):
     NOT_READY = "not_ready", 503, "The model server is still loading."
     MODEL_DOWN = "model_down", 503, "The model server is not running."
     DRAINING = "draining", 503, "The worker is stopping and takes no new requests."
-    OVERLOADED = "overloaded", 503, "The worker holds as many connections as it may."
+    OVERLOADED = "overloaded", 503, "The worker holds as many connections, or requests, as it may."
     MEMORY = "memory", 503, "The worker holds as many bytes of request bodies as it may."
     ADAPTER_DOWN = "adapter_down", 503, "The worker's queue process is being restarted."
     HOOKS_DOWN = "hooks_down", 503, "The process that runs worker.py is not running."

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Set
+from typing import Any
 
 import msgspec
 
@@ -35,6 +36,52 @@ _WORDS = {
     "/v1/completions": "max_tokens",
     "/v1/chat/completions": "max_tokens",
 }
+
+
+def embedded_again(settings: Settings, named: Set[str], running: Settings) -> Settings:
+    """The same for a demo that runs: what it chose by itself, and its routes, stay as they are.
+
+    Args:
+        settings: as they are written now.
+        named: ``section.name`` of what a person has set.
+        running: what it runs with.
+    """
+    change = msgspec.structs.replace
+
+    def open_ports(section: str, *names: str) -> dict[str, Any]:
+        before = getattr(running, section)
+        wanted = {name: getattr(getattr(settings, section), name) for name in names}
+        return {
+            name: wanted[name] or getattr(before, name)
+            if f"{section}.{name}" in named
+            else getattr(before, name)
+            for name in names
+        }
+
+    model = running.model
+    return change(
+        settings,
+        worker=change(
+            settings.worker,
+            **open_ports("worker", "port", "admin_port"),
+            public_url="",
+            id=settings.worker.id or 1,
+        ),
+        engine=change(
+            settings.engine, **open_ports("engine", "local_port"), token=running.engine.token
+        ),
+        model=change(
+            settings.model,
+            command=model.command,
+            env={**settings.model.env, "PYTHONPATH": model.env["PYTHONPATH"]},
+            url=model.url,
+            name=settings.model.name or "demo",
+            health=model.health,
+            ready_log=model.ready_log,
+        ),
+        route=running.route,
+        benchmark=running.benchmark,
+    )
 
 
 def embedded(settings: Settings, named: Set[str] = frozenset()) -> Settings:

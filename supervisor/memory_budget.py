@@ -48,7 +48,7 @@ def items(settings: Settings) -> Iterator[Item]:
     )
     yield Item(
         "ingress",
-        "the same bodies once more, in messages that a frozen queue process does not take",
+        "the same bodies once more, in messages that a frozen backend_adapter does not take",
         "`limits.buffered_bytes`",
         limits.buffered_bytes,
     )

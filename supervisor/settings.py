@@ -107,7 +107,8 @@ class AuthSettings(Section, frozen=True):
         dict[str, str],
         doc(
             "Strict mode: name → Ed25519 public key (base64) of each client. Each request must be"
-            " signed by one of them, too, and passes once (docs/security.md). Empty: not wanted.",
+            " signed by one of them, too, and passes once (docs/security.md). Empty: none"
+            " is asked for.",
             secret=True,
         ),
     ] = {}
@@ -139,8 +140,8 @@ class EngineSettings(Section, frozen=True):
     beacon_s: Annotated[
         float,
         doc(
-            "Seconds that a worker that cannot start goes on telling so, every 10 s, before it"
-            " exits. 0: it tells once.",
+            "Seconds that a worker that cannot start goes on telling the engine so, every 10 s,"
+            " before it exits. 0: it tells once.",
             ge=0,
             le=604_800,
         ),

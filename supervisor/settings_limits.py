@@ -16,7 +16,7 @@ class QueueSettings(Section, frozen=True):
     max_jobs: Annotated[int, doc("Requests that may wait.", ge=1)] = 20_000
     max_bytes: Annotated[
         Bytes,
-        doc("Bytes of request bodies in memory that may wait or run; those on the disk are free."),
+        doc("Bytes of request bodies in memory that may wait or run; those in files do not count."),
     ] = 128 * 2**20
     max_attempts: Annotated[
         int, doc("Times that one request may be sent to the model server.", ge=1, le=10)
@@ -57,7 +57,7 @@ class LimitSettings(Section, frozen=True):
         Bytes,
         doc(
             "Bytes of requests that all ingress processes together hold in memory; beyond: 503."
-            " Over the half of it, bodies of 16 KiB are large."
+            " While more than half is used, a body of 16 KiB goes into a file."
         ),
     ] = 128 * 2**20
     large_bytes: Annotated[
@@ -73,8 +73,8 @@ class LimitSettings(Section, frozen=True):
     spool_dir: Annotated[
         str,
         doc(
-            "Directory for them; on a disk, because files of a tmpfs are memory. Empty: `spool` in"
-            " the state directory."
+            "Directory for the bodies in files; on a disk, because files of a tmpfs are memory."
+            " Empty: `spool` in the state directory."
         ),
     ] = ""
     unsent_bytes: Annotated[

@@ -11,6 +11,7 @@ on.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -36,6 +37,8 @@ HANDOFF_VARIABLE = "LIGHTERMAN_HANDOFF"
 #: Marks every process of one run, grandchildren included.
 RUN_VARIABLE = "LIGHTERMAN_RUN"
 CHILD_VARIABLE = "LIGHTERMAN_CHILD"
+#: What msgspec says of the type that it got; the value itself says more.
+_GOT = re.compile(r", got `\w+`")
 _handoff_path = ""  # once the variable is forgotten
 
 
@@ -144,8 +147,10 @@ class _Reader:
         try:
             msgspec.convert(value, field.kind)
         except msgspec.ValidationError as error:
-            shown = "" if field.secret else f", not {_short(value)}"
-            self.fault(field.section, place, f"{field.path}: {error}{shown}", field.description)
+            said = str(error)
+            if not field.secret:
+                said = f"{_GOT.sub('', said)}, not {_short(value)}"
+            self.fault(field.section, place, f"{field.path}: {said}", field.description)
             return False
         return True
 

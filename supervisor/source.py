@@ -12,7 +12,7 @@ model is a fault like any other.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -89,21 +89,24 @@ class Source:
         return replace(self._plan(), named_state_dir=self.flags.get("worker.state_dir", ""))
 
     def _plan(self) -> Plan:
-        path = self.path
         settings = self._load()
         if self.script:
             return make(settings, embedded=False)
         if _configures_model(settings):
             return make(settings, embedded=False)
         _refuse_on_an_instance(settings)
-        from supervisor.embedded import HOST, embedded
+        from supervisor.embedded import embedded
 
-        # Loopback, unless the person said otherwise.
+        return make(embedded(*self._quiet()), embedded=True)
+
+    def _quiet(self) -> tuple[Settings, Set[str]]:
+        """The settings on loopback, unless the person said otherwise; and what they have set."""
+        from supervisor.embedded import HOST
+
         environ = settings_sources.inherited_environment(secret_variables=True)
         quiet = {"LIGHTERMAN_WORKER_HOST": HOST, **environ}
-        named = settings_sources.named(path, environ, self.flags)
-        settings = embedded(settings_sources.load(path, quiet, self.flags), named)
-        return make(settings, embedded=True)
+        named = settings_sources.named(self.path, environ, self.flags)
+        return settings_sources.load(self.path, quiet, self.flags), named
 
     def plan_again(self, running: Plan, given: Mapping[str, Any] | None = None) -> Plan:
         """The settings anew for a worker that runs: ports that were left open stay as they are.
@@ -115,7 +118,7 @@ class Source:
             SettingsError: they are wrong.
         """
         if running.embedded:
-            return running
+            return self._demo_again(running)
         flags = {**self.flags, "hooks.file": self.script} if self.script else self.flags
         settings = settings_sources.load(self.path, flags=flags, files=True, given=given)
         if not _configures_model(settings):
@@ -131,6 +134,16 @@ class Source:
         )
         engine = change(engine, local_port=engine.local_port or running.local_engine_port)
         plan = make(change(settings, worker=worker, engine=engine), embedded=False)
+        return replace(plan, named_state_dir=running.named_state_dir)
+
+    def _demo_again(self, running: Plan) -> Plan:
+        from supervisor.embedded import embedded_again
+
+        if _configures_model(self._load()):
+            hint = "start the worker anew: until then the demo answers"
+            raise SettingsError([Fault("model.url", "a model is configured now", hint)])
+        settings = embedded_again(*self._quiet(), running.settings)
+        plan = make(settings, embedded=True)
         return replace(plan, named_state_dir=running.named_state_dir)
 
     def state_dir(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -27,7 +28,10 @@ class Times:
 
 def main(arguments: list[str]) -> int:
     """The command; the exit code is pytest's."""
-    words = " or ".join(f"test_row_{int(number):02d}_" for number in arguments)
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("rows", nargs="*", type=int, metavar="ROW", help="its number; none: all")
+    numbers = parser.parse_args(arguments).rows
+    words = " or ".join(f"test_row_{number:02d}_" for number in numbers)
     times = Times()
     code = pytest.main(
         ["-q", str(Path(__file__).parent), *(("-k", words) if words else ())], [times]

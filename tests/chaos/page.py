@@ -7,10 +7,13 @@ python -m tests.chaos.page --check   exit 1 if it is not what the tests say
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from itertools import groupby
 from pathlib import Path
 
+from ingress.errors import KINDS
+from supervisor.settings import Settings
 from tests.chaos.table import ROWS, Row
 
 PAGE = Path(__file__).parents[2] / "docs" / "failures.md"
@@ -22,11 +25,24 @@ _HEAD = """\
 # What can fail, what you see, what the worker does
 
 Each line is proven by the test in its last column, on real processes: `python -m tests.chaos` runs
-them all and prints how long each took; `python -m tests.chaos 12` runs the rows whose numbers you
-name. Kinds of errors are explained in [errors.md](errors.md), exit codes in
-[exit-codes.md](exit-codes.md).
+them all and prints how long each took; `python -m tests.chaos 12 22` runs the rows whose numbers
+you name (both after `pip install -e '.[test]'`). Kinds of errors are explained in
+[errors.md](errors.md), exit codes in [exit-codes.md](exit-codes.md), settings in
+[settings.md](settings.md).
+
+What the lines call the parts of the worker: `ingress` is the port that clients reach; the
+`backend_adapter` ("the adapter", "the queue process") queues requests and talks to the model
+server; the `reporter` tells the engine; the `supervisor` starts, watches and restarts all of them,
+and the model server. "The engine" routes clients here; without one a local engine runs.
 """
 _TABLE = "\n| # | when | you see | the worker | proven by |\n|---|---|---|---|---|\n"
+
+
+#: What is written as code wherever it stands: settings, and the kind after a status.
+_CODE = re.compile(
+    rf"(?<![`\w.])((?:{'|'.join(Settings.__struct_fields__)})\.(?!py|toml)(?:\*|[a-z][a-z_]*[a-z]))(?![`\w])"
+    rf"|(?<=\d\d\d )({'|'.join(KINDS)})(?![`\w])"
+)
 
 
 def rows() -> list[Row]:
@@ -45,9 +61,20 @@ def text(table: list[Row]) -> str:
         for number, same in groupby(part, key=lambda row: row.number):
             for place, row in enumerate(same):
                 cells = ("" if place else str(number), row.failure, row.seen, row.does)
-                shown = " | ".join(cell.replace("|", "\\|") for cell in cells)
+                shown = " | ".join(_cell(cell) for cell in cells)
                 lines.append(f"| {shown} | `{row.test}` |\n")
     return "".join(lines)
+
+
+def _cell(words: str) -> str:
+    """One cell: its last sentence ends with it, and settings and kinds are code."""
+    pieces = words.removesuffix(".").replace("|", "\\|").split("`")
+    outside = (_CODE.sub(r"`\g<0>`", piece) for piece in pieces[::2])
+    inside = [*pieces[1::2], None]
+    return "".join(
+        text if code is None else f"{text}`{code}`"
+        for text, code in zip(outside, inside, strict=True)
+    )
 
 
 def main(arguments: list[str]) -> int:

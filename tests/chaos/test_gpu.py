@@ -96,10 +96,10 @@ def until_well(worker: Worker) -> None:
 @row(
     27,
     "a GPU falls off the bus, or needs a reset",
-    seen="The worker is not ready; `status`, `/readyz` and the engine show the GPU's index, name "
+    seen="the worker is not ready; `status`, `/readyz` and the engine show the GPU's index, name "
     "and NVML's own words. Requests that run go on; new ones wait, then get 503 `not_ready` with "
     "these words.",
-    does="Leaves the model server alone while the GPU cannot be used, since a restart would not "
+    does="leaves the model server alone while the GPU cannot be used, since a restart would not "
     "help, and starts it again when the GPU is back.",
 )
 def test_row_27_a_gpu_that_fell_off_is_told_in_its_own_words(tmp_path: Path) -> None:
@@ -140,9 +140,9 @@ def test_row_27_a_gpu_that_fell_off_is_told_in_its_own_words(tmp_path: Path) -> 
 @row(
     27,
     "a GPU reports an uncorrectable memory error",
-    seen="The worker is not ready until the model server has been started again; the engine hears "
+    seen="the worker is not ready until the model server has been started again; the engine hears "
     "the GPU's index, name and the error. Requests that run go on.",
-    does="Sends nothing new to the model server, whose memory on the GPU is lost, and starts it "
+    does="sends nothing new to the model server, whose memory on the GPU is lost, and starts it "
     "again once no request runs on it, or none makes progress.",
 )
 def test_row_27_an_uncorrectable_error_costs_one_restart_of_the_model(tmp_path: Path) -> None:
@@ -171,10 +171,10 @@ def test_row_27_an_uncorrectable_error_costs_one_restart_of_the_model(tmp_path: 
 @row(
     27,
     "the GPU's driver hangs: NVML does not answer",
-    seen="The worker is not ready; the error says for how many seconds NVML did not answer. "
+    seen="the worker is not ready; the error says for how many seconds NVML did not answer. "
     "Requests that run go on, heartbeats and pages too.",
-    does="NVML is asked by a process of its own, which can hang without harm. When it answers "
-    "again, all is as it was.",
+    does="has a process of its own ask NVML (NVIDIA's management library), which can hang without "
+    "harm; when it answers again, all is as it was",
 )
 def test_row_27_a_hanging_driver_hangs_nothing_of_ours(tmp_path: Path) -> None:
     nvml = FakeNvml(tmp_path)
@@ -199,8 +199,8 @@ def test_row_27_a_hanging_driver_hangs_nothing_of_ours(tmp_path: Path) -> None:
 @row(
     27,
     "NVML disappears, or what asks it dies",
-    seen="The worker stays ready; `status` says in `gpu_watch` why the GPUs cannot be asked.",
-    does="Serves on, since nothing says that a GPU is unwell, and asks again later.",
+    seen="the worker stays ready; `status --json` says in `gpu_watch` why no GPU can be asked.",
+    does="serves on, since nothing says that a GPU is unwell, and asks again later.",
 )
 def test_row_27_a_library_that_disappears_costs_nothing(tmp_path: Path) -> None:
     nvml = FakeNvml(tmp_path)

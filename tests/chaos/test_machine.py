@@ -218,7 +218,8 @@ def first_word(client: Client) -> str:
     15,
     "the supervisor has no file descriptor left when a process has to be started",
     seen="requests are answered; the log names the process that could not be started, and why",
-    does="tries again with growing pauses until it can be started",
+    does="tries again with growing pauses; each try counts as a restart, and `restart.budget`"
+    " of them are made, as in row 6",
 )
 def test_row_15_no_descriptors_left_to_start_a_process_with(tmp_path: Path) -> None:
     with running(tmp_path) as worker:

@@ -135,8 +135,8 @@ IMPATIENT = (
 @row(
     5,
     "the model server takes connections and never answers, its health path included",
-    seen="requests take some seconds longer: those that it had not begun are answered after its "
-    "restart; `status` and the engine are told that it is stalled",
+    seen="requests that it had not begun are answered after its restart, with the defaults about a "
+    "minute later; `status` and the engine are told that it is stalled",
     does="calls it unhealthy after `model.probe_failures` probes and holds what waits; restarts it "
     "when nothing moved for `model.stall_timeout_s`. A generation that makes progress is left "
     "alone for as long as it does, whatever the probes say",

@@ -21,10 +21,10 @@ SEED = 7
 @pytest.mark.timeout(300)
 @row(
     31,
-    "Any of our processes or the model server is killed or frozen every two seconds, under load",
-    seen="One outcome for each request: its own answer, byte for byte, a typed error, or a visibly"
+    "any of our processes or the model server is killed or frozen every two seconds, under load",
+    seen="one outcome for each request: its own answer, byte for byte, a typed error, or a visibly"
     " broken stream. A connection breaks only where its ingress died.",
-    does="Runs a request again only where something died under it; accounts every unit of work and"
+    does="runs a request again only where something died under it; accounts every unit of work and"
     " tells the engine of each request, but for the last 0.1 s of an ingress that was killed;"
     " keeps no process, port, file or thread.",
 )
@@ -38,9 +38,9 @@ def test_row_31_a_soak_loses_duplicates_and_leaks_nothing(tmp_path: Path) -> Non
 
 @row(
     1,
-    "An ingress dies while the reporter is away",
-    seen="Signed requests are answered as soon as the port is open again.",
-    does="Starts ingress with the engine's key that is known, and does not wait for the reporter.",
+    "an ingress dies while the reporter is away",
+    seen="signed requests are answered as soon as the port is open again.",
+    does="starts ingress with the engine's key that is known, and does not wait for the reporter.",
 )
 def test_row_01_a_new_ingress_knows_the_key_while_the_reporter_is_frozen(tmp_path: Path) -> None:
     with running(tmp_path, settings=("restart.missed_beats=60",)) as worker:
@@ -68,9 +68,9 @@ def written_down(worker: Worker, producer: str) -> int:
 
 @row(
     1,
-    "Ingress and the reporter die together",
-    seen="The engine is told of every request that was answered, once, as it ended.",
-    does="Writes its accounts down before it sends them; the next ingress tells those first.",
+    "ingress and the reporter die together",
+    seen="the engine is told of every request that was answered, once, as it ended.",
+    does="writes its accounts down before it sends them; the next ingress tells those first.",
 )
 def test_row_01_what_was_answered_is_told_though_ingress_and_reporter_died(tmp_path: Path) -> None:
     with running(tmp_path, settings=("restart.missed_beats=60",)) as worker:

@@ -239,3 +239,6 @@ def test_row_32_the_example_asks(scene: Scene) -> None:
     strict_client.make_key(other)
     told = ask(other)
     assert told.returncode == 1 and "bad_client_signature" in told.stderr
+    told = ask(scene.key_file.with_name("none.pem"))
+    assert told.returncode == 1 and "No such file" in told.stderr
+    assert len(told.stderr.splitlines()) == 1

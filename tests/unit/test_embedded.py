@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from supervisor import settings_sources
 from supervisor.embedded import embedded
-from supervisor.plan import make
 from supervisor.settings import Settings
 from supervisor.settings_rules import secrets_of
 from supervisor.settings_sources import SettingsError
@@ -171,11 +171,33 @@ def test_reload_keeps_the_ports_that_were_left_open(tmp_path: Path) -> None:
     assert again.settings.route[0].concurrency == 1
 
 
-def test_reload_of_the_demo_changes_nothing_and_of_a_model_never_becomes_the_demo(
-    tmp_path: Path,
-) -> None:
-    demo = make(embedded(Settings()), embedded=True)
-    assert Source().plan_again(demo) is demo
+def test_reload_of_the_demo_sees_every_change_and_keeps_what_it_chose(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 3000)) if _free(3000) else nullcontext():
+        demo = Source().plan()  # on another port than the default
+    assert Source().plan_again(demo) == demo
+    file = tmp_path / "worker.toml"
+    file.write_text("[limits]\nsessions = 3\n[model]\nstop_timeout_s = 2\n[worker]\nport = 3999\n")
+    again = Source().plan_again(demo).settings
+    assert (again.limits.sessions, again.model.stop_timeout_s, again.worker.port) == (3, 2, 3999)
+    assert again.model.url == demo.settings.model.url and again.route == demo.settings.route
+    assert again.engine == demo.settings.engine
+    file.write_text("[limits]\nsesions = 3\n")
+    with pytest.raises(SettingsError, match="sesions"):
+        Source().plan_again(demo)
+    file.write_text(_MODEL_FILE)
+    with pytest.raises(SettingsError, match="start the worker anew"):
+        Source().plan_again(demo)
+
+
+def _free(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_reload_of_a_model_never_becomes_the_demo(tmp_path: Path) -> None:
     (tmp_path / "worker.toml").write_text(_MODEL_FILE)
     plan = Source("worker.toml").plan()
     (tmp_path / "worker.toml").write_text("")

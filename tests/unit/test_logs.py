@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -436,12 +437,14 @@ def test_a_console_whose_reader_is_gone(pipe: Pipe) -> None:
 
 
 def test_a_file_that_was_removed_is_made_again(tmp_path: Path) -> None:
-    path = tmp_path / "logs" / "a.log"
+    path = tmp_path / "state" / "logs" / "a.log"
     file = RotatingFile(str(path))
     file.write(b"one\n")
-    shutil.rmtree(path.parent)
+    shutil.rmtree(path.parents[1])
     file.write(b"two\n")
     file.close()
+    made = (path.parent, path.parents[1])  # whatever client texts it gets, nobody else reads them
+    assert [stat.S_IMODE(each.stat().st_mode) for each in made] == [0o700, 0o700]
     assert path.read_bytes() == b"two\n"
     assert (file.dropped_bytes, file.error) == (0, "")
 

@@ -367,7 +367,7 @@ def test_what_is_missing(tmp_path: Path) -> None:
         (f"[worker]\nid = {2**63}", 2, "64 bits"),
         ("[worker]\nid = " + "9" * 5000, 0, "is not valid TOML"),
         ('[model]\nname = "a\\u0000b"', 2, "NUL"),
-        ("[tls]\nenabled = 1\n", 2, "Expected `bool`"),
+        ("[tls]\nenabled = 1\n", 2, "Expected `bool`, not 1"),
         ("[restart]\nbeat_s = 1979-05-27\n", 2, "restart.beat_s"),
     ],
 )
