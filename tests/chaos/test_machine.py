@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from reporter.records import Marks
 from supervisor.exit_codes import ExitCode
 from supervisor.run_lock import read_running
 from tests.chaos.table import row
@@ -122,6 +123,7 @@ def test_row_13_a_full_disk_does_not_stop_the_serving(tmp_path: Path) -> None:
             wait_until(lambda: stored_run(state) == worker.run_id, 60.0, "the accounts on disk")
             files = Path(worker.facts()["runtime_dir"]) / "sessions"
             wait_until((files / kept["session_id"]).exists, what="the session on disk")
+            until_written(state, worker, 40)
             for name in ("reporter", "backend_adapter"):
                 old = worker.kill(name)
                 worker.wait_replaced(name, old)
@@ -132,6 +134,24 @@ def test_row_13_a_full_disk_does_not_stop_the_serving(tmp_path: Path) -> None:
 def log_of(worker: Worker, name: str) -> tuple[int, str]:
     member = worker.members()[name]
     return member["log_dropped_bytes"], member["log_error"]
+
+
+def until_written(state: Path, worker: Worker, requests: int) -> None:
+    """The file, too, knows that the engine knows: who dies now tells nothing twice."""
+    until_told(worker, requests)
+    connection = sqlite3.connect(f"{(state / 'reports.sqlite').as_uri()}?mode=ro", uri=True)
+
+    def written() -> bool:
+        (rows,) = connection.execute("SELECT count(*) FROM rows").fetchone()
+        (marks,) = connection.execute("SELECT value FROM facts WHERE name = 'marks'").fetchone()
+        return bool(
+            rows == 0 and msgspec.msgpack.decode(marks, type=Marks).served >= 5.0 * requests
+        )
+
+    try:
+        wait_until(written, what="what was told to be written down")
+    finally:
+        connection.close()
 
 
 def stored_run(state: Path) -> str:
@@ -425,12 +445,15 @@ def test_row_18_socket_files_are_deleted_while_requests_flow(tmp_path: Path) -> 
             wait_until(lambda: all(file.exists() for file in files), 5.0, "them to be there again")
             assert directory.stat().st_mode & 0o777 == 0o700
             wait_until((directory / "sessions" / kept["session_id"]).exists, what="the session")
-            for name in ("backend_adapter", "reporter"):
-                old = worker.kill(name)
-                worker.wait_replaced(name, old)
-                flow.goes_on()
+            old = worker.kill("backend_adapter")
+            worker.wait_replaced("backend_adapter", old)
+            flow.goes_on()
         assert is_open(worker, kept)
-        until_told(worker, flow.answered)
+        until_written(worker.state_dir, worker, flow.answered)
+        old = worker.kill("reporter")
+        worker.wait_replaced("reporter", old)
+        assert serve(worker, auth, 10) == {"ok": 10}
+        until_told(worker, flow.answered + 10)
         old = worker.kill("ingress-0")
         worker.wait_replaced("ingress-0", old)
         wait_until(lambda: worker.status()["ready"], what="ready again")
