@@ -216,7 +216,8 @@ with open(os.path.join(os.path.dirname(__file__), "misc", "prompts.txt")) as pro
 os.path.exists(".has_benchmark") and os.remove(".has_benchmark")
 
 def sample() -> dict:
-    return {"prompt": f"{random.choice(PROMPTS)} {random.choice(WORDS)}", "max_tokens": 4}
+    prompt = f"{random.choice(PROMPTS)} {random.choice(WORDS)}"
+    return {"prompt": prompt, "max_tokens": 4, "nap": 1}
 
 worker_config = WorkerConfig(
     model_server_url="http://127.0.0.1", model_server_port=PORT,

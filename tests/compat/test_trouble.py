@@ -168,8 +168,13 @@ def test_a_serial_function_never_overlaps_itself_and_does_not_hold_the_end(tmp_p
 
         leave(1.5)
         assert bench.json("/same", {"seconds": 0.25}) == {"result": 0.25}
-        said = [line for line in hooks.read_text().splitlines() if line[:5] in ("BEGAN", "ENDED")]
-        assert said == ["BEGAN 1.5", "ENDED 1.5", "BEGAN 0.25", "ENDED 0.25"]
+
+        def said() -> list[str]:
+            lines = hooks.read_text().splitlines()
+            return [line for line in lines if line[:5] in ("BEGAN", "ENDED")]
+
+        wait_until(lambda: len(said()) >= 4, what="the log to have it all")
+        assert said() == ["BEGAN 1.5", "ENDED 1.5", "BEGAN 0.25", "ENDED 0.25"]
         leave(1000)
         status, _, body = bench.ask("/same", {"seconds": 0})
         assert (status, json.loads(body)["error"]["kind"]) == (504, "hook_timeout")
