@@ -107,7 +107,7 @@ class Runs:
                 self.carry_out(self._queue.cancel(key, now))
                 self._forget(key)  # complete, but not delivered
                 self._check_empty()
-            elif kind is SessionCall:
+            else:  # SessionCall
                 self.desk.on_call(peer, message)
 
     def peer_gone(self, peer: str) -> None:
