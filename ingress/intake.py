@@ -24,7 +24,6 @@ from supervisor.settings import LimitSettings
 #: Heads up to this size are part of what a connection costs anyway.
 SMALL_HEAD_BYTES = 4096
 
-
 #: Makes the spool, which counts what waits for the disk.
 MakeSpool = Callable[[Budget], Spool]
 
