@@ -50,8 +50,8 @@ class Connection(Sender):
     """
 
     __slots__ = (
-        "_deadline", "_exchange", "_framer", "_held", "_parsing", "_reading_paused", "_state",
-        "_thrown_bytes", "counted_bytes",
+        "_asked", "_deadline", "_exchange", "_framer", "_held", "_parsing", "_reading_paused",
+        "_state", "_thrown_bytes", "counted_bytes",
     )  # fmt: skip
 
     def __init__(self, shared: Shared, below: asyncio.Transport | None = None) -> None:
@@ -59,6 +59,7 @@ class Connection(Sender):
         self._framer = Framer(shared.limits, functools.partial(Exchange, self))
         #: The accepted exchange whose answer has not ended.
         self._exchange: Exchange | None = None
+        self._asked = False  #: it has carried a request
         self._state = IDLE
         #: When the state has lasted too long; 0: the next sweep sets it.
         self._deadline = 0.0
@@ -161,8 +162,7 @@ class Connection(Sender):
         """Go on with what was held, if nothing stands against it."""
         if self._state > BODY or not self.writable:
             return
-        data = self._held
-        if data:
+        if data := self._held:
             self._set_held(b"")
             self._parse(data)
         self._read_on()
@@ -178,8 +178,7 @@ class Connection(Sender):
             self._transport.resume_reading()
 
     def _parse(self, data: bytes) -> None:
-        framer = self._framer
-        start, size = 0, len(data)
+        framer, start, size = self._framer, 0, len(data)
         self._parsing = True
         try:
             while start < size and self.writable:
@@ -218,6 +217,7 @@ class Connection(Sender):
     def _accept_head(self, exchange: Exchange) -> None:
         shared = self.shared
         exchange.arrived_at = time.monotonic()
+        self._asked = True
         if shared.draining:
             raise Problem(ErrorKind.DRAINING, retry_after_s=1.0)
         shared.active += 1
@@ -236,8 +236,8 @@ class Connection(Sender):
             else:
                 self._framer.next()
             refusal = fault if isinstance(fault, Problem) else Problem(fault)
-            if refusal.kind is ErrorKind.LENGTH_REQUIRED:
-                raise refusal  # a body may follow all the same
+            if refusal.kind is ErrorKind.LENGTH_REQUIRED:  # a body may follow all the same
+                raise refusal
             shared.count_refused(refusal.kind)
             exchange.fail(refusal)
         elif exchange.has_body:
@@ -349,9 +349,9 @@ class Connection(Sender):
 
     def leave(self, at_once: bool) -> None:
         """The worker stops: close unless a request has begun to arrive, or refuse that, too."""
-        if self._state == IDLE and not self._held:
+        if self._state == IDLE and not self._held and self._asked:
             self.close()
-        elif at_once and HEAD <= self._state <= STORING:
+        elif self._state == IDLE or (at_once and self._state <= STORING):  # IDLE: it will ask
             self.refuse(Problem(ErrorKind.DRAINING))
 
     def _linger(self) -> None:

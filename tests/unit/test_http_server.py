@@ -887,7 +887,11 @@ def test_a_client_that_reads_nothing_is_cut(version: bytes, finished: bool) -> N
 
 def test_drain() -> None:
     async def scenario(rig: Rig) -> None:
-        idle_reader, _ = await rig.connect()
+        new_reader, _ = await rig.connect()
+        idle_reader, idle_writer = await rig.connect()
+        idle_writer.write(HELLO)
+        await idle_reader.readuntil(b"GET  ")  # the whole answer
+        rig.app.requests.clear()
         reader, writer = await rig.connect()
         writer.write(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n" + HELLO)
         exchange = await rig.held()
@@ -898,6 +902,7 @@ def test_drain() -> None:
         )
         draining = asyncio.ensure_future(rig.server.drain(DEADLINE_S))
         assert await asyncio.wait_for(idle_reader.read(), DEADLINE_S) == b""
+        assert b'"kind":"draining"' in await asyncio.wait_for(new_reader.read(), DEADLINE_S)
         with pytest.raises(OSError, match="refused"):
             await rig.connect()
         half_writer.write(HELLO[-1:])
