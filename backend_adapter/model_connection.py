@@ -20,6 +20,7 @@ from typing import Protocol, cast
 import httptools
 
 from backend_adapter.file_body import Feeder
+from backend_adapter.last_words import LastWords
 from backend_adapter.messages import FilePart
 from backend_adapter.model_request import Request
 from backend_adapter.response_headers import ResponseHead, read_head
@@ -66,6 +67,7 @@ class Connection(asyncio.Protocol):
         "_idle_since",
         "_keep_alive",
         "_last_at",
+        "_last_words",
         "_lines",
         "_loop",
         "_owner",
@@ -97,6 +99,7 @@ class Connection(asyncio.Protocol):
         self._idle_s = 0.0  #: before the present request
         self._paused = False
         self._feeder: Feeder | None = None  #: of a body that lies in a file
+        self._last_words: LastWords | None = None  #: of one whose body may not be wanted
         self.counted = counted
         self.reused = False
         self.request: Request | None = None  #: None: idle, or closed
@@ -130,11 +133,13 @@ class Connection(asyncio.Protocol):
         if isinstance(body, FilePart):
             failed = partial(self._unreadable, request)
             self._feeder = Feeder(body, transport, self._loop, failed)
+            self._last_words = LastWords(transport)
             transport.write(request.head)  # may be more than is taken already
             self._feeder.start()
         elif len(body) <= _JOIN_BYTES:
             transport.write(b"".join((request.head, body)))
         else:
+            self._last_words = LastWords(transport)
             transport.write(request.head)
             transport.write(body)
 
@@ -233,6 +238,12 @@ class Connection(asyncio.Protocol):
         self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._last_words is not None and self._head is None:
+            for piece in self._last_words.read():
+                if piece:
+                    self.data_received(piece)
+                else:
+                    self._broke_off("the model server closed the connection", eof=True)
         self._parser = None  # it refers back to us
         reason = f": {exc}" if exc is not None else ""
         self._broke_off(f"the connection to the model server broke{reason}")
@@ -350,6 +361,9 @@ class Connection(asyncio.Protocol):
         if self._feeder is not None:
             self._feeder.stop()
             self._feeder = None
+        if self._last_words is not None:
+            self._last_words.close()
+            self._last_words = None
         return request
 
     def _open_transport(self) -> asyncio.Transport:

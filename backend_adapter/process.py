@@ -52,8 +52,9 @@ class Adapter:
         self._queue = Queue(
             max_jobs=settings.queue.max_jobs,
             max_bytes=settings.queue.max_bytes,
+            # a connection, for a large body a second hold on it, and the file that it lies in
             max_running=file_limit.connections(
-                model.max_connections, settings.limits.spool_bytes > 0
+                model.max_connections, 3 if settings.limits.spool_bytes > 0 else 2
             ),
             max_attempts=settings.queue.max_attempts,
         )

@@ -60,8 +60,9 @@ class Server:
     ) -> None:
         self._loop = loop
         self._changed = asyncio.Event()
-        self._files = spool is not None and limits.spool_bytes > 0
-        most = file_limit.connections(limits.connections, self._files)
+        #: descriptors of one connection: itself, and a body in a file
+        self._each = 2 if spool is not None and limits.spool_bytes > 0 else 1
+        most = file_limit.connections(limits.connections, self._each)
         self._shared = Shared(app, limits, loop, most, self._changed.set, spool)
         self._listener: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -132,7 +133,7 @@ class Server:
         self._timer = self._loop.call_later(SWEEP_EVERY_S, self._tick)
         self._shared.prefixes.tick(time.time())
         most = self._shared.limits.connections  # others may change the limit of descriptors
-        self._shared.max_connections = file_limit.connections(most, self._files)
+        self._shared.max_connections = file_limit.connections(most, self._each)
         self.sweep(time.monotonic())
 
     def sweep(self, now: float) -> None:

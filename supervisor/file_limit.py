@@ -1,9 +1,9 @@
 """How many file descriptors a process may have, and how many connections that leaves it.
 
-A connection is a descriptor, and one more while its request's body lies in a file. Law: who accepts
-or opens many stays below the limit by what the rest of the process needs; at the limit itself a
-client would be reset instead of told, and a model server would look dead because nobody can connect
-to it.
+A connection is a descriptor, and more while its request's body lies in a file, or is on its way to
+the model server. Law: who accepts or opens many stays below the limit by what the rest of the
+process needs; at the limit itself a client would be reset instead of told, and a model server would
+look dead because nobody can connect to it.
 
 A leaf.
 """
@@ -26,12 +26,12 @@ def raise_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def connections(most: int, files: bool) -> int:
+def connections(most: int, each: int) -> int:
     """``most``, or what the limit leaves of it beside ``RESERVED`` descriptors; 1 at least.
 
-    ``files``: each may need a second descriptor, for a body in a file.
+    ``each``: descriptors that one may need.
     """
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:
         return most
-    return max(1, min(most, (limit - RESERVED) // (1 + files)))
+    return max(1, min(most, (limit - RESERVED) // each))

@@ -61,13 +61,18 @@ def status_of(supervisor: Supervisor) -> dict[str, Any]:
 
 
 def unready_reason(supervisor: Supervisor) -> str:
-    """The first thing that is not ready, in the words of people; "" when all is."""
+    """The first thing that is not ready, in the words of people; "" when all is.
+
+    What has failed for good comes before what is on its way, and the model server last of either.
+    """
     if supervisor.stopping:
         return "the worker is stopping"
-    for member in supervisor.members.values():
-        if member.state is not ChildState.READY and member.name != "model":
-            detail = member.life.reason or member.detail
-            return supervisor.mask(f"{member.name} is {member.state}" + _because(detail))
+    behind = [one for one in supervisor.members.values() if one.state is not ChildState.READY]
+    behind.sort(key=lambda one: (one.state is not ChildState.FAILED, one.name == "model"))
+    if behind and behind[0].name != "model":
+        first = behind[0]
+        detail = first.life.reason or first.detail
+        return supervisor.mask(f"{first.name} is {first.state}" + _because(detail))
     if supervisor.model_ready:
         return _no_key(supervisor) if awaited.lacks_key(supervisor) else ""
     text = "the model server is not ready" + _because(awaited.of_model(supervisor))

@@ -58,7 +58,8 @@ def test_row_10_what_the_model_server_leaves_behind(tmp_path: Path) -> None:
         assert str(daemon) in str(process_tree.port_holder(worker.model_port))
         old = worker.kill("model")
         worker.wait_replaced("model", old)
-        assert not alive(daemon)
+        assert not [p for p in process_scan.processes() if p.pid == daemon and p.alive]
+        wait_until(lambda: not alive(daemon), what="its exit status to be reaped")
 
         old = worker.kill("model", signal.SIGRTMIN)  # it forks what forks
         forked = wait_until(

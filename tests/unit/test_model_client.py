@@ -634,6 +634,45 @@ def test_answer_before_the_body_was_read_closes_the_connection() -> None:
     exchange(script, check)
 
 
+@pytest.mark.parametrize("where", ["file", "memory"])
+def test_an_answer_counts_though_the_rest_of_the_body_met_a_reset(
+    where: str, tmp_path: Path
+) -> None:
+    """A server that answers and closes without reading on resets the connection: what it said lies
+    in the kernel, but the sending may find out first."""
+    body = bytes(4 * 2**20)
+    path = tmp_path / "body"
+    path.write_bytes(body)
+
+    def serve() -> None:
+        for number in range(60):
+            client, _ = listener.accept()
+            with client:
+                received = client.recv(1 + 1000 * number)  # more and more of the body has come
+                assert received
+                client.sendall(
+                    b"HTTP/1.1 413 Too Large\r\nconnection: close\r\ncontent-length: 4\r\n\r\nno, "
+                )
+
+    async def main() -> None:
+        async with client_of(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+            for _ in range(60):
+                part = FilePart(str(path), 0, len(body)) if where == "file" else body
+                sink = await fetch(client, body=part)
+                assert (sink.outcome, sink.head.status, sink.body) == (("end",), 413, b"no, ")
+                assert client.idle == 0
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(DEADLINE_S)
+        server = threading.Thread(target=serve)
+        server.start()
+        try:
+            run(main())
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            server.join()
+
+
 @pytest.mark.parametrize(
     "response",
     [

@@ -1,0 +1,52 @@
+"""What a server said before it reset a connection on which a large body was under way.
+
+A server that refuses a body often answers from the request's head, and closes without reading the
+rest: the kernel then resets the connection, and whoever is sending finds that out before it reads.
+The answer lies in the kernel all the same, and is had through a second descriptor of the socket.
+
+Law: after ``close`` the descriptor is gone; while it is open, so is the connection. Not known here:
+HTTP, and what the words mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+
+#: Bytes that are read of them at most: a refusal is short.
+MAX_BYTES = 2**20
+_PIECE_BYTES = 65_536
+
+
+class LastWords:
+    """Those of one connection."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._fd = -1
+        used = transport.get_extra_info("socket")
+        if used is not None:
+            with suppress(OSError):  # no descriptor to spare: then they may be missed
+                self._fd = os.dup(used.fileno())
+
+    def read(self) -> Iterator[bytes]:
+        """What lies there, in pieces; the last one is empty where the server closed in order."""
+        left = MAX_BYTES
+        while self._fd >= 0 and left > 0:
+            try:
+                piece = os.read(self._fd, min(_PIECE_BYTES, left))
+            except OSError:  # nothing more, or the reset
+                return
+            left -= len(piece)
+            yield piece
+            if not piece:
+                return
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
