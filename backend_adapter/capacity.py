@@ -10,6 +10,9 @@ for more than ``OUTLIER`` usual ones, of the usual size or at the usual pace, wh
 figure that only traffic has shown stays, so that a quiet hour does not make a fast worker look
 full; nothing is refused by it.
 
+What ends is noted, and counted when somebody asks, ``NOTED`` wait or a second of work has passed:
+medians for every request would be dear.
+
 Not known here: the clock (``now`` is ``time.monotonic()`` seconds), what a request is.
 """
 
@@ -30,6 +33,9 @@ SUSTAINED_S = 10.0
 REMEMBERED = 15
 #: As many usual ones one piece may count for.
 OUTLIER = 10.0
+#: Ended pieces of work that wait to be counted at most, and busy seconds that they do.
+NOTED = 64
+NOTED_S = 1.0
 
 _TIME_CONSTANT_S = HALF_LIFE_S / math.log(2)
 
@@ -41,8 +47,9 @@ class Capacity:
         "_benchmarked",
         "_best",
         "_busy_s",
-        "_early",
+        "_faded_s",
         "_finished",
+        "_noted",
         "_paces",
         "_recent_s",
         "_recent_work",
@@ -58,13 +65,15 @@ class Capacity:
         self._seen = 0.0
         self._busy_s = 0.0
         self._finished = 0
-        # Work and busy time, both fading with busy time.
+        # Work and busy time, both fading with busy time, as they were when that was _faded_s.
         self._recent_work = 0.0
         self._recent_s = 0.0
+        self._faded_s = 0.0
         self._sizes: deque[float] = deque(maxlen=REMEMBERED)
         self._paces: deque[float] = deque(maxlen=REMEMBERED)  # per second
-        #: the first few, before anyone can tell what is usual: size, seconds, busy time then
-        self._early: list[tuple[float, float, float]] = []
+        #: not counted yet, nor are the first few before anyone can tell what is usual: size,
+        #: seconds, busy time at its end
+        self._noted: list[tuple[float, float, float]] = []
 
     def benchmarked(self, max_perf: float) -> None:
         """The benchmark found this figure."""
@@ -72,7 +81,8 @@ class Capacity:
 
     def started(self, now: float) -> None:
         """A request was sent to the model server."""
-        self._pass_time(now)
+        if not self._running:
+            self._seen = now
         self._running += 1
 
     def ended(self, workload: float, started_at: float, now: float) -> None:
@@ -81,17 +91,19 @@ class Capacity:
         The work counts as done evenly from start to end: counted whole at its end, a request
         longer than the half-life would look faster than it was.
         """
-        self._pass_time(now)
+        self._busy_s += now - self._seen
+        self._seen = now
         self._running -= 1
         if workload > 0:
             self._finished += 1
-            self._count(workload, now - started_at)
-        if self._sustained:
-            self._best = max(self._best, self._rate())
+            self._noted.append((workload, now - started_at, self._busy_s))
+            if len(self._noted) >= NOTED or self._busy_s - self._faded_s >= NOTED_S:
+                self._count()
 
     @property
     def max_perf(self) -> float:
         """Workload per second; 0: unknown yet."""
+        self._count()
         if self._benchmarked > 0:
             return max(self._benchmarked, self._rate() if self._sustained else 0.0)
         if self._best > 0:
@@ -104,34 +116,29 @@ class Capacity:
     def _sustained(self) -> bool:
         return self._busy_s >= SUSTAINED_S and self._finished >= MIN_REQUESTS
 
-    def _count(self, workload: float, took_s: float) -> None:
-        self._sizes.append(workload)
-        if took_s > 0:
-            self._paces.append(workload / took_s)
-        self._early.append((workload, took_s, self._busy_s))
-        if self._finished < MIN_REQUESTS:
-            return
-        size, pace = _median(self._sizes), _median(self._paces)
-        for work, seconds, busy_s in self._early:
-            share = seconds / _TIME_CONSTANT_S
-            usual = min(work, OUTLIER * max(size, pace * seconds))
-            spread = -math.expm1(-share) / share if share > 0 else 1.0
-            self._recent_work += (
-                usual * spread * math.exp((busy_s - self._busy_s) / _TIME_CONSTANT_S)
-            )
-        self._early.clear()
+    def _count(self) -> None:
+        faded = -math.expm1((self._faded_s - self._busy_s) / _TIME_CONSTANT_S)
+        self._faded_s = self._busy_s
+        self._recent_work *= 1 - faded
+        self._recent_s = self._recent_s * (1 - faded) + _TIME_CONSTANT_S * faded
+        if self._finished >= MIN_REQUESTS:
+            for workload, took_s, _ in self._noted[-REMEMBERED:]:
+                self._sizes.append(workload)
+                if took_s > 0:
+                    self._paces.append(workload / took_s)
+            size, pace = _median(self._sizes), _median(self._paces)
+            for work, seconds, busy_s in self._noted:
+                share = seconds / _TIME_CONSTANT_S
+                usual = min(work, OUTLIER * max(size, pace * seconds))
+                spread = -math.expm1(-share) / share if share > 0 else 1.0
+                ago_s = self._busy_s - busy_s
+                self._recent_work += usual * spread * math.exp(-ago_s / _TIME_CONSTANT_S)
+            self._noted.clear()
+        if self._sustained:
+            self._best = max(self._best, self._rate())
 
     def _rate(self) -> float:
         return self._recent_work / self._recent_s
-
-    def _pass_time(self, now: float) -> None:
-        if self._running:
-            elapsed_s = now - self._seen
-            faded = -math.expm1(-elapsed_s / _TIME_CONSTANT_S)
-            self._busy_s += elapsed_s
-            self._recent_work *= 1 - faded
-            self._recent_s = self._recent_s * (1 - faded) + _TIME_CONSTANT_S * faded
-        self._seen = now
 
 
 def _median(values: Iterable[float]) -> float:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from backend_adapter.messages import Submit
 
@@ -65,22 +66,19 @@ class Job:
         self.armed = math.inf  #: deadline under which the heap of deadlines holds it
 
 
-@dataclass(frozen=True, slots=True)
-class Dispatch:
+class Dispatch(msgspec.Struct, frozen=True):
     """Send this job to the model server."""
 
     job: Job
 
 
-@dataclass(frozen=True, slots=True)
-class Abort:
+class Abort(msgspec.Struct, frozen=True):
     """Close this job's connection to the model server at once; nothing is heard of it again."""
 
     job: Job
 
 
-@dataclass(frozen=True, slots=True)
-class Reject:
+class Reject(msgspec.Struct, frozen=True):
     """Tell the sender that the job was refused before it ran. Terminal.
 
     ``kind``: ``queue_full``, ``queue_time``, ``not_ready``, ``model_down``, ``hooks_down`` or
@@ -96,8 +94,7 @@ class Reject:
     position: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
+class Fail(msgspec.Struct, frozen=True):
     """Tell the sender that the job cannot be answered. Terminal.
 
     ``kind``: ``expired``, ``model_failed``, or what the client of the model server named.

@@ -115,9 +115,20 @@ class Lanes:
         if line.heap[0] == job.order:
             self._offer(line)
 
+    def start_at_once(self, job: Job) -> bool:
+        """Give a new job a slot, in place of ``put``. False: none is free for it now."""
+        lane = job.lane
+        if self.running >= self._max_running or 0 < lane.limit <= lane.running:
+            return False
+        if (self._ready and self.next() is not None) or (self._holding and job.submit.hosted):
+            return False
+        lane.running += 1
+        self.running += 1
+        return True
+
     def next(self) -> Job | None:
         """The job whose turn it is; it stays until ``start`` or ``withdraw``. None: nobody's."""
-        if self.running >= self._max_running:
+        if not self._ready or self.running >= self._max_running:
             return None
         ready = self._ready
         while ready:
@@ -137,7 +148,7 @@ class Lanes:
     def release(self, job: Job) -> None:
         """Take the slot back from a running job."""
         lane = job.lane
-        was_full = lane.full
+        was_full = 0 < lane.limit <= lane.running
         lane.running -= 1
         self.running -= 1
         if was_full:
@@ -150,7 +161,7 @@ class Lanes:
     def part(self, job: Job) -> None:
         """A job that neither waits nor runs has ended; a lane goes with its last job."""
         lane = job.lane
-        if not lane.waiting and not lane.running:
+        if not lane.running and not lane.waiting:
             del self._lanes[lane.name]
 
     def _leave(self, job: Job) -> None:

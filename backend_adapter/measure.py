@@ -16,13 +16,13 @@ import msgspec
 from backend_adapter.benchmark import Benchmark, Done, Failed, SendBatch
 from backend_adapter.benchmark import Command as Planned
 from backend_adapter.model_client import ModelClient
-from backend_adapter.model_request import Request
+from backend_adapter.model_request import Request, Sink
 from backend_adapter.response_headers import ResponseHead
 from backend_adapter.samples import JSON_TYPE, Fixed, Payload, Source
 from supervisor.settings import BenchmarkSettings, RouteSettings
 
 
-class _Probe:
+class _Probe(Sink):
     """The sink of one benchmark request: only how it ended matters."""
 
     __slots__ = ("_done", "_status", "client", "request", "workload")

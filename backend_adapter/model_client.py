@@ -19,12 +19,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from backend_adapter.known_heads import KnownHeads
 from backend_adapter.model_connection import Connection
-from backend_adapter.model_request import Request
+from backend_adapter.model_request import Request, Sink
 from backend_adapter.response_headers import ResponseHead
 
 SWEEP_S = 0.25
-_CACHED_HEADS = 1024  #: request lines that are remembered
+_CACHED_HEADS = 1024  #: request heads that are remembered, of those whose headers are this short
+_CACHED_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,8 @@ class ModelClient:
         self._active: set[Connection] = set()
         self._connecting: dict[Request, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._heads: dict[tuple[str, str], bytes] = {}
+        self._heads: dict[tuple[str, str, bytes], tuple[bytes, bytes]] = {}
+        self.known_heads = KnownHeads()
         self._timer = loop.call_later(SWEEP_S, self._sweep)
         self.opened = 0  #: connections that were established
         self.reused = 0  #: requests that found one
@@ -136,14 +139,15 @@ class ModelClient:
         Raises:
             ValueError: path or headers would not form one valid request head. Nothing was sent.
         """
-        key = (request.method, request.path)
-        line = self._heads.get(key)
-        if line is None:
-            line = _request_line(self._endpoint, request.method, request.path)
-            if len(self._heads) >= _CACHED_HEADS:
-                self._heads.clear()
-            self._heads[key] = line
-        request.head = _request_head(line, request)
+        key = (request.method, request.path, request.headers)
+        head = self._heads.get(key)
+        if head is None:
+            head = _request_head(self._endpoint, *key)
+            if len(request.headers) <= _CACHED_BYTES:
+                if len(self._heads) >= _CACHED_HEADS:
+                    self._heads.clear()
+                self._heads[key] = head
+        request.head = b"%b%d%b" % (head[0], len(request.body), head[1])
         while request.redeliver and self._idle:
             connection = self._idle.pop()
             if connection.usable:
@@ -206,7 +210,8 @@ class ModelClient:
     ) -> ProbeResult:
         result: asyncio.Future[ProbeResult] = self._loop.create_future()
         request = Request(method, path, headers, body, _ProbeSink(result), redeliver=False)
-        request.head = _request_head(_request_line(endpoint, method, path), request)
+        before, after = _request_head(endpoint, method, path, headers)
+        request.head = b"%b%d%b" % (before, len(body), after)
         self._open(request, endpoint, counted=False)
         try:
             async with asyncio.timeout(timeout_s):
@@ -325,24 +330,22 @@ class ModelClient:
                 connection.break_off("model_timeout", f"the model server sent {problem}")
 
 
-def _request_line(endpoint: Endpoint, method: str, path: str) -> bytes:
-    """Request line and host header."""
+def _request_head(
+    endpoint: Endpoint, method: str, path: str, headers: bytes
+) -> tuple[bytes, bytes]:
+    """The head of a request: what stands before the length of its body, and what after."""
     whole = endpoint.prefix + path
     if not path.startswith("/") or not whole.isascii() or not whole.isprintable() or " " in whole:
         raise ValueError(f"path {path!r} cannot be sent: it must begin with / and be URL-encoded")
     if not method.isascii() or not method.isalpha():
         raise ValueError(f"method {method!r} is not a word")
-    return f"{method} {whole} HTTP/1.1\r\nhost: {endpoint.authority}\r\n".encode()
-
-
-def _request_head(line: bytes, request: Request) -> bytes:
-    headers = request.headers
     if (headers and headers[-2:] != b"\r\n") or b"\r\n\r\n" in headers or headers[:2] == b"\r\n":
         raise ValueError("header lines must each end in one CRLF")
-    return b"%bcontent-length: %d\r\n%b\r\n" % (line, len(request.body), headers)
+    line = f"{method} {whole} HTTP/1.1\r\nhost: {endpoint.authority}\r\ncontent-length: "
+    return line.encode(), b"\r\n%b\r\n" % headers
 
 
-class _ProbeSink:
+class _ProbeSink(Sink):
     """Keeps the status of a response and drops the rest."""
 
     def __init__(self, result: asyncio.Future[ProbeResult]) -> None:

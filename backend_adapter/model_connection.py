@@ -20,6 +20,7 @@ from typing import Protocol, cast
 import httptools
 
 from backend_adapter.file_body import Feeder
+from backend_adapter.known_heads import KnownHeads
 from backend_adapter.last_words import LastWords
 from backend_adapter.messages import FilePart
 from backend_adapter.model_request import Request
@@ -38,6 +39,7 @@ class Owner(Protocol):
     """What a connection needs of the pool that it belongs to."""
 
     progress_at: float
+    known_heads: KnownHeads
 
     def connected(self, connection: Connection, request: Request) -> None:
         """The connection stands. Starts the request, or aborts if nobody wants it any more."""
@@ -224,6 +226,12 @@ class Connection(asyncio.Protocol):
         self._last_at = self._loop.time()
         if self.counted:
             self._owner.progress_at = self._last_at
+        fresh = self._head is None and not self._unparsed_bytes and request.method != "HEAD"
+        known = self._owner.known_heads.split(data) if fresh else None
+        if known is not None:
+            self._release(True)
+            request.sink.on_whole(*known)
+            return
         problem = ""
         try:
             self._parser.feed_data(data)
@@ -231,6 +239,8 @@ class Connection(asyncio.Protocol):
             problem = "the model server switched protocols, which was not asked for"
         except httptools.HttpParserError as error:
             problem = f"the model server's response is malformed: {error.__context__ or error}"
+        if fresh and self._head is not None and self._keep_alive and not (problem or self._excess):
+            self._owner.known_heads.learn(data, self._head)
         self._deliver(request, len(data), problem)
 
     def eof_received(self) -> None:
@@ -320,19 +330,24 @@ class Connection(asyncio.Protocol):
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _finish(self, request: Request, problem: str) -> None:
+        self._release(self._keep_alive and not (self._excess or problem))
+        self._clear()
+        request.sink.on_end()
+
+    def _release(self, good: bool) -> None:
+        """The response is complete; ``good``: as far as it goes, another request may follow it."""
         # A server that answers before it has read the body leaves the rest of it in our buffer.
         unread = self._open_transport().get_write_buffer_size() > 0
         unread = unread or (self._feeder is not None and not self._feeder.done)
-        reusable = self._keep_alive and not (self._excess or problem or unread) and self.usable
-        self.resume()
+        reusable = good and not unread and self.usable
+        if self._paused:
+            self.resume()
         self._detach()
         if reusable:
-            self._clear()
-            self._idle_since = self._loop.time()
+            self._idle_since = self._last_at
         else:
             self.abort()
         self._owner.freed(self, reusable)
-        request.sink.on_end()
 
     def _broke_off(self, reason: str, eof: bool = False) -> None:
         """The connection ended, cleanly (``eof``) or not, with or without a request on it."""

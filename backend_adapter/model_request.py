@@ -15,6 +15,8 @@ from backend_adapter.response_headers import ResponseHead
 class Sink(Protocol):
     """Who gets the response. Never called before ``send`` or ``cancel`` has returned."""
 
+    __slots__ = ()
+
     def on_head(self, head: ResponseHead) -> None:
         """The response has begun."""
 
@@ -23,6 +25,13 @@ class Sink(Protocol):
 
     def on_end(self) -> None:
         """It is complete."""
+
+    def on_whole(self, head: ResponseHead, body: bytes) -> None:
+        """It came all at once, and its connection is free already: the three above in one."""
+        self.on_head(head)
+        if body:
+            self.on_body(body)
+        self.on_end()
 
     def on_lost(self, sent: int, reason: str) -> None:
         """The connection broke before the response began.

@@ -81,6 +81,9 @@ class Queue:
         self.held_bytes += job.size_bytes
         self.outstanding += workload
         self._lanes.join(job)
+        if self._up and self._lanes.start_at_once(job):
+            job.queued_at = now
+            return (self._run(job, now),)
         return self._enqueue(job, now)
 
     def cancel(self, key: Key, now: float) -> Sequence[Command]:
@@ -282,21 +285,24 @@ class Queue:
             return refusals.model_down(job, self._reason)
         if self._hosted_failed and submit.hosted:
             return refusals.hooks_down(job, self._hosted_failed)
-        position = self._lanes.waiting_in(submit.lane) + 1
-        if self.waiting >= self._max_jobs:
+        if self._lanes.waiting >= self._max_jobs:
             text = f"{self.waiting} requests wait already, which is the most that may; retry later"
-            return Reject(job, "queue_full", text, self._retry_after_s(job), position)
+            return self._queue_full(job, text)
         if self.held_bytes + job.size_bytes > self._max_bytes:
             text = (
                 f"queued bodies hold {self.held_bytes} of {self._max_bytes} bytes, which leaves no"
                 f" room for {job.size_bytes} more; retry later"
             )
-            return Reject(job, "queue_full", text, self._retry_after_s(job), position)
+            return self._queue_full(job, text)
         allowed_s = submit.max_queue_time_s
         wait_s = self.outstanding / self._max_perf if self._max_perf > 0 else 0.0
         if wait_s > allowed_s or (allowed_s == 0 and self._jobs):
-            return self._queue_time(job, position)
+            return self._queue_time(job, self._lanes.waiting_in(submit.lane) + 1)
         return None
+
+    def _queue_full(self, job: Job, text: str) -> Reject:
+        position = self._lanes.waiting_in(job.submit.lane) + 1
+        return Reject(job, "queue_full", text, self._retry_after_s(job), position)
 
     def _retry_after_s(self, job: Job) -> float:
         """Seconds until the expected wait has come down to what the job allows."""
@@ -376,11 +382,16 @@ class Queue:
                 commands.append(self._give_up(job, now))
                 continue
             self._lanes.start(job)
-            job.state = State.RUNNING
-            job.waited_s += now - job.queued_at
-            job.dispatched_at = now
-            # a second attempt takes a new connection: no doubt, and no silent third
-            job.resend = job.submit.redeliver and not job.attempts and self._max_attempts > 1
-            job.deadline = job.submit.expires_at
-            self._deadlines.arm(job)
-            commands.append(Dispatch(job))
+            commands.append(self._run(job, now))
+
+    def _run(self, job: Job, now: float) -> Dispatch:
+        """It has a slot."""
+        submit = job.submit
+        job.state = State.RUNNING
+        job.waited_s += now - job.queued_at
+        job.dispatched_at = now
+        # a second attempt takes a new connection: no doubt, and no silent third
+        job.resend = submit.redeliver and not job.attempts and self._max_attempts > 1
+        job.deadline = submit.expires_at
+        self._deadlines.arm(job)
+        return Dispatch(job)

@@ -9,7 +9,7 @@ Pure, and a leaf: it knows neither sockets nor the parser.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 #: RFC 9110 7.6.1, the older ``proxy-*`` and ``keep-alive``, and what ingress writes itself.
 _DROPPED = frozenset(
@@ -31,8 +31,7 @@ _STREAMED = ("text/event-stream", "application/x-ndjson", "application/jsonl")
 _BODILESS = (204, 304)
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
+class ResponseHead(msgspec.Struct, frozen=True, gc=False):
     """The head of a response, as far as it matters further on."""
 
     status: int

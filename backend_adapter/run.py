@@ -13,7 +13,7 @@ from typing import Protocol
 
 from backend_adapter.jobs import Job
 from backend_adapter.messages import Answer, Chunk, End, FromAdapter, Head
-from backend_adapter.model_request import Request
+from backend_adapter.model_request import Request, Sink
 from backend_adapter.response_headers import ResponseHead
 
 #: A response of known length up to this many bytes is gathered into one Answer.
@@ -64,7 +64,7 @@ class Owner(Protocol):
         """The response can not be completed."""
 
 
-class Run:
+class Run(Sink):
     """The sink of one request. ``credit`` starts with what the Submit granted; ``client`` has the
     connections that it is sent on.
     """
@@ -145,16 +145,27 @@ class Run:
                 return
             self._owner.leaving += 1
             self._leaving = True
-        self._owner.ended(self, head.status)
-        job = self.job
         if self._gathering:
             held = self._held
-            body = held[0] if len(held) == 1 else b"".join(held)
-            answer = Answer(job.submit.id, head.status, head.headers, job.dispatched_at, body)
-            self._owner.tell(job, answer)
-            self._owner.delivered(self)
-        elif not self._held:
+            self._answer(head, held[0] if len(held) == 1 else b"".join(held))
+            return
+        self._owner.ended(self, head.status)
+        if not self._held:
             self._end()
+
+    def on_whole(self, head: ResponseHead, body: bytes) -> None:
+        """As the others in turn; mostly it is one Answer."""
+        if head.streaming or len(body) > min(GATHER_BYTES, self._credit):
+            super().on_whole(head, body)
+            return
+        self._complete = True
+        self._answer(head, body)
+
+    def _answer(self, head: ResponseHead, body: bytes) -> None:
+        job, owner = self.job, self._owner
+        owner.ended(self, head.status)
+        owner.tell(job, Answer(job.submit.id, head.status, head.headers, job.dispatched_at, body))
+        owner.delivered(self)
 
     def on_lost(self, sent: int, reason: str) -> None:
         """Nothing of the response was seen."""

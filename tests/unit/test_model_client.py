@@ -19,12 +19,13 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backend_adapter import model_connection
+from backend_adapter import known_heads, model_connection
 from backend_adapter.file_body import PIECE_BYTES, PIECES_A_TURN
+from backend_adapter.known_heads import KnownHeads
 from backend_adapter.messages import FilePart
 from backend_adapter.model_client import ModelClient, ProbeResult, parse_url
 from backend_adapter.model_connection import HEAD_LIMIT_BYTES, Connection
-from backend_adapter.model_request import Request
+from backend_adapter.model_request import Request, Sink
 from backend_adapter.response_headers import ResponseHead, read_head
 from supervisor import memory_budget
 from tests.kit.raw_server import Peer, RawServer, Script
@@ -46,7 +47,7 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.002)
 
 
-class Recorder:
+class Recorder(Sink):
     """A sink that writes down what it hears, and fails on anything after the end."""
 
     def __init__(self) -> None:
@@ -755,6 +756,9 @@ class Pool:
     progress_at = 0.0
     reusable = False
 
+    def __init__(self, known: KnownHeads | None) -> None:
+        self.known_heads = KnownHeads() if known is None else known
+
     def connected(self, connection: Connection, request: Request) -> None:
         connection.start(request)
 
@@ -768,12 +772,14 @@ class Pool:
         raise AssertionError("the connection is a new one")
 
 
-def read_in_pieces(pieces: list[bytes]) -> tuple[object, ...]:
+def read_in_pieces(
+    pieces: list[bytes], known: KnownHeads | None = None, method: str = "POST"
+) -> tuple[object, ...]:
     """What is told of a response that is read like this, and then the connection ends."""
     loop = asyncio.new_event_loop()
     try:
-        sink, wire, pool = Recorder(), Wire(), Pool()
-        connection = Connection(pool, loop, request(sink), counted=True)
+        sink, wire, pool = Recorder(), Wire(), Pool(known)
+        connection = Connection(pool, loop, request(sink, method), counted=True)
         connection.connection_made(wire)
         for piece in pieces:
             if not wire.closed:
@@ -789,6 +795,32 @@ def read_in_pieces(pieces: list[bytes]) -> tuple[object, ...]:
 @pytest.mark.parametrize("response", SAMPLES)
 def test_byte_by_byte_the_answer_is_the_same(response: bytes) -> None:
     assert read_in_pieces([bytes([byte]) for byte in response]) == read_in_pieces([response])
+
+
+@pytest.mark.parametrize("response", SAMPLES)
+@pytest.mark.parametrize("method", ["POST", "HEAD"])
+def test_a_known_head_changes_nothing(method: str, response: bytes) -> None:
+    known = KnownHeads()
+    anew = read_in_pieces([response], known, method)
+    assert read_in_pieces([response], known, method) == anew
+    assert read_in_pieces([response + b"HTTP/1.1 200 OK"], known, method) == read_in_pieces(
+        [response + b"HTTP/1.1 200 OK"], method=method
+    )
+    assert read_in_pieces([response[:-1]], known, method) == read_in_pieces(
+        [response[:-1]], method=method
+    )
+
+
+def test_known_heads_are_bounded() -> None:
+    known = KnownHeads()
+    for number in range(10 * known_heads.MAX_HEADS):
+        head = b"HTTP/1.1 200 OK\r\nx: %d\r\ncontent-length: 2\r\n\r\n" % number
+        read_in_pieces([head + b"ok"], known)
+        assert known.split(head + b"no") is not None
+        assert len(known._heads) <= known_heads.MAX_HEADS
+    large = b"HTTP/1.1 200 OK\r\nx: %b\r\ncontent-length: 2\r\n\r\nok" % (b"y" * 2000)
+    read_in_pieces([large], known)
+    assert known.split(large) is None
 
 
 @settings(deadline=None)
