@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from backend_adapter.messages import SessionCall, Submit
 
 #: Seconds that a job may wait for an adapter to appear.
@@ -27,54 +29,23 @@ RESTART_S = 5.0
 MAX_DELIVERIES = 3
 
 
-class Job:
+class Job(msgspec.Struct, eq=False):
     """One promised answer."""
 
-    __slots__ = (
-        "begun",
-        "deliveries",
-        "exchange",
-        "first_byte_at",
-        "key",
-        "owed",
-        "request_idx",
-        "route",
-        "sent_bytes",
-        "started_at",
-        "status",
-        "stream",
-        "submit",
-        "taken_at",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        submit: Submit | SessionCall,
-        exchange: Any,
-        route: str,
-        key: int,
-        request_idx: int,
-        now: float,
-    ) -> None:
-        self.submit = submit
-        self.exchange = exchange
-        self.route = route
-        #: of its row in the accounts; 0: it is no work, and has none
-        self.key = key
-        self.request_idx = request_idx
-        self.taken_at = now
-        #: times it was handed to an adapter
-        self.deliveries = 0
-        #: the client has seen the beginning of the response
-        self.begun = False
-        #: the response is an event stream, so an error can be told inside it
-        self.stream = False
-        #: response bytes that left for the client but were not credited back yet
-        self.owed = 0
-        self.status = 0
-        self.started_at = 0.0
-        self.first_byte_at = 0.0
-        self.sent_bytes = 0
+    submit: Submit | SessionCall
+    exchange: Any
+    route: str
+    key: int  #: of its row in the accounts; 0: it is no work, and has none
+    request_idx: int
+    taken_at: float
+    deliveries: int = 0  #: times it was handed to an adapter
+    begun: bool = False  #: the client has seen the beginning of the response
+    stream: bool = False  #: the response is an event stream, so an error can be told inside it
+    owed: int = 0  #: response bytes that left for the client but were not credited back yet
+    status: int = 0
+    started_at: float = 0.0
+    first_byte_at: float = 0.0
+    sent_bytes: int = 0
 
 
 class Lost:

@@ -56,7 +56,8 @@ class Connection(Sender):
 
     def __init__(self, shared: Shared, below: asyncio.Transport | None = None) -> None:
         super().__init__(shared, below)
-        self._framer = Framer(shared.limits, functools.partial(Exchange, self))
+        new = functools.partial(Exchange, connection=self)
+        self._framer = Framer(shared.limits, new, shared.known)
         #: The accepted exchange whose answer has not ended.
         self._exchange: Exchange | None = None
         self._asked = False  #: it has carried a request
@@ -75,8 +76,7 @@ class Connection(Sender):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio: the client is connected (with TLS: the handshake is done)."""
-        transport = cast(asyncio.Transport, transport)  # uvloop has classes of its own
-        self._transport = transport
+        self._transport = transport = cast(asyncio.Transport, transport)  # uvloop has its own
         shared = self.shared
         if shared.overrun:
             self._state = CLOSED
@@ -181,12 +181,19 @@ class Connection(Sender):
         framer, start, size = self._framer, 0, len(data)
         self._parsing = True
         try:
+            if self._state == IDLE and framer.whole(data):
+                start = size
+                self._accept_head(framer.request)
+                if self._state == BODY:
+                    self._hand_over(framer.request)
             while start < size and self.writable:
                 if self._state <= HEAD:
                     start = framer.head(data, start)
                     if start < 0:
                         if framer.begun:
-                            self._wait_for_head()
+                            if self._state == IDLE:
+                                self._enter(HEAD)
+                            self.shared.intake.count(self, framer.head_bytes)
                         return
                     self._accept_head(framer.request)
                 elif self._state == BODY:
@@ -208,11 +215,6 @@ class Connection(Sender):
             self._parsing = False
         if start < size and self._state <= BUSY:
             self._hold(data[start:])
-
-    def _wait_for_head(self) -> None:
-        if self._state == IDLE:
-            self._enter(HEAD)
-        self.shared.intake.count(self, self._framer.head_bytes)
 
     def _accept_head(self, exchange: Exchange) -> None:
         shared = self.shared
@@ -309,11 +311,9 @@ class Connection(Sender):
         if keep_alive:
             self._state = IDLE
             self._deadline = 0.0
-            if self._held and not self._parsing:
-                # Not now: the application is in the midst of its own work.
+            if self._held and not self._parsing:  # not now, amid the application's own work
                 self.shared.loop.call_soon(self._resume)
-        elif self._held or self._framer.begun:
-            # A request refused by its head has left its body unread.
+        elif self._held or self._framer.begun:  # refused by its head, its body is unread
             self._linger()
         else:
             self.close()

@@ -119,11 +119,11 @@ class Door:
                 ErrorKind.LENGTH_REQUIRED,
                 "send a JSON body with Content-Length or Transfer-Encoding: chunked",
             )
-        if exchange.header(b"content-encoding") not in (None, b"identity"):
+        if exchange.content_encoding not in (b"", b"identity"):
             return Problem(
                 ErrorKind.UNSUPPORTED_MEDIA_TYPE, "send the body without Content-Encoding"
             )
-        if (exchange.header(b"content-type") or b"").lower().startswith(_NOT_JSON):
+        if exchange.content_type.startswith(_NOT_JSON):
             return Problem(ErrorKind.UNSUPPORTED_MEDIA_TYPE, "send a JSON body: application/json")
         asks = route is not None and route.prepare
         if self._admission.full or (asks and len(self._questions.open) >= MAX_QUESTIONS):

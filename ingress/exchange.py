@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ingress import responses
 from ingress.errors import ErrorKind, Problem
-from ingress.framing import Request
+from ingress.request import Request
 from ingress.responses import JOIN_BYTES
 
 if TYPE_CHECKING:
@@ -42,21 +42,17 @@ class Application(Protocol):
         """The client left after ``on_request`` and before its answer ended."""
 
 
-class Exchange(Request):
+class Exchange(Request, eq=False, kw_only=True):
     """One request and its answer.
 
     ``arrived_at`` is the monotonic time of its head; ``context`` belongs to the application.
     """
 
-    __slots__ = ("_left", "_phase", "arrived_at", "connection", "context")
-
-    def __init__(self, connection: Connection) -> None:
-        Request.__init__(self)  # not super(): this runs once per request
-        self.connection = connection
-        self.arrived_at = 0.0
-        self.context: Any = None
-        self._phase = _WAITING
-        self._left = 0
+    connection: Connection
+    arrived_at: float = 0.0
+    context: Any = None
+    _phase: int = _WAITING
+    _left: int = 0
 
     @property
     def begun(self) -> bool:

@@ -17,14 +17,16 @@ body (``body.py``) its own limit. This module knows no socket, no clock and no a
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import httptools
 
 from ingress.body import Body, ChunkedBody, SizedBody, too_large
+from ingress.budget import SOFT_LARGE_BYTES
 from ingress.errors import ErrorKind, Problem
+from ingress.known_requests import MAX_DIGITS, Known, KnownRequests
+from ingress.request import Request
 from ingress.responses import LAST_CHUNK
 from ingress.spool import SpoolFile
 from supervisor.settings import LimitSettings
@@ -36,61 +38,15 @@ _HOST = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~%!$&
 _NOTED = frozenset(
     {
         b"connection",
+        b"content-encoding",
         b"content-length",
+        b"content-type",
         b"expect",
         b"host",
         b"proxy-connection",
         b"transfer-encoding",
     }
 )
-
-
-class Request:
-    """One request as it was received.
-
-    ``headers`` are (lowercased name, value) pairs in their order; ``content_length`` is -1 where
-    none was sent; ``has_body`` says whether body bytes follow the head, ``keep_alive`` whether
-    the connection may serve another request.
-    """
-
-    __slots__ = (
-        "body",
-        "chunked",
-        "content_length",
-        "expects_continue",
-        "file",
-        "has_body",
-        "headers",
-        "host",
-        "http10",
-        "keep_alive",
-        "method",
-        "path",
-        "query",
-    )
-
-    def __init__(self) -> None:
-        self.method = b""
-        self.path = b""
-        self.query = b""
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.host: bytes | None = None
-        self.content_length = -1
-        self.chunked = False
-        self.expects_continue = False
-        self.has_body = False
-        self.http10 = False
-        self.keep_alive = True
-        self.body: bytes | mmap.mmap = b""
-        #: What holds the body in place of memory; the connection that it came on removes it.
-        self.file: SpoolFile | None = None
-
-    def header(self, name: bytes) -> bytes | None:
-        """The first header called ``name`` (lowercase), or None."""
-        for have, value in self.headers:
-            if have == name:
-                return value
-        return None
 
 
 R = TypeVar("R", bound=Request)
@@ -106,6 +62,7 @@ class Framer(Generic[R]):
 
     :param limits: bounds of what is accepted.
     :param new_request: makes the empty object that a request is read into.
+    :param known: heads that were read before, on any connection of the server.
     """
 
     __slots__ = (
@@ -114,10 +71,12 @@ class Framer(Generic[R]):
         "_head_complete",
         "_header_bytes",
         "_header_count",
+        "_known",
         "_limits",
         "_new_request",
         "_noted_connection",
         "_parser",
+        "_recalled",
         "_tail",
         "_target",
         "_upgraded",
@@ -127,8 +86,14 @@ class Framer(Generic[R]):
         "request",
     )
 
-    def __init__(self, limits: LimitSettings, new_request: Callable[[], R]) -> None:
+    def __init__(
+        self,
+        limits: LimitSettings,
+        new_request: Callable[[], R],
+        known: KnownRequests | None = None,
+    ) -> None:
         self._limits = limits
+        self._known = known if known is not None else KnownRequests()
         self._header_count = limits.header_count
         self._header_bytes = limits.header_bytes
         self._new_request = new_request
@@ -159,6 +124,8 @@ class Framer(Generic[R]):
         self._tail = b""
         #: The head offers another protocol: the parser believes that the message ended there.
         self._upgraded = False
+        #: The head was known: the parser has not seen it.
+        self._recalled = False
 
     # ------------------------------------------------------------------ head
 
@@ -170,7 +137,8 @@ class Framer(Generic[R]):
             expectation_failed, body_too_large.
         """
         size = len(data)
-        if self.begun:
+        fresh = not self.begun
+        if not fresh:
             probe = self._tail + data[start:]
             end = probe.find(_HEAD_END)
             stop = start + end + 4 - len(self._tail) if end >= 0 else size
@@ -185,6 +153,9 @@ class Framer(Generic[R]):
             end = data.find(_HEAD_END, start)
             stop = end + 4 if end >= 0 else size
         piece = data if stop - start == size else data[start:stop]
+        if fresh and end >= 0 and (found := self._known.find(piece)) is not None:
+            self._recall(*found, len(piece))
+            return stop
         try:
             self._parser.feed_data(piece)
         except httptools.HttpParserUpgrade:
@@ -200,9 +171,60 @@ class Framer(Generic[R]):
         if self._head_complete != (end >= 0):
             raise self._explain("the head has no proper end", piece)
         if end >= 0:
+            if fresh:
+                self._learn(piece)
             return stop
         self._tail = probe[-3:]
         return -1
+
+    def whole(self, data: bytes) -> bool:
+        """Whether ``data`` is exactly one request, with a known head and a body that is not large
+        by any measure: then it has been read. Otherwise nothing has.
+        """
+        if self.begun:
+            return False
+        stop = data.find(_HEAD_END) + 4
+        size = len(data) - stop
+        found = self._known.find(data[:stop]) if 0 < size < SOFT_LARGE_BYTES else None
+        if found is None or int(found[1]) != size or size > self._limits.body_bytes:
+            return False
+        self.begun = True
+        self._recall(*found, stop)
+        self.request.body = data[stop:]
+        self.body_bytes = size
+        return True
+
+    def _recall(self, known: Known, digits: bytes, head_bytes: int) -> None:
+        """The head is one that was read before, but for the length of its body."""
+        request = self.request
+        (
+            request.method, request.path, request.query, request.host, request.content_type,
+            request.content_encoding, request.keep_alive, request.http10, headers, length_at,
+        ) = known  # fmt: skip
+        if headers[length_at][1] != digits:
+            headers = headers.copy()
+            headers[length_at] = (b"content-length", digits)
+        request.headers = headers
+        self._recalled = True
+        self.head_bytes = head_bytes
+        request.content_length = size = int(digits)
+        if size > self._limits.body_bytes:
+            raise too_large(self._limits.body_bytes)
+        request.has_body = size > 0
+
+    def _learn(self, head: bytes) -> None:
+        """It came in one piece. Whether its size is within bounds must not hang on the digits."""
+        request = self.request
+        odd = request.chunked or self._expect or self._upgraded
+        if request.content_length < 0 or odd or len(head) + MAX_DIGITS > self._header_bytes:
+            return
+        headers = request.headers.copy()
+        known = Known(
+            request.method, request.path, request.query, request.host, request.content_type,
+            request.content_encoding, request.keep_alive, request.http10, headers,
+            [name for name, _ in headers].index(b"content-length"),
+        )  # fmt: skip
+        self._known.learn(head, known, request.content_length)
 
     def _check_head_size(self, complete: bool) -> None:
         limits = self._limits
@@ -265,6 +287,10 @@ class Framer(Generic[R]):
             if len(value) > 20:
                 raise Problem(ErrorKind.INVALID_REQUEST, "Content-Length has too many digits.")
             request.content_length = int(value)
+        elif name == b"content-type":
+            request.content_type = request.content_type or value.lower()
+        elif name == b"content-encoding":
+            request.content_encoding = request.content_encoding or value
         elif name == b"expect":
             self._expect = value.lower() if not self._expect else b"several"
         elif name == b"transfer-encoding":
@@ -347,10 +373,10 @@ class Framer(Generic[R]):
             if stop < 0:
                 return -1
             request.body = body_bytes = body.join()
-        if request.file is not None:
+        if request.file is not None and not self._recalled:
             # It would have to see the body to go on.
             self._parser = httptools.HttpRequestParser(self)
-        elif not self._upgraded:
+        elif not (self._upgraded or self._recalled):
             # Without an on_body the parser only counts, which costs nothing. Chunks it has not
             # seen: an empty body is as good to it.
             self._parser.feed_data(LAST_CHUNK if request.chunked else body_bytes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 
 from ingress import responses
-from ingress.framing import Request
+from ingress.request import Request
 from ingress.shared import Shared
 
 

@@ -17,6 +17,7 @@ from ingress import responses
 from ingress.errors import ErrorKind, Problem
 from ingress.exchange import Application
 from ingress.intake import Intake, MakeSpool
+from ingress.known_requests import KnownRequests
 from ingress.slow_readers import SlowReaders
 from supervisor.settings import LimitSettings
 
@@ -62,6 +63,7 @@ class Shared:
         "draining",
         "handshakes",
         "intake",
+        "known",
         "limits",
         "loop",
         "max_connections",
@@ -87,6 +89,7 @@ class Shared:
         self.max_connections = max_connections
         self.on_lost = on_lost
         self.prefixes = responses.Prefixes(time.time())
+        self.known = KnownRequests()
         self.connections: set[Connection] = set()
         #: Clients of a TLS port whose handshake has not ended, oldest first.
         self.handshakes: dict[Greeting, None] = {}

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ingress.connection import Connection
 from ingress.errors import Problem
 from ingress.exchange import Exchange
+from ingress.known_requests import MAX_HEADS, KnownRequests
 from ingress.shared import Shared
 from supervisor.settings import LimitSettings
 
@@ -69,7 +70,9 @@ class Seen(NamedTuple):
 class Run:
     """One connection: application, loop and wire in one object, so that nothing is timed."""
 
-    def __init__(self, pieces: list[bytes], eof: bool = False) -> None:
+    def __init__(
+        self, pieces: list[bytes], eof: bool = False, known: KnownRequests | None = None
+    ) -> None:
         self.seen: list[Seen] = []
         self.gone = 0
         self._later: list[Callable[[], None]] = []
@@ -78,6 +81,7 @@ class Run:
         loop: Any = self
         self.shared = Shared(self, LIMITS, loop, 10, lambda: None)
         self.shared.prefixes.tick(0)
+        self.shared.known = known or self.shared.known
         connection = Connection(self.shared)
         connection.connection_made(wire)
         for piece in pieces:
@@ -186,6 +190,13 @@ def requests(draw: st.DrawFn) -> Sent:
     return Sent(wire, Seen(method, path, query, seen, body))
 
 
+class Forgetful(KnownRequests):
+    """It knows no head."""
+
+    def find(self, head: bytes) -> None:
+        return None
+
+
 streams = st.lists(requests(), min_size=1, max_size=5)
 cuts = st.lists(st.integers(0, 5000), max_size=12)
 
@@ -240,6 +251,56 @@ def test_damaged_bytes_are_understood_the_same_way_however_cut(
     whole = Run([bytes(data)])
     pieces = Run(cut(bytes(data), places))
     assert pieces.seen == whole.seen
+
+
+@given(streams, st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=2), cuts)
+def test_known_heads_change_nothing(
+    sent: list[Sent], damage: list[tuple[int, int]], places: list[int]
+) -> None:
+    """Damaged or not: a head that was read before is read as if it were the first."""
+    known = KnownRequests()
+    for one in sent:
+        Run([one.wire], known=known)
+    data = bytearray(b"".join(one.wire for one in sent))
+    for place, byte in damage:
+        data[place % len(data)] = byte
+    ends = list(itertools.accumulate(len(one.wire) for one in sent))
+    for pieces in (cut(bytes(data), ends), cut(bytes(data), [*ends, *places])):
+        anew, again = Run(pieces, known=Forgetful()), Run(pieces, known=known)
+        assert (again.seen, again.sent, again.closed) == (anew.seen, anew.sent, anew.closed)
+
+
+def test_a_known_head_with_another_length() -> None:
+    known = KnownRequests()
+    head = b"POST /now HTTP/1.1\r\nHost: a\r\nX-A: b\r\nContent-Length: %b\r\nAccept: c\r\n\r\n"
+    Run([head % b"3" + b"abc"], known=known)
+    for digits in (
+        b"0",
+        b"3",
+        b"1999",
+        b"2000",
+        b"2001",
+        b"007",
+        b"",
+        b"1 ",
+        b"+1",
+        b"1_0",
+        b"9" * 30,
+    ):
+        for body in (b"", b"abc", b"x" * 2001):
+            wire = head % digits + body
+            for pieces in ([wire], [wire[:90], wire[90:]]):
+                anew, again = Run(pieces, known=Forgetful()), Run(pieces, known=known)
+                assert (again.seen, again.sent, again.closed) == (anew.seen, anew.sent, anew.closed)
+
+
+def test_known_heads_are_bounded() -> None:
+    known = KnownRequests()
+    for number in range(3 * MAX_HEADS):
+        head = b"POST /now HTTP/1.1\r\nHost: a\r\nX-A: %d\r\nContent-Length: 2\r\n\r\n" % number
+        Run([head + b"ab"], known=known)
+        assert known.find(head.replace(b"gth: 2", b"gth: 3")) is not None
+        assert len(known._heads) <= MAX_HEADS
 
 
 @given(st.binary(max_size=300), cuts)
