@@ -181,7 +181,7 @@ class Door(RuleBasedStateMachine):
 
 
 TestDoor = Door.TestCase
-TestDoor.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestDoor.settings = settings(max_examples=100, stateful_step_count=40)
 
 
 # ------------------------------------------------------------------ one by one

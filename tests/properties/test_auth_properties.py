@@ -32,7 +32,7 @@ from ingress.auth import Authenticator
 from ingress.envelope import AuthData, Refused, decode
 
 OWN = "https://192.0.2.1:40000"
-SEARCH = settings(deadline=None, max_examples=60)
+SEARCH = settings(max_examples=60)
 
 texts = st.text(st.characters(codec="utf-8"), max_size=40)
 numbers = st.integers(-(2**63), 2**63 - 1)
@@ -162,7 +162,7 @@ def test_verdicts_do_not_depend_on_what_is_remembered(urls: list[str], forged: l
         assert verdict(warm, signed) == verdict(door(check_url=True), signed)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(reqnums=st.lists(st.integers(0, 12), max_size=25), window=st.integers(1, 5))
 def test_replays_follow_the_window(reqnums: list[int], window: int) -> None:
     at = door("2024", window=window)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ingress.hooks.blame import MAX_TEXTS, MIN_TEXT, told
 
-SEARCH = settings(deadline=None, max_examples=150)
+SEARCH = settings(max_examples=150)
 letters = st.characters(codec="utf-8", categories=("L", "N", "Zs", "P"), exclude_characters="*")
 texts = st.text(letters | st.sampled_from("\"'\\\n/"), min_size=MIN_TEXT, max_size=40)
 ways = st.sampled_from(

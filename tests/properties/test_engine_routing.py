@@ -98,7 +98,7 @@ class Routing(RuleBasedStateMachine):
 
 
 TestRouting = Routing.TestCase
-TestRouting.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestRouting.settings = settings(max_examples=60, stateful_step_count=30)
 
 
 @given(costs=st.lists(st.floats(min_value=1, max_value=100), min_size=1, max_size=50))

@@ -235,7 +235,7 @@ class ReaderLives(RuleBasedStateMachine):
             assert not self.life.silent
 
 
-Gpus.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+Gpus.TestCase.settings = settings(max_examples=100, stateful_step_count=30)
 TestGpus = Gpus.TestCase
-ReaderLives.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+ReaderLives.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestReaderLives = ReaderLives.TestCase

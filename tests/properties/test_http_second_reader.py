@@ -138,7 +138,7 @@ def test_the_table_of_odd_requests_has_no_second_reading() -> None:
 
 
 @given(streams())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @example(REQUESTS.chunked(tail=b"0\r\nGET /t HTTP/1.1\r\n\r\n"))
 def test_what_divides_readers_has_no_second_reading(data: bytes) -> None:
     check(data)
@@ -149,7 +149,7 @@ def test_what_divides_readers_has_no_second_reading(data: bytes) -> None:
     st.integers(0, 400),
     st.binary(min_size=1, max_size=2),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_damaged_odd_requests_have_no_second_reading(name: str, at: int, put: bytes) -> None:
     data = odd[name]
     at %= len(data)

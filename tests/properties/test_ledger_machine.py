@@ -206,9 +206,9 @@ class TightBooks(Books):
 
 
 TestBooks = Books.TestCase
-TestBooks.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+TestBooks.settings = settings(max_examples=60, stateful_step_count=50)
 TestTightBooks = TightBooks.TestCase
-TestTightBooks.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+TestTightBooks.settings = settings(max_examples=60, stateful_step_count=50)
 
 
 # ------------------------------------------------------------------ one by one

@@ -261,4 +261,4 @@ class LifeMachine(RuleBasedStateMachine):
 
 
 TestLifeMachine = LifeMachine.TestCase
-TestLifeMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestLifeMachine.settings = settings(max_examples=150, stateful_step_count=40)

@@ -207,4 +207,4 @@ class Sessions(RuleBasedStateMachine):
 
 
 TestSessions = Sessions.TestCase
-TestSessions.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestSessions.settings = settings(max_examples=100, stateful_step_count=50)

@@ -372,5 +372,5 @@ class Accounts(RuleBasedStateMachine):
         assert self.load_times == 1
 
 
-Accounts.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+Accounts.TestCase.settings = settings(max_examples=40, stateful_step_count=40)
 TestAccounts = Accounts.TestCase

@@ -25,7 +25,7 @@ PUBLIC = KEY.public_key()
 BASE = "https://192.0.2.1:40000"
 TARGET = f"{BASE}/generate?api_key=k"
 NOW = 1_800_000_000
-SEARCH = settings(deadline=None, max_examples=100)
+SEARCH = settings(max_examples=100)
 Lines = list[tuple[bytes, bytes]]
 
 

@@ -11,7 +11,7 @@ from ingress.nonces import BUCKETS, KEY_BYTES, SIZE_BYTES, SLOTS, Nonces, Verdic
 
 #: Of two buckets.
 TWO_BYTES = SIZE_BYTES // BUCKETS * 2
-SEARCH = settings(deadline=None, max_examples=200)
+SEARCH = settings(max_examples=200)
 
 
 @pytest.fixture(autouse=True)

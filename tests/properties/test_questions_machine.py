@@ -75,4 +75,4 @@ class Asking(RuleBasedStateMachine):
 
 
 TestAsking = Asking.TestCase
-TestAsking.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestAsking.settings = settings(max_examples=60, stateful_step_count=30)

@@ -437,5 +437,5 @@ class QueueMachine(RuleBasedStateMachine):
         assert queue.next_deadline() == min(deadlines, default=None)
 
 
-QueueMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=60, deadline=None)
+QueueMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=60)
 TestQueueMachine = QueueMachine.TestCase

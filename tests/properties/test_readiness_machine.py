@@ -287,5 +287,5 @@ class ModelServer(RuleBasedStateMachine):
         assert self.verdict is not None and self.verdict.ready
 
 
-ModelServer.TestCase.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+ModelServer.TestCase.settings = settings(max_examples=80, stateful_step_count=30)
 TestModelServer = ModelServer.TestCase

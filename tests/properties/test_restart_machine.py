@@ -71,7 +71,7 @@ class BudgetMachine(RuleBasedStateMachine):
 
 
 TestBudgetMachine = BudgetMachine.TestCase
-TestBudgetMachine.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestBudgetMachine.settings = settings(max_examples=100, stateful_step_count=30)
 
 
 def test_a_million_crashes_apart_never_overflow_the_delay() -> None:

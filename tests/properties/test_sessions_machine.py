@@ -124,6 +124,6 @@ def test_what_the_model_server_is_told(
 
 
 TestSessions = Desk.TestCase
-TestSessions.settings = settings(max_examples=100, deadline=None)
+TestSessions.settings = settings(max_examples=100)
 TestAnyNumber = OpenDesk.TestCase
-TestAnyNumber.settings = settings(max_examples=50, deadline=None)
+TestAnyNumber.settings = settings(max_examples=50)

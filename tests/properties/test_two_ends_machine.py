@@ -963,6 +963,5 @@ TestTwoEnds = pytest.mark.timeout(600)(World.TestCase)
 TestTwoEnds.settings = settings(
     max_examples=int(os.environ.get("TWO_ENDS_EXAMPLES", "500")),
     stateful_step_count=60,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import uvloop
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from backend_adapter import known_heads, model_connection
@@ -823,7 +823,6 @@ def test_known_heads_are_bounded() -> None:
     assert known.split(large) is None
 
 
-@settings(deadline=None)
 @given(st.sampled_from(SAMPLES), st.sets(st.integers(1, 120), max_size=6))
 def test_however_it_is_cut_the_answer_is_the_same(response: bytes, cuts: set[int]) -> None:
     edges = [0, *sorted(cut for cut in cuts if cut < len(response)), len(response)]
@@ -831,7 +830,6 @@ def test_however_it_is_cut_the_answer_is_the_same(response: bytes, cuts: set[int
     assert read_in_pieces(pieces) == read_in_pieces([response])
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from([*SAMPLES, b"\r\n", b"HTTP/1.1 ", b"0\r\n\r\n"]), max_size=4))
 def test_whatever_comes_there_is_one_end(pieces: list[bytes]) -> None:
     """The recorder itself fails on a second end, and on anything that follows the end."""
