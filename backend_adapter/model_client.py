@@ -2,8 +2,8 @@
 
 Law: a request that ends at once on a connection that had long been idle, before any response byte
 came, was, as far as anyone can tell, sent to a closed one; it is sent again on a new one, once, and
-nobody is told unless that ends so, too: then it counts as sent twice. Everything else that goes
-wrong is told at once, and what to do about it is the queue's decision.
+nobody is told unless that ends so, too: then it counts as sent twice (``tires``). Everything else
+that goes wrong is told at once, and what to do about it is the queue's decision.
 
 The most recently used connection is used next, so that the others may age and be closed by the
 server. Connections are as many as there are requests at once; that bound is the queue's. One timer
@@ -103,6 +103,9 @@ class ModelClient:
         self._heads: dict[tuple[str, str, bytes], tuple[bytes, bytes]] = {}
         self.known_heads = KnownHeads()
         self._timer = loop.call_later(SWEEP_S, self._sweep)
+        #: It may close a kept connection because it has tired of it: try another one before anybody
+        #: is told. False: where it closes one, it is dying.
+        self.tires = True
         self.opened = 0  #: connections that were established
         self.reused = 0  #: requests that found one
         self.progress_at = 0.0  #: monotonic time of the last byte of any job's response; 0: never
@@ -152,7 +155,7 @@ class ModelClient:
             connection = self._idle.pop()
             if connection.usable:
                 self.reused += 1
-                connection.reused = True
+                connection.reused = self.tires
                 self._active.add(connection)
                 connection.start(request)
                 return

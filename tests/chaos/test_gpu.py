@@ -155,8 +155,8 @@ def test_row_27_an_uncorrectable_error_costs_one_restart_of_the_model(tmp_path: 
 
         def strike() -> None:
             nvml.xid(0, 94)
-            nvml.set(ecc_0=8)  # the same error, seen in another way
             until_unready(worker, "GPU 0 (Fake H100): Xid 94: contained ECC error")
+            nvml.set(ecc_0=8)  # the same error, seen in another way
             assert worker.pid("model") == model
 
         assert during_a_stream(worker, strike) == "ok"

@@ -374,6 +374,20 @@ def test_a_connection_that_breaks_soon_after_it_was_used_is_no_stale_one() -> No
     exchange(closing_after(1), check)
 
 
+def test_where_no_server_tires_of_a_connection_a_closed_one_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model_connection, "STALE_AFTER_S", 0.0)
+
+    async def check(client: ModelClient, server: RawServer) -> None:
+        client.tires = False
+        await fetch(client)
+        assert (await fetch(client, body=b"again")).outcome == ("lost", 1)
+        assert (server.accepted, client.opened, client.reused) == (1, 1, 1)
+
+    exchange(closing_after(1), check)
+
+
 def test_stale_connection_and_then_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_connection, "STALE_AFTER_S", 0.0)
 
