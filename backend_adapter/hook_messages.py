@@ -20,6 +20,9 @@ HOSTED_SOCKET = "hosted"
 #: … with these headers: the route as it is configured, and the ticket of its payload.
 ROUTE_HEADER = "x-lighterman-route"
 TICKET_HEADER = "x-lighterman-ticket"
+#: Header of an answer, with status 503: the model server behind the worker.py takes no connections,
+#: so the job did not reach it.
+UNSENT_HEADER = "x-lighterman-unsent"
 
 # --------------------------------------------------------------------- ingress, adapter → hooks
 

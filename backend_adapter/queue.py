@@ -116,20 +116,23 @@ class Queue:
         self._dispatch(now, commands)
         return commands
 
-    def lost(self, key: Key, sent: int, reason: str, now: float) -> Sequence[Command]:
+    def lost(
+        self, key: Key, sent: int, reason: str, now: float, *, behind: bool = False
+    ) -> Sequence[Command]:
         """The connection broke before the response began.
 
         ``sent``: times that it may have been worked on. Each costs an attempt, and the job fails
         if it has none left or must not be sent twice. 0: it never reached the model server. That
         costs nothing, but dispatch is held until the next ``backend_up`` (that of hosted jobs:
-        ``hosted_up``): the caller sees it in ``up``, and probes.
+        ``hosted_up``, unless it was ``behind`` their process): the caller sees it in ``up``, and
+        probes.
         """
         job = self._running_job(key, "lost")
         if job is None:
             return NOTHING
         if sent:
             job.attempts += sent
-        elif job.submit.hosted:
+        elif job.submit.hosted and not behind:
             if self._hosted_up:
                 self.hosted_down()
         elif self._up:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from backend_adapter.hook_messages import UNSENT_HEADER
 from backend_adapter.jobs import Job
 from backend_adapter.messages import Answer, Chunk, End, FromAdapter, Head
 from backend_adapter.model_request import Request, Sink
@@ -22,6 +23,7 @@ GATHER_BYTES = 65_536
 #: hold no slot. Further ones keep theirs until they are delivered: else they would be without end.
 MAX_LEAVING = 128
 _SERVER = "the model server"
+_UNSENT = f"{UNSENT_HEADER}: 1\r\n".encode()
 
 
 class Sender(Protocol):
@@ -56,6 +58,9 @@ class Owner(Protocol):
 
     def delivered(self, run: Run) -> None:
         """The terminal message has been sent; nothing is held any more."""
+
+    def unsent(self, run: Run, reason: str) -> None:
+        """It did not reach the model server, which is away."""
 
     def lost(self, run: Run, sent: int, reason: str) -> None:
         """The connection broke before the response began; ``sent`` times it was written."""
@@ -110,6 +115,8 @@ class Run(Sink):
 
     def on_head(self, head: ResponseHead) -> None:
         """Decide whether it is gathered; if not, the ingress may begin its response."""
+        if self._is_unsent(head):
+            return
         self._head = head
         limit = min(GATHER_BYTES, self._credit)
         self._gathering = not head.streaming and 0 <= head.content_length <= limit
@@ -155,11 +162,21 @@ class Run(Sink):
 
     def on_whole(self, head: ResponseHead, body: bytes) -> None:
         """As the others in turn; mostly it is one Answer."""
+        if self._is_unsent(head):
+            return
         if head.streaming or len(body) > min(GATHER_BYTES, self._credit):
             super().on_whole(head, body)
             return
         self._complete = True
         self._answer(head, body)
+
+    def _is_unsent(self, head: ResponseHead) -> bool:
+        """Whether it is no answer, but the word of the worker.py's host that it could not ask."""
+        if head.status != 503 or not self.job.submit.hosted or _UNSENT not in head.headers:
+            return False
+        self.client.cancel(self.request)
+        self._owner.unsent(self, "the model server behind worker.py takes no connections")
+        return True
 
     def _answer(self, head: ResponseHead, body: bytes) -> None:
         job, owner = self.job, self._owner

@@ -59,6 +59,9 @@ class Hands(Protocol):
     def connection_lost(self, sender: Sender, sent: bool) -> None:
         """A connection broke before the response began: look at what is behind it."""
 
+    def model_lost(self) -> None:
+        """Nothing connects to the model server: look at it."""
+
     def emptied(self) -> None:
         """Nothing runs or waits. Told while the worker drains, perhaps more than once."""
 
@@ -216,6 +219,13 @@ class Runs:
             return
         self._hands.connection_lost(run.client, sent > 0)
         self.carry_out(self._queue.lost(run.job.key, sent, reason, self._clock()))
+
+    def unsent(self, run: Run, reason: str) -> None:
+        """The model server behind the worker.py's host is away: look at it at once."""
+        if self._let_go(run):
+            self._hands.model_lost()
+            now = self._clock()
+            self.carry_out(self._queue.lost(run.job.key, 0, reason, now, behind=True))
 
     def broken(self, run: Run, kind: str, message: str) -> None:
         """The response can not be completed."""

@@ -27,7 +27,7 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
-from backend_adapter.hook_messages import ROUTE_HEADER, TICKET_HEADER
+from backend_adapter.hook_messages import ROUTE_HEADER, TICKET_HEADER, UNSENT_HEADER
 from ingress.errors import KINDS, ErrorKind, Problem
 from ingress.hooks import calls
 from ingress.hooks.calls import BadHook
@@ -51,6 +51,7 @@ OUR_HEADERS = 16
 #: Headers that frame a body, or belong to one connection.
 _OF_A_CONNECTION = (
     "Connection", "Content-Length", "Keep-Alive", "Trailer", "Transfer-Encoding", "Upgrade",
+    UNSENT_HEADER,
 )  # fmt: skip
 #: A hook that passes on headers and body would pass on what the body is not any more.
 _PLAIN = {"accept-encoding": "identity"}
@@ -175,6 +176,8 @@ class Hosted:
             return _of_problem(Problem(ErrorKind.UNKNOWN_ROUTE))
         try:
             return await self._run(hooked, request)
+        except _Unsent as error:
+            return web.Response(status=503, headers={UNSENT_HEADER: "1"}, text=str(error))
         except _Lost as error:
             _log.warning("%s", error)
             _cut(request)
@@ -221,7 +224,7 @@ class Hosted:
             raise BadHook(f"response_generator returned {what}, not a web.Response")
         if answer.prepared and answer._req is not request:
             raise BadHook("response_generator returned a response that was sent before")
-        if not answer.prepared:  # copied from the model server's, they mean another connection
+        if not answer.prepared:  # copied from the model server's, they mean others
             for name in _OF_A_CONNECTION:
                 answer.headers.popall(name, None)
         return answer
@@ -239,6 +242,8 @@ class Hosted:
             return await self._session.post(
                 url, data=body, headers={"content-type": kind, **_PLAIN}
             )
+        except aiohttp.ClientConnectorError as error:
+            raise _Unsent(f"the model server takes no connections: {error}") from error
         except aiohttp.ClientConnectionError as error:
             raise _Lost(f"no response from the model server: {error}") from error
 
@@ -295,8 +300,12 @@ class _BrokeOff(Exception):
     """The model server left in the middle of its response."""
 
 
+class _Unsent(Exception):
+    """The model server was not there."""
+
+
 class _Lost(Exception):
-    """The model server was not there, or left before it answered."""
+    """The model server left before it answered."""
 
 
 def _failed(request: web.Request, problem: Problem) -> web.StreamResponse:

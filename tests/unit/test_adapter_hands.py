@@ -425,6 +425,7 @@ class HookHost:
         self._path = stage.runtime.address(HOSTED_SOCKET).removeprefix("ipc://")
         self._server: asyncio.Server
         self.cutting = 0  #: requests that are still to be cut
+        self.unsent = 0  #: requests of which it says that the model server was not there
 
     async def __aenter__(self) -> HookHost:
         self._server = await asyncio.start_unix_server(self._serve, self._path)
@@ -440,6 +441,9 @@ class HookHost:
             head, _ = await peer.request()
             if self.cutting and head.startswith(b"POST"):
                 self.cutting -= 1
+            elif self.unsent and head.startswith(b"POST"):
+                self.unsent -= 1
+                await peer.answer(b"refused", 503, b"x-lighterman-unsent: 1\r\n")
             else:
                 await peer.answer(b"hosted", headers=b"connection: close\r\n")
         writer.close()
@@ -509,6 +513,20 @@ def test_a_request_that_a_worker_py_passed_on_and_lost_is_a_doubt_about_the_mode
             host.cutting = 2
             end = await stage.end(stage.submit(hosted=True))
             assert isinstance(end, Failed) and end.kind == "model_failed"
+        await stage.settled()
+
+    play_hosted(tmp_path, scene)
+
+
+def test_what_a_worker_py_could_not_send_on_costs_no_attempt(tmp_path: Path) -> None:
+    async def scene(stage: Scene, server: RawServer) -> None:
+        async with HookHost(stage) as host:
+            probes, host.unsent = server.accepted, 5
+            assert (await stage.end(stage.submit(hosted=True))).body == b"hosted"
+            assert server.accepted >= probes + 5, "the model server was looked at each time"
+            host.unsent = 3
+            once = stage.submit(hosted=True, redeliver=False)
+            assert (await stage.end(once)).body == b"hosted"
         await stage.settled()
 
     play_hosted(tmp_path, scene)
