@@ -56,8 +56,7 @@ class Connection(Sender):
 
     def __init__(self, shared: Shared, below: asyncio.Transport | None = None) -> None:
         super().__init__(shared, below)
-        new = functools.partial(Exchange, connection=self)
-        self._framer = Framer(shared.limits, new, shared.known)
+        self._framer = Framer(shared.limits, functools.partial(Exchange, self), shared.known)
         #: The accepted exchange whose answer has not ended.
         self._exchange: Exchange | None = None
         self._asked = False  #: it has carried a request

@@ -42,17 +42,22 @@ class Application(Protocol):
         """The client left after ``on_request`` and before its answer ended."""
 
 
-class Exchange(Request, eq=False, kw_only=True):
+class Exchange(Request):
     """One request and its answer.
 
     ``arrived_at`` is the monotonic time of its head; ``context`` belongs to the application.
     """
 
-    connection: Connection
-    arrived_at: float = 0.0
-    context: Any = None
-    _phase: int = _WAITING
-    _left: int = 0
+    # no msgspec.Struct: what is set after it was made is set slowly there
+    __slots__ = ("_left", "_phase", "arrived_at", "connection", "context")
+
+    def __init__(self, connection: Connection) -> None:
+        Request.__init__(self)  # not super(): this runs once per request
+        self.connection = connection
+        self.arrived_at = 0.0
+        self.context: Any = None
+        self._phase = _WAITING
+        self._left = 0
 
     @property
     def begun(self) -> bool:

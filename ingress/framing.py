@@ -153,8 +153,8 @@ class Framer(Generic[R]):
             end = data.find(_HEAD_END, start)
             stop = end + 4 if end >= 0 else size
         piece = data if stop - start == size else data[start:stop]
-        if fresh and end >= 0 and (found := self._known.find(piece)) is not None:
-            self._recall(*found, len(piece))
+        if fresh and end >= 0 and (known := self._known.find(piece)) is not None:
+            self._recall(known, len(piece))
             return stop
         try:
             self._parser.feed_data(piece)
@@ -185,32 +185,28 @@ class Framer(Generic[R]):
             return False
         stop = data.find(_HEAD_END) + 4
         size = len(data) - stop
-        found = self._known.find(data[:stop]) if 0 < size < SOFT_LARGE_BYTES else None
-        if found is None or int(found[1]) != size or size > self._limits.body_bytes:
+        known = self._known.find(data[:stop]) if 0 < size < SOFT_LARGE_BYTES else None
+        if known is None or known.content_length != size or size > self._limits.body_bytes:
             return False
         self.begun = True
-        self._recall(*found, stop)
+        self._recall(known, stop)
         self.request.body = data[stop:]
         self.body_bytes = size
         return True
 
-    def _recall(self, known: Known, digits: bytes, head_bytes: int) -> None:
-        """The head is one that was read before, but for the length of its body."""
+    def _recall(self, known: Known, head_bytes: int) -> None:
+        """The head is one that was read before."""
         request = self.request
         (
             request.method, request.path, request.query, request.host, request.content_type,
-            request.content_encoding, request.keep_alive, request.http10, headers, length_at,
+            request.content_encoding, request.keep_alive, request.http10, size, request.headers,
         ) = known  # fmt: skip
-        if headers[length_at][1] != digits:
-            headers = headers.copy()
-            headers[length_at] = (b"content-length", digits)
-        request.headers = headers
         self._recalled = True
         self.head_bytes = head_bytes
-        request.content_length = size = int(digits)
+        request.content_length = size
+        request.has_body = size > 0
         if size > self._limits.body_bytes:
             raise too_large(self._limits.body_bytes)
-        request.has_body = size > 0
 
     def _learn(self, head: bytes) -> None:
         """It came in one piece. Whether its size is within bounds must not hang on the digits."""
@@ -218,13 +214,12 @@ class Framer(Generic[R]):
         odd = request.chunked or self._expect or self._upgraded
         if request.content_length < 0 or odd or len(head) + MAX_DIGITS > self._header_bytes:
             return
-        headers = request.headers.copy()
         known = Known(
             request.method, request.path, request.query, request.host, request.content_type,
-            request.content_encoding, request.keep_alive, request.http10, headers,
-            [name for name, _ in headers].index(b"content-length"),
+            request.content_encoding, request.keep_alive, request.http10, request.content_length,
+            request.headers,
         )  # fmt: skip
-        self._known.learn(head, known, request.content_length)
+        self._known.learn(head, known)
 
     def _check_head_size(self, complete: bool) -> None:
         limits = self._limits

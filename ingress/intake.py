@@ -60,12 +60,13 @@ class Intake:
 
     def begin(self, holder: Holder, framer: Framer[Exchange]) -> None:
         """A body follows the head that was read: give it its room. Raises Problem (memory)."""
-        size = framer.request.content_length
+        size, head = framer.request.content_length, framer.head_bytes
+        held = head if head > SMALL_HEAD_BYTES else 0
         if size >= SOFT_LARGE_BYTES and self.budget.large(size):
             self._to_disk(framer, size)
-            self.count(holder, _large_head(framer))
-        else:
-            self.count(holder, _large_head(framer) + max(size, 0))
+        elif size > 0:
+            held += size
+        self.count(holder, held)
 
     def grow(self, holder: Holder, framer: Framer[Exchange]) -> None:
         """More of a body in chunks has come. Raises Problem (memory)."""

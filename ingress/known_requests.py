@@ -4,8 +4,8 @@ length of the body.
 Law: a head is what reading it anew would give. Only those are kept that llhttp read in one piece,
 with one length in plain digits and nothing in them that changes how the rest is read (chunks,
 expectations, upgrades); digits in place of those digits cannot change how the other bytes are read.
-Bounds: ``MAX_HEADS`` heads of ``MAX_BYTES``. A head may hold a client's key: it is looked up by a
-hash, as a whole, and leaves this room only into the request that came with it.
+Bounds: twice ``MAX_HEADS`` heads of ``MAX_BYTES``. A head may hold a client's key: it is looked up
+by a hash, as a whole, and leaves this room only into the request that came with it.
 
 Not known here: sockets, bodies, and how a head is read.
 """
@@ -23,7 +23,7 @@ _NAME_BYTES = len(_NAMES[0])
 
 
 class Known(NamedTuple):
-    """What a head says, without the length of its body; the names are those of ``Request``."""
+    """What a head says; the names are those of ``Request``."""
 
     method: bytes
     path: bytes
@@ -33,30 +33,41 @@ class Known(NamedTuple):
     content_encoding: bytes
     keep_alive: bool
     http10: bool
-    headers: list[tuple[bytes, bytes]]  #: with the length that it was read with …
-    length_at: int  #: … which stands here
+    content_length: int
+    headers: list[tuple[bytes, bytes]]
 
 
 class KnownRequests:
     """Those of one server."""
 
-    __slots__ = ("_heads",)
+    __slots__ = ("_heads", "_latest")
 
     def __init__(self) -> None:
+        #: by what they are without the digits of their length
         self._heads: dict[bytes, Known] = {}
+        #: by all of it, to find those at once that come again and again
+        self._latest: dict[bytes, Known] = {}
 
-    def find(self, head: bytes) -> tuple[Known, bytes] | None:
-        """What a complete head says, and the digits of its length."""
+    def find(self, head: bytes) -> Known | None:
+        """What a complete head says."""
+        return self._latest.get(head) or self._with_its_length(head)
+
+    def _with_its_length(self, head: bytes) -> Known | None:
         key, digits = _cut(head)
         known = self._heads.get(key)
         if known is None or not digits.isdigit() or len(digits) > MAX_DIGITS:
             return None
-        return known, digits
+        lines = [(name, digits if name == b"content-length" else it) for name, it in known.headers]
+        known = known._replace(content_length=int(digits), headers=lines)
+        if len(self._latest) >= MAX_HEADS:
+            self._latest.clear()
+        self._latest[head] = known
+        return known
 
-    def learn(self, head: bytes, known: Known, content_length: int) -> None:
+    def learn(self, head: bytes, known: Known) -> None:
         """This head was read so."""
         key, digits = _cut(head)
-        if digits != b"%d" % content_length or len(head) > MAX_BYTES:
+        if digits != b"%d" % known.content_length or len(head) > MAX_BYTES:
             return
         if len(self._heads) >= MAX_HEADS:
             self._heads.clear()

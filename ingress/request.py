@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import mmap
 
-import msgspec
-
 from ingress.spool import SpoolFile
 
 
-class Request(msgspec.Struct, eq=False):
+class Request:
     """One request as it was received.
 
     ``headers`` are (lowercased name, value) pairs in their order, never changed in place;
@@ -17,23 +15,24 @@ class Request(msgspec.Struct, eq=False):
     head, ``keep_alive`` whether the connection may serve another request.
     """
 
-    method: bytes = b""
-    path: bytes = b""
-    query: bytes = b""
-    headers: list[tuple[bytes, bytes]] = []
-    host: bytes | None = None
-    #: of the first such line, the second in lower case; empty: there is none
-    content_encoding: bytes = b""
-    content_type: bytes = b""
-    content_length: int = -1
-    chunked: bool = False
-    expects_continue: bool = False
-    has_body: bool = False
-    http10: bool = False
-    keep_alive: bool = True
-    body: bytes | mmap.mmap = b""
-    #: What holds the body in place of memory; the connection that it came on removes it.
-    file: SpoolFile | None = None
+    __slots__ = (
+        "body", "chunked", "content_encoding", "content_length", "content_type",
+        "expects_continue", "file", "has_body", "headers", "host", "http10", "keep_alive",
+        "method", "path", "query",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.method = self.path = self.query = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.host: bytes | None = None
+        #: of the first such line, the second in lower case; empty: there is none
+        self.content_encoding = self.content_type = b""
+        self.content_length = -1
+        self.chunked = self.expects_continue = self.has_body = self.http10 = False
+        self.keep_alive = True
+        self.body: bytes | mmap.mmap = b""
+        #: What holds the body in place of memory; the connection that it came on removes it.
+        self.file: SpoolFile | None = None
 
     def header(self, name: bytes) -> bytes | None:
         """The first header called ``name`` (lowercase), or None."""

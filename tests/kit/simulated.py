@@ -301,8 +301,10 @@ class ModelServer:
 # ------------------------------------------------------------------ the clients
 
 
-class Watched(Exchange, eq=False):
+class Watched(Exchange):
     """An exchange that nobody may speak to after its end."""
+
+    __slots__ = ()
 
     def respond(self, status: int, headers: bytes, body: bytes | memoryview = b"") -> None:
         assert not self.ended, "a second answer"
@@ -345,7 +347,7 @@ class Client:
         self.gone = False
         self.writable = True
         self.refused = ""
-        self.exchange = exchange = Watched(connection=self)  # type: ignore[arg-type]
+        self.exchange = exchange = Watched(self)  # type: ignore[arg-type]
         exchange.method = b"POST"
         exchange.path = path
         exchange.body = body
