@@ -1,0 +1,56 @@
+"""The worker beside its peers and its goals, in one run.
+
+    python -m tests.bench [--only unary,streams,…] [--rounds N] [--seconds S] [--json FILE]
+
+Needs `nginx` and `wrk` (the distribution's packages); the public PyWorker takes part where `vastai`
+is installed. Everything takes turns, and medians are compared; the ratios are what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.bench import bodies, footprint, streams, unary
+from tests.bench.table import Row, show
+
+SECTIONS: dict[str, Callable[[int, float], Iterator[Row]]] = {
+    "unary": unary.measure,
+    "streams": streams.measure,
+    "bodies": bodies.measure,
+    "footprint": footprint.measure,
+}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, comma-separated")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each run of wrk")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
+    args = parser.parse_args()
+    wanted = args.only.split(",")
+    if unknown := set(wanted) - SECTIONS.keys():
+        parser.error(f"no such section: {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    before = os.getloadavg()[0]
+    rows = [row for name in wanted for row in SECTIONS[name](args.rounds, args.seconds)]
+    show(rows)
+    if args.json:
+        machine = {
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "load_average_before": before,
+        }
+        document = {"machine": machine, "rows": [row.as_json() for row in rows]}
+        args.json.write_text(json.dumps(document, indent=1))
+
+
+if __name__ == "__main__":
+    main()

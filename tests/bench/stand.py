@@ -1,0 +1,189 @@
+"""What is measured side by side, started and stopped together: nginx as a model server that answers
+at once, the demo model, which streams; nginx as a proxy, the worker, and the public PyWorker in
+front of either.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from supervisor.ports import free_port
+from tests.interop.peer import the_peer
+from tests.kit.recording_engine import RecordingEngine
+from tests.kit.wait import wait_until
+from tests.kit.worker import Worker, get_json, running
+
+ROUTE = "/v1/completions"
+PAYLOAD = {"model": "m", "prompt": "hello world, how are you", "max_tokens": 64}
+ANSWER = '{"id":"cmpl-1","choices":[{"text":"hello world","index":0}]}'
+
+_NGINX = """
+worker_processes 1; daemon off; pid %(dir)s/nginx.pid; error_log stderr crit;
+events { worker_connections 8192; }
+http {
+  access_log off; keepalive_requests 100000000; client_max_body_size 0;
+  client_body_temp_path %(dir)s/body; proxy_temp_path %(dir)s/proxy;
+  fastcgi_temp_path %(dir)s/f; uwsgi_temp_path %(dir)s/u; scgi_temp_path %(dir)s/s;
+  default_type application/json;
+  %(more)s
+}
+"""
+_MODEL = """
+  server {
+    listen 127.0.0.1:%(port)d backlog=8192; root %(dir)s;
+    location /health { return 200 ok; }
+    location /files/ { error_page 405 =200 $uri; }
+    location / { return 200 '%(answer)s'; }
+  }
+"""
+_PROXY = """
+  upstream model { server 127.0.0.1:%(model)d; keepalive 1024; }
+  server {
+    listen 127.0.0.1:%(port)d backlog=8192;
+    location / { proxy_pass http://model; proxy_http_version 1.1; proxy_buffering off;
+      proxy_set_header Connection ""; }
+  }
+"""
+_PEER = """
+from vastai import Worker, WorkerConfig, HandlerConfig, BenchmarkConfig, LogActionConfig
+
+def handler(route, **more):
+    return HandlerConfig(
+        route, allow_parallel_requests=True, max_queue_time=None,
+        workload_calculator=lambda payload: payload.get("max_tokens", 10), **more)
+
+Worker(WorkerConfig(
+    model_server_url="http://127.0.0.1", model_server_port=%(model)d, model_log_file="%(log)s",
+    model_healthcheck_url="/health",
+    handlers=[
+        handler("/v1/completions",
+                benchmark_config=BenchmarkConfig(dataset=[{"max_tokens": 2}], runs=1)),
+        *(handler(f"/files/{size}") for size in (1_000, 1_000_000, 10_000_000)),
+    ],
+    log_action_config=LogActionConfig(on_load=["READY"]),
+)).run()
+"""
+_ROUTES = "".join(
+    f'[[route]]\npath = "{path}"\nworkload = {{ field = "max_tokens", default = 10 }}\n'
+    "max_queue_time_s = inf\n"
+    for path in (ROUTE, *(f"/files/{size}" for size in (1_000, 1_000_000, 10_000_000)))
+)
+#: takes one request at a time, and lets the others wait
+_HELD = """
+[[route]]
+path = "/held"
+upstream = "/v1/completions"
+concurrency = 1
+max_queue_time_s = inf
+"""
+
+
+@dataclass
+class Stand:
+    """Those that run."""
+
+    worker: Worker
+    #: where each is asked, and what it asks for besides the payload
+    urls: dict[str, str] = field(default_factory=dict)
+    auths: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def body(self, name: str, payload: dict[str, Any]) -> bytes:
+        """A request for ``name``; the same bytes, but for signatures, for all."""
+        return json.dumps({"auth_data": self.auths[name], "payload": payload}).encode()
+
+    def processes(self) -> dict[str, int]:
+        """The worker's own processes, by name: pid."""
+        found = {"supervisor": self.worker.process.pid}
+        for name in ("ingress-0", "backend_adapter", "reporter"):
+            found[name] = self.worker.pid(name)
+        return found
+
+
+def have_peer() -> bool:
+    """The public PyWorker is installed."""
+    return importlib.util.find_spec("vastai") is not None
+
+
+@contextmanager
+def static(directory: Path, files: tuple[int, ...] = ()) -> Iterator[Stand]:
+    """In front of nginx, which answers at once."""
+    directory.chmod(0o711)  # nginx writes its own spool as another user
+    port = free_port("127.0.0.1")
+    (directory / "files").mkdir()
+    for size in files:
+        (directory / "files" / str(size)).write_bytes(bytes(size))
+    with _nginx(directory / "model", _MODEL % {"port": port, "dir": directory, "answer": ANSWER}):
+        toml = f'[model]\nurl = "http://127.0.0.1:{port}"\nhealth = "/health"\n'
+        with (
+            running(directory, toml=toml, routes=_ROUTES + _HELD) as worker,
+            _beside(worker, port) as stand,
+        ):
+            yield stand
+
+
+@contextmanager
+def streaming(
+    directory: Path, tokens_per_s: float = 0.0, settings: tuple[str, ...] = ()
+) -> Iterator[Stand]:
+    """In front of the demo model, which streams as fast as it can, or at this pace."""
+    pace = ("--tokens-per-second", str(tokens_per_s)) if tokens_per_s else ()
+    flags = ("--slots", "20000", *pace)
+    with (
+        running(directory, model_flags=flags, routes=_ROUTES + _HELD, settings=settings) as worker,
+        _beside(worker, worker.model_port) as stand,
+    ):
+        yield stand
+
+
+def settle(stand: Stand) -> None:
+    """Wait until the demo model runs nothing."""
+    url = f"http://127.0.0.1:{stand.worker.model_port}/demo/stats"
+    wait_until(lambda: get_json(url)["running"] == 0, 60.0, "the model to run nothing")
+
+
+@contextmanager
+def _beside(worker: Worker, model: int) -> Iterator[Stand]:
+    """The others, in front of the same model server."""
+    stand, directory, proxy = Stand(worker), worker.directory, free_port("127.0.0.1")
+    with ExitStack() as stack:
+        stack.enter_context(_nginx(directory / "proxy", _PROXY % {"port": proxy, "model": model}))
+        stand.urls = {
+            "straight": f"http://127.0.0.1:{model}",
+            "nginx": f"http://127.0.0.1:{proxy}",
+            "worker": worker.url,
+        }
+        stand.auths = dict.fromkeys(stand.urls, worker.auth())
+        if have_peer():
+            log, script = directory / "model.log", directory / "peer.py"
+            log.write_text("READY\n")
+            script.write_text(_PEER % {"model": model, "log": log})
+            engine = stack.enter_context(RecordingEngine())
+            port = stack.enter_context(the_peer(directory / "peer", script, engine.url))
+            stand.urls["pyworker"] = f"http://127.0.0.1:{port}"
+            stand.auths["pyworker"] = engine.auth(stand.urls["pyworker"], 1)
+        yield stand
+
+
+@contextmanager
+def _nginx(directory: Path, more: str) -> Iterator[None]:
+    program = shutil.which("nginx")
+    if program is None:
+        raise SystemExit("needs nginx: install the distribution's package")
+    directory.mkdir()
+    directory.chmod(0o711)
+    conf = directory / "nginx.conf"
+    conf.write_text(_NGINX % {"dir": directory, "more": more})
+    with subprocess.Popen([program, "-c", str(conf)]) as process:
+        try:
+            wait_until((directory / "nginx.pid").exists, what="nginx to start")
+            yield
+        finally:
+            process.terminate()
