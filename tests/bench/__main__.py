@@ -15,7 +15,7 @@ import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench import bodies, footprint, streams, unary
+from tests.bench import bodies, footprint, restarts, streams, unary
 from tests.bench.table import Row, show
 
 SECTIONS: dict[str, Callable[[int, float], Iterator[Row]]] = {
@@ -23,6 +23,7 @@ SECTIONS: dict[str, Callable[[int, float], Iterator[Row]]] = {
     "streams": streams.measure,
     "bodies": bodies.measure,
     "footprint": footprint.measure,
+    "restarts": restarts.measure,
 }
 
 

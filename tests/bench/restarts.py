@@ -22,11 +22,13 @@ import statistics
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
+from tests.bench.table import Goal, Row
 from tests.kit.load import Load
 from tests.kit.wait import wait_until
 from tests.kit.worker import Worker, running
@@ -93,11 +95,9 @@ async def kill_under_load(
         return figures, await load.outcomes()
 
 
-def main(rounds: int) -> None:
+def measured(rounds: int) -> dict[str, Any]:
     """Kill everything in turn, ``rounds`` times."""
-    figures: dict[str, Any] = {
-        "rounds": rounds, "model_load_s": LOAD_S, "load_average": os.getloadavg()[0]
-    }  # fmt: skip
+    figures: dict[str, Any] = {}
     with (
         tempfile.TemporaryDirectory() as directory,
         running(
@@ -116,8 +116,16 @@ def main(rounds: int) -> None:
                 outcomes += became
             figures[name] = {what: _spread([each[what] for each in times]) for what in times[0]}
             figures[name]["outcomes"] = dict(outcomes)
-    figures["load_average_after"] = os.getloadavg()[0]
-    print(json.dumps(figures, indent=1))
+    return figures
+
+
+def measure(rounds: int, seconds: float) -> Iterator[Row]:
+    """As rows of the table of all measurements."""
+    for name, found in measured(rounds).items():
+        goals = [Goal(0.1, False)]
+        yield Row(f"kill → respawn, {name}", "s", {"worker": found["respawn"]["median"]}, goals)
+        what = "beyond_load" if "beyond_load" in found else "served"
+        yield Row(f"kill → next answer, {name}", "s", {"worker": found[what]["median"]})
 
 
 def _spread(values: list[float]) -> dict[str, float]:
@@ -132,4 +140,6 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("rounds", nargs="?", type=int, default=20, help="kills of each process")
-    main(parser.parse_args().rounds)
+    many = parser.parse_args().rounds
+    about = {"rounds": many, "model_load_s": LOAD_S, "load_average": os.getloadavg()[0]}
+    print(json.dumps({**about, **measured(many)}, indent=1))
