@@ -15,8 +15,10 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from contextlib import suppress
 
 from ingress.connection import Connection
+from ingress.deaf_port import deafen
 from ingress.errors import ErrorKind
 from ingress.exchange import Application, Exchange
 from ingress.greeting import Greeting
@@ -155,6 +157,10 @@ class Server:
         """
         shared = self._shared
         shared.draining = True
+        if self._listener is not None:
+            for listener in self._listener.sockets:
+                with suppress(OSError):
+                    deafen(listener)
         await self._hear()
         if self._listener is not None:
             self._listener.close()

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from ingress.deaf_port import deafen
 from ingress.errors import KINDS, ErrorKind, Problem
 from ingress.http import Exchange, Server
 from ingress.patience import PIPELINE_S
@@ -943,6 +944,16 @@ def test_who_has_asked_before_the_drain_is_answered() -> None:
             await rig.connect()
 
     serve(scenario)
+
+
+def test_a_port_that_is_about_to_close_hears_no_new_client_and_keeps_those_it_has_heard() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        heard = socket.create_connection(listener.getsockname(), DEADLINE_S)
+        deafen(listener)
+        with heard, pytest.raises(TimeoutError):
+            socket.create_connection(listener.getsockname(), 0.3)
+        accepted, _ = listener.accept()
+        accepted.close()
 
 
 def test_drain_gives_up_at_its_deadline() -> None:
