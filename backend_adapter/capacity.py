@@ -31,6 +31,8 @@ MIN_BUSY_S = 1.0
 SUSTAINED_S = 10.0
 #: The latest pieces of work, whose medians say what is usual: few of them can not move those.
 REMEMBERED = 15
+#: Pieces that are judged at once, by the same medians: fewer than could move those.
+JUDGED = REMEMBERED // 2
 #: As many usual ones one piece may count for.
 OUTLIER = 10.0
 #: Ended pieces of work that wait to be counted at most, and busy seconds that they do.
@@ -122,20 +124,31 @@ class Capacity:
         self._recent_work *= 1 - faded
         self._recent_s = self._recent_s * (1 - faded) + _TIME_CONSTANT_S * faded
         if self._finished >= MIN_REQUESTS:
-            for workload, took_s, _ in self._noted[-REMEMBERED:]:
-                self._sizes.append(workload)
-                if took_s > 0:
-                    self._paces.append(workload / took_s)
-            size, pace = _median(self._sizes), _median(self._paces)
-            for work, seconds, busy_s in self._noted:
-                share = seconds / _TIME_CONSTANT_S
-                usual = min(work, OUTLIER * max(size, pace * seconds))
-                spread = -math.expm1(-share) / share if share > 0 else 1.0
-                ago_s = self._busy_s - busy_s
-                self._recent_work += usual * spread * math.exp(-ago_s / _TIME_CONSTANT_S)
+            if not self._sizes:
+                self._remember(self._noted[:REMEMBERED])
+            for start in range(0, len(self._noted), JUDGED):
+                pieces = self._noted[start : start + JUDGED]
+                self._judge(pieces)
+                self._remember(pieces)
             self._noted.clear()
         if self._sustained:
             self._best = max(self._best, self._rate())
+
+    def _judge(self, pieces: list[tuple[float, float, float]]) -> None:
+        """Add them up, each by what was usual before it."""
+        size, pace = _median(self._sizes), _median(self._paces)
+        for work, seconds, busy_s in pieces:
+            share = seconds / _TIME_CONSTANT_S
+            usual = min(work, OUTLIER * max(size, pace * seconds))
+            spread = -math.expm1(-share) / share if share > 0 else 1.0
+            ago_s = self._busy_s - busy_s
+            self._recent_work += usual * spread * math.exp(-ago_s / _TIME_CONSTANT_S)
+
+    def _remember(self, pieces: list[tuple[float, float, float]]) -> None:
+        for work, seconds, _ in pieces:
+            self._sizes.append(work)
+            if seconds > 0:
+                self._paces.append(work / seconds)
 
     def _rate(self) -> float:
         return self._recent_work / self._recent_s

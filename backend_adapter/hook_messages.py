@@ -23,6 +23,14 @@ TICKET_HEADER = "x-lighterman-ticket"
 #: Header of an answer, with status 503: the model server behind the worker.py takes no connections,
 #: so the job did not reach it.
 UNSENT_HEADER = "x-lighterman-unsent"
+_UNSENT_LINE = f"{UNSENT_HEADER}: 1\r\n".encode()
+AWAY = "the model server behind worker.py takes no connections"
+
+
+def is_unsent(status: int, headers: bytes) -> bool:
+    """Whether the head of a hosted job's response is that word, and no answer."""
+    return status == 503 and _UNSENT_LINE in headers
+
 
 # --------------------------------------------------------------------- ingress, adapter → hooks
 

@@ -44,6 +44,7 @@ class Job:
         "size_bytes",
         "state",
         "submit",
+        "turned_back",
         "waited_s",
     )
 
@@ -55,6 +56,7 @@ class Job:
         self.size_bytes = len(submit.body)
         self.order = 0  #: arrival number over all lanes
         self.attempts = 0  #: times that it was sent in vain, silent ones included
+        self.turned_back = 0  #: times that the model server behind a hosted job was away
         #: it may be sent once more behind the queue's back, where a kept connection turns out to
         #: have been closed; said at each dispatch
         self.resend = False

@@ -55,7 +55,7 @@ class Lane:
 
     @property
     def full(self) -> bool:
-        return self.limit != 0 and self.running >= self.limit
+        return 0 < self.limit <= self.running
 
 
 class Lanes:
@@ -95,7 +95,7 @@ class Lanes:
                 self._offer(lane.lines[True])
 
     def join(self, job: Job) -> None:
-        """Assign a new job to its lane, which is made on demand. ``put`` comes next."""
+        """Assign a new job to its lane, made on demand. ``start_at_once`` or ``put`` comes next."""
         name, limit = job.submit.lane, job.submit.lane_limit
         lane = self._lanes.get(name)
         if lane is None:

@@ -4,6 +4,9 @@ A server that refuses a body often answers from the request's head, and closes w
 rest: the kernel then resets the connection, and whoever is sending finds that out before it reads.
 The answer lies in the kernel all the same, and is had through a second descriptor of the socket.
 
+Whether it closed in order or broke off can not be told from there: the failed sending has taken the
+error with it. So a response is complete only where its own framing says so.
+
 Law: after ``close`` the descriptor is gone; while it is open, so is the connection. Not known here:
 HTTP, and what the words mean.
 """
@@ -12,12 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 
-#: Bytes that are read of them at most: a refusal is short.
-MAX_BYTES = 2**20
-_PIECE_BYTES = 65_536
+#: Bytes that are read of them: a refusal is short.
+MAX_BYTES = 65_536
 
 
 class LastWords:
@@ -32,18 +33,12 @@ class LastWords:
             with suppress(OSError):  # no descriptor to spare: then they may be missed
                 self._fd = os.dup(used.fileno())
 
-    def read(self) -> Iterator[bytes]:
-        """What lies there, in pieces; the last one is empty where the server closed in order."""
-        left = MAX_BYTES
-        while self._fd >= 0 and left > 0:
-            try:
-                piece = os.read(self._fd, min(_PIECE_BYTES, left))
-            except OSError:  # nothing more, or the reset
-                return
-            left -= len(piece)
-            yield piece
-            if not piece:
-                return
+    def read(self) -> bytes:
+        """What lies there; empty: nothing."""
+        if self._fd >= 0:
+            with suppress(OSError):
+                return os.read(self._fd, MAX_BYTES)
+        return b""
 
     def close(self) -> None:
         """Let go of the connection."""

@@ -15,6 +15,7 @@ import msgspec
 
 from backend_adapter.benchmark import Benchmark, Done, Failed, SendBatch
 from backend_adapter.benchmark import Command as Planned
+from backend_adapter.hook_messages import AWAY, is_unsent
 from backend_adapter.model_client import ModelClient
 from backend_adapter.model_request import Request, Sink
 from backend_adapter.response_headers import ResponseHead
@@ -25,7 +26,7 @@ from supervisor.settings import BenchmarkSettings, RouteSettings
 class _Probe(Sink):
     """The sink of one benchmark request: only how it ended matters."""
 
-    __slots__ = ("_done", "_status", "client", "request", "workload")
+    __slots__ = ("_away", "_done", "_status", "client", "request", "workload")
 
     def __init__(
         self,
@@ -37,18 +38,23 @@ class _Probe(Sink):
         self.client = client
         self._done = done
         self._status = 0
+        self._away = False
         self.workload = payload.workload
         self.request = Request("POST", path, payload.headers, payload.body, self)
 
     def on_head(self, head: ResponseHead) -> None:
         """Keep the status."""
         self._status = head.status
+        self._away = is_unsent(head.status, head.headers)
 
     def on_body(self, data: bytes) -> None:
         """The text does not matter."""
 
     def on_end(self) -> None:
         """Only a 2xx is a success: a fast error must not look like a fast worker."""
+        if self._away:
+            self._done(self, AWAY)
+            return
         good = 200 <= self._status < 300
         self._done(self, "" if good else f"the model server answered {self._status}")
 

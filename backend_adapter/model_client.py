@@ -2,7 +2,7 @@
 
 Law: a request that ends at once on a connection that had long been idle, before any response byte
 came, was, as far as anyone can tell, sent to a closed one; it is sent again on a new one, once, and
-nobody is told unless that ends so, too: then it counts as sent twice (``tires``). Everything else
+nobody is told unless that ends so, too: then it counts as sent twice. Everything else
 that goes wrong is told at once, and what to do about it is the queue's decision.
 
 The most recently used connection is used next, so that the others may age and be closed by the
@@ -103,9 +103,10 @@ class ModelClient:
         self._heads: dict[tuple[str, str, bytes], tuple[bytes, bytes]] = {}
         self.known_heads = KnownHeads()
         self._timer = loop.call_later(SWEEP_S, self._sweep)
-        #: It may close a kept connection because it has tired of it: try another one before anybody
-        #: is told. False: where it closes one, it is dying.
-        self.tires = True
+        #: It is the process that holds a worker.py. That closes no kept connection while it lives,
+        #: so none is tried again before anybody is told; and no two of its requests' heads are the
+        #: same, or free of what only their clients should know.
+        self.hosted = False
         self.opened = 0  #: connections that were established
         self.reused = 0  #: requests that found one
         self.progress_at = 0.0  #: monotonic time of the last byte of any job's response; 0: never
@@ -146,7 +147,7 @@ class ModelClient:
         head = self._heads.get(key)
         if head is None:
             head = _request_head(self._endpoint, *key)
-            if len(request.headers) <= _CACHED_BYTES:
+            if len(request.headers) <= _CACHED_BYTES and not self.hosted:
                 if len(self._heads) >= _CACHED_HEADS:
                     self._heads.clear()
                 self._heads[key] = head
@@ -155,7 +156,7 @@ class ModelClient:
             connection = self._idle.pop()
             if connection.usable:
                 self.reused += 1
-                connection.reused = self.tires
+                connection.reused = not self.hosted
                 self._active.add(connection)
                 connection.start(request)
                 return

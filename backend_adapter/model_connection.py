@@ -249,11 +249,9 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._last_words is not None and self._head is None:
-            for piece in self._last_words.read():
-                if piece:
-                    self.data_received(piece)
-                else:
-                    self._broke_off("the model server closed the connection", eof=True)
+            words = self._last_words.read()
+            if words:
+                self.data_received(words)
         self._parser = None  # it refers back to us
         reason = f": {exc}" if exc is not None else ""
         self._broke_off(f"the connection to the model server broke{reason}")

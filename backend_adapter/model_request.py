@@ -6,6 +6,7 @@ not know what the request is about.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, Protocol
 
 from backend_adapter.messages import FilePart
@@ -17,12 +18,15 @@ class Sink(Protocol):
 
     __slots__ = ()
 
+    @abstractmethod
     def on_head(self, head: ResponseHead) -> None:
         """The response has begun."""
 
+    @abstractmethod
     def on_body(self, data: bytes) -> None:
         """The next bytes of its body, never empty."""
 
+    @abstractmethod
     def on_end(self) -> None:
         """It is complete."""
 
@@ -33,6 +37,7 @@ class Sink(Protocol):
             self.on_body(body)
         self.on_end()
 
+    @abstractmethod
     def on_lost(self, sent: int, reason: str) -> None:
         """The connection broke before the response began.
 
@@ -40,6 +45,7 @@ class Sink(Protocol):
         reached the model server.
         """
 
+    @abstractmethod
     def on_broken(self, kind: str, message: str) -> None:
         """It cannot be completed. ``kind``: ``model_failed`` or ``model_timeout``."""
 

@@ -26,6 +26,8 @@ from backend_adapter.refusals import MIN_RETRY_S
 from reporter.messages import Totals
 
 NOTHING: Sequence[Command] = ()
+#: A hosted job that comes back more often may have reached a model server all the same.
+MAX_TURNED_BACK = 3
 
 
 class Queue:
@@ -130,6 +132,9 @@ class Queue:
         job = self._running_job(key, "lost")
         if job is None:
             return NOTHING
+        if behind:
+            job.turned_back += 1
+            sent = sent or int(job.turned_back > MAX_TURNED_BACK)
         if sent:
             job.attempts += sent
         elif job.submit.hosted and not behind:
@@ -289,14 +294,9 @@ class Queue:
         if self._hosted_failed and submit.hosted:
             return refusals.hooks_down(job, self._hosted_failed)
         if self._lanes.waiting >= self._max_jobs:
-            text = f"{self.waiting} requests wait already, which is the most that may; retry later"
-            return self._queue_full(job, text)
+            return self._queue_full(job, refusals.all_places_taken(self.waiting))
         if self.held_bytes + job.size_bytes > self._max_bytes:
-            text = (
-                f"queued bodies hold {self.held_bytes} of {self._max_bytes} bytes, which leaves no"
-                f" room for {job.size_bytes} more; retry later"
-            )
-            return self._queue_full(job, text)
+            return self._queue_full(job, refusals.no_room(job, self.held_bytes, self._max_bytes))
         allowed_s = submit.max_queue_time_s
         wait_s = self.outstanding / self._max_perf if self._max_perf > 0 else 0.0
         if wait_s > allowed_s or (allowed_s == 0 and self._jobs):

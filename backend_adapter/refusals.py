@@ -10,6 +10,19 @@ from backend_adapter.jobs import Job, Reject
 MIN_RETRY_S = 1.0  #: shortest Retry-After that is given where one is given at all
 
 
+def all_places_taken(waiting: int) -> str:
+    """So many wait."""
+    return f"{waiting} requests wait already, which is the most that may; retry later"
+
+
+def no_room(job: Job, held_bytes: int, max_bytes: int) -> str:
+    """Its body is too large for what the others leave."""
+    return (
+        f"queued bodies hold {held_bytes} of {max_bytes} bytes, which leaves no room for"
+        f" {job.size_bytes} more; retry later"
+    )
+
+
 def draining(job: Job) -> Reject:
     """The worker stops."""
     return Reject(job, "draining", "the worker is stopping; send the request elsewhere")

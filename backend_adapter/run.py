@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from backend_adapter.hook_messages import UNSENT_HEADER
+from backend_adapter.hook_messages import AWAY, is_unsent
 from backend_adapter.jobs import Job
 from backend_adapter.messages import Answer, Chunk, End, FromAdapter, Head
 from backend_adapter.model_request import Request, Sink
@@ -23,7 +23,6 @@ GATHER_BYTES = 65_536
 #: hold no slot. Further ones keep theirs until they are delivered: else they would be without end.
 MAX_LEAVING = 128
 _SERVER = "the model server"
-_UNSENT = f"{UNSENT_HEADER}: 1\r\n".encode()
 
 
 class Sender(Protocol):
@@ -172,10 +171,10 @@ class Run(Sink):
 
     def _is_unsent(self, head: ResponseHead) -> bool:
         """Whether it is no answer, but the word of the worker.py's host that it could not ask."""
-        if head.status != 503 or not self.job.submit.hosted or _UNSENT not in head.headers:
+        if not (self.job.submit.hosted and is_unsent(head.status, head.headers)):
             return False
         self.client.cancel(self.request)
-        self._owner.unsent(self, "the model server behind worker.py takes no connections")
+        self._owner.unsent(self, AWAY)
         return True
 
     def _answer(self, head: ResponseHead, body: bytes) -> None:

@@ -40,7 +40,7 @@ class ScriptLink:
         if settings.hooks.file:
             path = runtime.address(HOSTED_SOCKET).removeprefix("ipc://")
             self.hosted = client_of(f"unix://{path}")
-            self.hosted.tires = False  # its connections end with it
+            self.hosted.hosted = True
             self.samples = Samples(settings.hooks.timeout_s)
             self._watch = HostedWatch(runtime, self.hosted, owner)
             #: no other model server is behind it

@@ -290,11 +290,12 @@ class Connection(Sender):
             self._exchange = None
             shared.active -= 1
 
-    def refuse(self, problem: Problem) -> None:
+    def refuse(self, problem: Problem, counted: bool = True) -> None:
         """Answer a request that the application will never see, and close, unless it is over."""
         if self._state >= LINGER:
             return
-        self.shared.count_refused(problem.kind)
+        if counted:
+            self.shared.count_refused(problem.kind)
         lines, request = problem.header_lines(), self._framer.request
         self.send_whole(request, problem.status, lines, problem.body(), False)
         if self._exchange is not None:
@@ -347,11 +348,11 @@ class Connection(Sender):
         self._transport.abort()
 
     def leave(self, at_once: bool) -> None:
-        """The worker stops: close unless a request has begun to arrive, or refuse that, too."""
+        """The worker stops: close, or tell who has just connected, or (later) is still sending."""
         if self._state == IDLE and not self._held and self._asked:
             self.close()
-        elif self._state == IDLE or (at_once and self._state <= STORING):  # IDLE: it will ask
-            self.refuse(Problem(ErrorKind.DRAINING))
+        elif self._state == IDLE or (at_once and self._state <= STORING):
+            self.refuse(Problem(ErrorKind.DRAINING), counted=self._state != IDLE)
 
     def _linger(self) -> None:
         self._enter(LINGER)

@@ -4,8 +4,9 @@ length of the body.
 Law: a head is what reading it anew would give. Only those are kept that llhttp read in one piece,
 with one length in plain digits and nothing in them that changes how the rest is read (chunks,
 expectations, upgrades); digits in place of those digits cannot change how the other bytes are read.
-Bounds: twice ``MAX_HEADS`` heads of ``MAX_BYTES``. A head may hold a client's key: it is looked up
-by a hash, as a whole, and leaves this room only into the request that came with it.
+Bounds: twice ``MAX_HEADS`` heads of ``MAX_BYTES`` and ``MAX_LINES``, some MiB with their objects. A
+head may hold a client's key: it is looked up by a hash, as a whole, and leaves this room only into
+the request that came with it.
 
 Not known here: sockets, bodies, and how a head is read.
 """
@@ -14,8 +15,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-MAX_HEADS = 256
+MAX_HEADS = 128
 MAX_BYTES = 2048
+MAX_LINES = 32
 MAX_DIGITS = 15
 #: As clients write it; whoever writes it otherwise is read anew each time.
 _NAMES = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
@@ -67,7 +69,9 @@ class KnownRequests:
     def learn(self, head: bytes, known: Known) -> None:
         """This head was read so."""
         key, digits = _cut(head)
-        if digits != b"%d" % known.content_length or len(head) > MAX_BYTES:
+        if digits != b"%d" % known.content_length:
+            return  # written oddly, or of another line
+        if len(head) > MAX_BYTES or len(known.headers) > MAX_LINES:
             return
         if len(self._heads) >= MAX_HEADS:
             self._heads.clear()

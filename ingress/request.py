@@ -25,7 +25,7 @@ class Request:
         self.method = self.path = self.query = b""
         self.headers: list[tuple[bytes, bytes]] = []
         self.host: bytes | None = None
-        #: of the first such line, the second in lower case; empty: there is none
+        #: of the first such line that is not empty, the second in lower case; empty: there is none
         self.content_encoding = self.content_type = b""
         self.content_length = -1
         self.chunked = self.expects_continue = self.has_body = self.http10 = False

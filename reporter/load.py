@@ -8,8 +8,9 @@ Law 5, at every instant and across restarts of anyone:
   do not come within ``GAP_PATIENCE_S`` (our own state was lost), the accounts go on from there.
 - A producer's totals are the truth for sums, its events for what is open and what to deliver. Where
   the two disagree, ``drift`` counts it.
-- A producer that appears with a new epoch has died in between, and its clients' connections with
-  it: what the old epoch had open ends as Cancelled. Sums of epochs that are over live in ``base``.
+- A producer that appears with a greater epoch has died in between, and its clients' connections
+  with it: what the old epoch had open ends as Cancelled, and what else comes of that is ignored.
+  Sums of epochs that are over live in ``base``.
 - Figures of a report are differences against the last ACKNOWLEDGED report: a report that was
   lost is contained in the next one.
 
@@ -20,7 +21,6 @@ Bounds: one ledger per producer name (at most 64 ingress processes, and the adap
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -47,8 +47,6 @@ from reporter.records import (
 GAP_PATIENCE_S = 5.0
 #: Events of one producer that may be held; beyond, nobody waits any longer.
 HELD_EVENTS = 50_000
-#: Epochs that are over and whose late batches are ignored.
-RETIRED_EPOCHS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +123,6 @@ class Load:
         "_marks",
         "_next_row_id",
         "_refused",
-        "_retired",
         "drift",
         "gaps",
         "run_id",
@@ -138,7 +135,6 @@ class Load:
         self._base = Totals()
         self._marks = Marks()
         self._ledgers: dict[str, Ledger] = {}
-        self._retired: deque[tuple[str, int]] = deque(maxlen=RETIRED_EPOCHS)
         self._refused: dict[str, int] = {}
         self._next_row_id = 1
 
@@ -194,13 +190,15 @@ class Load:
         changed = Changed(self._next_row_id)
         ledger = self._ledgers.get(events.producer)
         if ledger is None or ledger.epoch != events.epoch:
-            if (events.producer, events.epoch) in self._retired:
-                return Applied(events.producer)
             if ledger is not None:
+                if events.epoch < ledger.epoch:
+                    return Applied(events.producer)  # of a process that has a successor
                 self._retire(events.producer, changed)
                 changed.changes.append(SaveBase(self._base))
             ledger = Ledger(LedgerRecord(events.producer, events.epoch, 0, Totals()))
             self._ledgers[events.producer] = ledger
+            # known from now on, also to the reporter after this one
+            changed.changes.append(SaveLedger(ledger.record))
         if events.seq <= ledger.seq:
             # Something to commit, so that no acknowledgement overtakes the commits before it.
             changed.changes.append(SaveLedger(ledger.record))
@@ -253,7 +251,6 @@ class Load:
     def _retire(self, producer: str, changed: Changed) -> None:
         """The producer's process is gone: what it had open ends as Cancelled."""
         ledger = self._ledgers.pop(producer)
-        self._retired.append((producer, ledger.epoch))
         for request in ledger.open:
             changed.add_row(request.request_idx, Outcome.CANCELLED, request.entered_at, 0.0, 0.0)
         over = msgspec.structs.replace(

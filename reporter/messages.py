@@ -74,8 +74,8 @@ class Closed(Message, frozen=True):
 class Events(Message, frozen=True, tag=1):
     """One batch of a producer's accounts, sent every 0.1 s while something changed.
 
-    ``seq`` ascends by one per batch within (producer, epoch). After every (re)connect the
-    producer sends all unacknowledged batches again, oldest first, unchanged.
+    ``epoch`` ascends with every life of the producer, ``seq`` by one per batch within it. After
+    every (re)connect the producer sends all unacknowledged batches again, oldest first, unchanged.
     """
 
     producer: str

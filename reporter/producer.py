@@ -49,7 +49,8 @@ class Producer:
         on_word: Callable[[Any], None] = lambda message: None,
         on_up: Callable[[], None] = lambda: None,
     ) -> None:
-        self.ledger = ProducerLedger(name, wire.draw_epoch())
+        # later lives have greater epochs: all processes of a machine share this clock
+        self.ledger = ProducerLedger(name, time.monotonic_ns())
         self._address = address
         self._name = name
         self._on_word = on_word

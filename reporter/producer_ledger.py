@@ -32,7 +32,7 @@ class ProducerLedger:
     """Accounts of one process life.
 
     Args:
-        producer: the process's name. epoch: random, drawn once per process.
+        producer: the process's name. epoch: greater than that of the process before it.
     """
 
     def __init__(self, producer: str, epoch: int) -> None:

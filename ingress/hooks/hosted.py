@@ -16,6 +16,7 @@ It runs on the loop that the worker.py runs on.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import math
 import os
@@ -55,6 +56,12 @@ _OF_A_CONNECTION = (
 )  # fmt: skip
 #: A hook that passes on headers and body would pass on what the body is not any more.
 _PLAIN = {"accept-encoding": "identity"}
+#: Seconds that the adapter may keep a connection without a request: it is never closed before us.
+KEPT_S = 30 * 86_400.0
+#: Errors of a connection that nobody took.
+_NOT_THERE = frozenset(
+    (errno.ECONNREFUSED, errno.ENOENT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT)
+)
 _log = logging.getLogger("hooks")
 
 
@@ -109,6 +116,7 @@ class Hosted:
             app,
             handler_cancellation=True,
             access_log=None,
+            keepalive_timeout=KEPT_S,
             max_line_size=limits.request_line_bytes + OUR_BYTES,
             # one of ours names the route, which is as long as a request line may be
             max_field_size=max(limits.header_bytes, limits.request_line_bytes) + OUR_BYTES,
@@ -119,10 +127,13 @@ class Hosted:
         await self._listen()
         self._look()
         if self._model_url.startswith("http"):
+            trace = aiohttp.TraceConfig()
+            trace.on_request_redirect.append(_on_redirect)
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),
                 cookie_jar=aiohttp.DummyCookieJar(),  # one client's are not another's
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
+                trace_configs=[trace],
             )
 
     async def _listen(self) -> None:
@@ -224,7 +235,7 @@ class Hosted:
             raise BadHook(f"response_generator returned {what}, not a web.Response")
         if answer.prepared and answer._req is not request:
             raise BadHook("response_generator returned a response that was sent before")
-        if not answer.prepared:  # copied from the model server's, they mean others
+        if not answer.prepared:  # what was copied from the model server's may not mean this one
             for name in _OF_A_CONNECTION:
                 answer.headers.popall(name, None)
         return answer
@@ -238,13 +249,14 @@ class Hosted:
         # a pattern's own path as it came: taken apart and written anew it could mean another one
         target = request.rel_url.raw_path if is_pattern(endpoint) else endpoint
         url = URL(self._model_url.rstrip("/") + target, encoded=is_pattern(endpoint))
+        asked = _Asked()
         try:
             return await self._session.post(
-                url, data=body, headers={"content-type": kind, **_PLAIN}
+                url, data=body, headers={"content-type": kind, **_PLAIN}, trace_request_ctx=asked
             )
-        except aiohttp.ClientConnectorError as error:
-            raise _Unsent(f"the model server takes no connections: {error}") from error
         except aiohttp.ClientConnectionError as error:
+            if not asked.redirected and _not_reached(error):
+                raise _Unsent(f"the model server takes no connections: {error}") from error
             raise _Lost(f"no response from the model server: {error}") from error
 
     async def _watched(self, work: Any, response: aiohttp.ClientResponse) -> Any:
@@ -305,7 +317,24 @@ class _Unsent(Exception):
 
 
 class _Lost(Exception):
-    """The model server left before it answered."""
+    """The model server left before it answered, or it is not known whether it was asked."""
+
+
+class _Asked:
+    """One request to the model server. ``redirected``: it was taken, and sent elsewhere."""
+
+    redirected = False
+
+
+async def _on_redirect(session: object, context: Any, params: object) -> None:
+    context.trace_request_ctx.redirected = True
+
+
+def _not_reached(error: aiohttp.ClientConnectionError) -> bool:
+    """It never got a connection, and that is the model server's fault, not a lack of ours."""
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return True
+    return isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno in _NOT_THERE
 
 
 def _failed(request: web.Request, problem: Problem) -> web.StreamResponse:

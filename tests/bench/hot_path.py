@@ -108,6 +108,9 @@ class Hands:
     def connection_lost(self, *args: Any) -> None:
         raise AssertionError(args)
 
+    def model_lost(self) -> None:
+        raise AssertionError
+
     def emptied(self) -> None:
         raise AssertionError
 

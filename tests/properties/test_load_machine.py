@@ -179,7 +179,7 @@ class Accounts(RuleBasedStateMachine):
 
     @rule(name=names)
     def kill_ingress(self, name: str) -> None:
-        """Its last words may arrive after the first ones of its successor."""
+        """Its last words may arrive after the first ones of its successor, and are too late."""
         self.send(name)
         self.live[name] = self.new_life(name)
         self.send(name)
@@ -207,8 +207,8 @@ class Accounts(RuleBasedStateMachine):
 
     def arrive(self, producer: Producer, seq: int) -> Applied:
         applied = self.load.apply(producer.batches[seq - 1], 0.0, 0.0)
-        if producer not in self.over:
-            before = self.heard.get(producer.name)
+        before = self.heard.get(producer.name)
+        if before is None or before.epoch <= producer.epoch:
             if before is not None and before is not producer:
                 self.over.append(before)
             self.heard[producer.name] = producer
@@ -216,7 +216,7 @@ class Accounts(RuleBasedStateMachine):
         self.outbox.add(applied.rows)
         self.outbox.changed()
         self.commit(applied.changes)
-        counts = producer not in self.over and seq <= producer.counted
+        counts = self.heard[producer.name] is producer and seq <= producer.counted
         assert applied.ack == (producer.counted if counts else None)
         if applied.ack is not None:
             producer.acked = applied.ack
@@ -235,8 +235,6 @@ class Accounts(RuleBasedStateMachine):
         self.wire.clear()
         for producer in self.heard.values():
             producer.arrived = set(range(1, producer.counted + 1))
-        # A life of which only batches behind a gap had come is forgotten: nothing was committed.
-        self.heard = {name: each for name, each in self.heard.items() if each.counted}
         self.start_reporter()
 
     @rule(name=names)

@@ -521,12 +521,16 @@ def test_a_request_that_a_worker_py_passed_on_and_lost_is_a_doubt_about_the_mode
 def test_what_a_worker_py_could_not_send_on_costs_no_attempt(tmp_path: Path) -> None:
     async def scene(stage: Scene, server: RawServer) -> None:
         async with HookHost(stage) as host:
-            probes, host.unsent = server.accepted, 5
-            assert (await stage.end(stage.submit(hosted=True))).body == b"hosted"
-            assert server.accepted >= probes + 5, "the model server was looked at each time"
-            host.unsent = 3
-            once = stage.submit(hosted=True, redeliver=False)
-            assert (await stage.end(once)).body == b"hosted"
+            for redeliver in (True, False):
+                probes, host.unsent = server.accepted, 3
+                job = stage.submit(hosted=True, redeliver=redeliver)
+                assert (await stage.end(job)).body == b"hosted"
+                assert server.accepted >= probes + 3, "the model server was looked at each time"
+            for redeliver, attempts in ((True, 2), (False, 1)):
+                host.unsent = 1000  # it says so for ever
+                end = await stage.end(stage.submit(hosted=True, redeliver=redeliver))
+                assert isinstance(end, Failed) and end.kind == "model_failed"
+                assert 1000 - host.unsent == 3 + attempts
         await stage.settled()
 
     play_hosted(tmp_path, scene)

@@ -10,12 +10,12 @@ import uvloop
 from tests.bench.hot_path import Rig, opcodes
 
 #: (least, most) bytecodes for a request in a batch of 32, by step; one interpreter's, as each
-#: version has other bytecodes. Whether the capacity is just being counted makes some 140.
+#: version has other bytecodes. Whether the capacity is just being counted makes some 220.
 BANDS = {
     "ingress takes": (700, 1120),
     "ingress sends": (20, 60),
     "adapter takes": (400, 760),
-    "adapter hears the model": (400, 900),
+    "adapter hears the model": (400, 980),
     "adapter sends": (20, 60),
     "ingress answers": (250, 480),
     "ingress accounts": (2, 12),
@@ -53,4 +53,4 @@ def test_what_waits_costs_a_request_nothing() -> None:
             rig.close()
 
     few, many = uvloop.run(count(10)), uvloop.run(count(10_000))
-    assert many <= few * 1.02
+    assert many <= few * 1.1  # one of them may have counted the capacity meanwhile

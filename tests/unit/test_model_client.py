@@ -7,6 +7,7 @@ import http.server
 import itertools
 import math
 import socket
+import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -380,7 +381,7 @@ def test_where_no_server_tires_of_a_connection_a_closed_one_is_told(
     monkeypatch.setattr(model_connection, "STALE_AFTER_S", 0.0)
 
     async def check(client: ModelClient, server: RawServer) -> None:
-        client.tires = False
+        client.hosted = True
         await fetch(client)
         assert (await fetch(client, body=b"again")).outcome == ("lost", 1)
         assert (server.accepted, client.opened, client.reused) == (1, 1, 1)
@@ -647,6 +648,37 @@ def test_answer_before_the_body_was_read_closes_the_connection() -> None:
         gone.set()
 
     exchange(script, check)
+
+
+def test_what_was_cut_off_by_a_reset_is_no_whole_answer(tmp_path: Path) -> None:
+    """Its end would be the connection's, and that did not end in order: it can not be told from
+    what lies in the kernel, so nothing of it counts."""
+    path = tmp_path / "body"
+    path.write_bytes(bytes(4 * 2**20))
+
+    def serve() -> None:
+        for number in range(40):
+            client, _ = listener.accept()
+            with client:
+                assert client.recv(1 + 1000 * number)
+                client.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\nthe first half")
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    async def main() -> None:
+        async with client_of(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+            for _ in range(40):
+                sink = await fetch(client, body=FilePart(str(path), 0, 4 * 2**20))
+                assert sink.outcome[0] in ("lost", "broken")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(DEADLINE_S)
+        server = threading.Thread(target=serve)
+        server.start()
+        try:
+            run(main())
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            server.join()
 
 
 @pytest.mark.parametrize("where", ["file", "memory"])
