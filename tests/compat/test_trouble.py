@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import http.server
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from supervisor.exit_codes import ExitCode
+from supervisor.ports import free_port
 from tests.compat.bench import ROOT, on_the_bench, until_said
 from tests.kit.wait import wait_until
 
@@ -374,6 +376,55 @@ Worker(WorkerConfig(
             assert bench.json(route, {"n": 2})["got"] == {"n": 2}
         assert bench.status()["model"]["url"] != old
         wait_until(lambda: bench.status()["ready"], 60, "ready again")
+
+
+def test_what_a_model_server_took_and_sent_elsewhere_counts_as_sent(tmp_path: Path) -> None:
+    """Where that is nobody listens; it must not look as if the model server had not been there."""
+    posts: list[str] = []
+    nowhere = free_port("127.0.0.1")
+
+    class Model(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._answer(200)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            posts.append(self.path)
+            self._answer(307)
+
+        def _answer(self, status: int) -> None:
+            self.send_response(status)
+            self.send_header("location", f"http://127.0.0.1:{nowhere}/")
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Model)
+    threading.Thread(target=server.serve_forever).start()
+    text = (
+        HEAD
+        + f"""
+async def form(client_request, model_response):
+    from aiohttp import web
+    return web.json_response({{}})
+
+Worker(WorkerConfig(
+    model_server_url="http://127.0.0.1", model_server_port={server.server_port},
+    model_healthcheck_url="/health",
+    handlers=[HandlerConfig("/formed", response_generator=form, allow_parallel_requests=True)],
+)).run()
+"""
+    )
+    try:
+        with on_the_bench(tmp_path, text, model=False) as bench:
+            bench.until_ready()
+            status, _, body = bench.ask("/formed", {"n": 1})
+            assert (status, json.loads(body)["error"]["kind"]) == (502, "model_failed"), body
+            assert posts == ["/formed"] * 2
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_a_lifecycle_is_waited_for_again_when_its_file_is_restarted(tmp_path: Path) -> None:
