@@ -476,7 +476,9 @@ def test_row_18_the_state_directory_is_deleted(tmp_path: Path) -> None:
         shutil.rmtree(state)
         wait_until(lambda: read_running(str(state)), 5.0, "the run to be found again")
         assert worker.facts()["pid"] == worker.process.pid
-        assert "had been removed; made again" in worker.printed
+        wait_until(
+            lambda: "had been removed; made again" in worker.printed, what="the log to say so"
+        )
         large = {"inputs": "x" * 4_000_000, "parameters": {"max_new_tokens": 5}}  # has a file there
         told = post_json(f"{worker.url}/generate", {"auth_data": auth, "payload": large})
         assert "generated_text" in told, told

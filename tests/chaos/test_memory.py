@@ -171,7 +171,8 @@ def test_row_34_unread_streams_are_bounded(tmp_path: Path) -> None:
         left = 80 - gauges(worker)["cut_readers"]
         assert left > 8
         assert peaks.grown("ingress-0") < 2 * 4 * MIB + SLACK, peaks.highest
-        assert peaks.grown("backend_adapter") < 80 * 320 * 2**10 + SLACK, peaks.highest
+        # one read of each that is held, and what a busy ingress has not taken of its credit yet
+        assert peaks.grown("backend_adapter") < 80 * (320 + 256) * 2**10 + SLACK, peaks.highest
         assert wait_until(lambda: gauges(worker)["in_flight"]) <= left
 
 
