@@ -63,6 +63,8 @@ class LineSplitter:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The lines that are complete now, without their ends."""
+        if not data:
+            return []
         if self._after_return and data.startswith(b"\n"):
             data = data[1:]
         self._after_return = data.endswith(b"\r")

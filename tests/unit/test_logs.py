@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from supervisor import log_lines, logs
@@ -46,6 +46,7 @@ def test_a_long_line_is_cut_and_the_rest_counted() -> None:
     st.lists(st.binary(max_size=12).map(lambda b: b.replace(b"\0", b"\n")), max_size=12),
     st.integers(0, 3),
 )
+@example([b"\r", b"", b"\n"], 0)
 def test_how_bytes_are_cut_into_reads_does_not_matter(pieces: list[bytes], more_bytes: int) -> None:
     whole, split = LineSplitter(5, more_bytes), LineSplitter(5, more_bytes)
     expected = whole.feed(b"".join(pieces)) + whole.flush()
