@@ -130,7 +130,8 @@ def _waiting(seconds: float) -> Iterator[Row]:
     """Requests of a free lane, while others wait in a lane that is taken."""
     costs: dict[int, float] = {}
     for waiting in WAITING:
-        settings = (f"limits.connections={2 * WAITING[-1]}",)
+        # without files for bodies a client costs one descriptor, not two
+        settings = (f"limits.connections={2 * WAITING[-1]}", "limits.spool_bytes=0")
         with (
             tempfile.TemporaryDirectory() as name,
             stand.streaming(Path(name), settings=settings) as bench,

@@ -22,7 +22,7 @@ from tests.kit.wait import wait_until
 from tests.kit.worker import Worker, get_json, running
 
 ROUTE = "/v1/completions"
-PAYLOAD = {"model": "m", "prompt": "hello world, how are you", "max_tokens": 64}
+PAYLOAD = {"prompt": "hello world, how are you", "max_tokens": 64}
 ANSWER = '{"id":"cmpl-1","choices":[{"text":"hello world","index":0}]}'
 
 _NGINX = """
