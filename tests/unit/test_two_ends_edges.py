@@ -127,6 +127,7 @@ def test_a_run_that_was_let_go_of_is_not_heard_of_again() -> None:
     del hands.runs.open[run.job.key]
     hands.runs.lost(run, 1, "it broke")
     hands.runs.broken(run, "model_failed", "it broke")
+    hands.runs.unsent(run, "nobody was there")
     hands.runs.carry_out([jobs.Abort(run.job)])
     assert hands.said == [] and hands.told == []
 
