@@ -10,8 +10,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -650,74 +650,70 @@ def test_answer_before_the_body_was_read_closes_the_connection() -> None:
     exchange(script, check)
 
 
+@contextmanager
+def answering_unread(answer: bytes, times: int, linger: bytes) -> Iterator[str]:
+    """URL of a server that reads a little of so many requests, more each time, answers, and closes:
+    what it has not read makes that a reset, whatever ``linger`` says.
+    """
+
+    def serve() -> None:
+        for number in range(times):
+            client, _ = listener.accept()
+            with client:
+                assert client.recv(1 + 1000 * number)
+                client.sendall(answer)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(DEADLINE_S)
+        server = threading.Thread(target=serve)
+        server.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            server.join()
+
+
+CUT_OFF = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\nthe first half"
+REFUSAL = b"HTTP/1.1 413 Too Large\r\nconnection: close\r\ncontent-length: 4\r\n\r\nno, "
+
+
 def test_what_was_cut_off_by_a_reset_is_no_whole_answer(tmp_path: Path) -> None:
     """Its end would be the connection's, and that did not end in order: it can not be told from
     what lies in the kernel, so nothing of it counts."""
     path = tmp_path / "body"
     path.write_bytes(bytes(4 * 2**20))
 
-    def serve() -> None:
-        for number in range(40):
-            client, _ = listener.accept()
-            with client:
-                assert client.recv(1 + 1000 * number)
-                client.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\nthe first half")
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-    async def main() -> None:
-        async with client_of(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+    async def main(url: str) -> None:
+        async with client_of(url) as client:
             for _ in range(40):
                 sink = await fetch(client, body=FilePart(str(path), 0, 4 * 2**20))
                 assert sink.outcome[0] in ("lost", "broken")
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(DEADLINE_S)
-        server = threading.Thread(target=serve)
-        server.start()
-        try:
-            run(main())
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            server.join()
+    with answering_unread(CUT_OFF, 40, struct.pack("ii", 1, 0)) as url:
+        run(main(url))
 
 
 @pytest.mark.parametrize("where", ["file", "memory"])
 def test_an_answer_counts_though_the_rest_of_the_body_met_a_reset(
     where: str, tmp_path: Path
 ) -> None:
-    """A server that answers and closes without reading on resets the connection: what it said lies
-    in the kernel, but the sending may find out first."""
+    """What the server said lies in the kernel, but the sending may find out first."""
     body = bytes(4 * 2**20)
     path = tmp_path / "body"
     path.write_bytes(body)
 
-    def serve() -> None:
-        for number in range(60):
-            client, _ = listener.accept()
-            with client:
-                received = client.recv(1 + 1000 * number)  # more and more of the body has come
-                assert received
-                client.sendall(
-                    b"HTTP/1.1 413 Too Large\r\nconnection: close\r\ncontent-length: 4\r\n\r\nno, "
-                )
-
-    async def main() -> None:
-        async with client_of(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+    async def main(url: str) -> None:
+        async with client_of(url) as client:
             for _ in range(60):
                 part = FilePart(str(path), 0, len(body)) if where == "file" else body
                 sink = await fetch(client, body=part)
                 assert (sink.outcome, sink.head.status, sink.body) == (("end",), 413, b"no, ")
                 assert client.idle == 0
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(DEADLINE_S)
-        server = threading.Thread(target=serve)
-        server.start()
-        try:
-            run(main())
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            server.join()
+    with answering_unread(REFUSAL, 60, struct.pack("ii", 0, 0)) as url:
+        run(main(url))
 
 
 @pytest.mark.parametrize(
