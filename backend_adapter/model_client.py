@@ -1,9 +1,9 @@
 """The pool of connections to the model server, and its policy.
 
-Law: a request that ends at once on a connection that had long been idle, before any response byte
-came, was, as far as anyone can tell, sent to a closed one; it is sent again on a new one, once, and
-nobody is told unless that ends so, too: then it counts as sent twice. Everything else
-that goes wrong is told at once, and what to do about it is the queue's decision.
+Law: whatever goes wrong is told at once, and what to do about it is the queue's decision; also
+where a kept connection turns out to be closed, because that may be how a server begins to die. Only
+a request that is met by what may be the rest of another's answer is sent again on a new connection,
+once, and nobody is told unless that ends, too: then it counts as sent twice.
 
 The most recently used connection is used next, so that the others may age and be closed by the
 server. Connections are as many as there are requests at once; that bound is the queue's. One timer
@@ -103,9 +103,8 @@ class ModelClient:
         self._heads: dict[tuple[str, str, bytes], tuple[bytes, bytes]] = {}
         self.known_heads = KnownHeads()
         self._timer = loop.call_later(SWEEP_S, self._sweep)
-        #: It is the process that holds a worker.py. That closes no kept connection while it lives,
-        #: so none is tried again before anybody is told; and no two of its requests' heads are the
-        #: same, or free of what only their clients should know.
+        #: It is the process that holds a worker.py: no two of its requests' heads are the same, or
+        #: free of what only their clients should know.
         self.hosted = False
         self.opened = 0  #: connections that were established
         self.reused = 0  #: requests that found one
@@ -156,7 +155,7 @@ class ModelClient:
             connection = self._idle.pop()
             if connection.usable:
                 self.reused += 1
-                connection.reused = not self.hosted
+                connection.reused = True
                 self._active.add(connection)
                 connection.start(request)
                 return

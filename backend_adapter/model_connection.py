@@ -26,11 +26,6 @@ from backend_adapter.messages import FilePart
 from backend_adapter.model_request import Request
 from backend_adapter.response_headers import ResponseHead, read_head
 
-#: Seconds after writing within which a connection that had been closed before shows it.
-STALE_WITHIN_S = 1.0
-#: Seconds without a request after which a server may have closed a connection that it kept. One
-#: that breaks sooner says that the server is dying, and a new one would meet the same end.
-STALE_AFTER_S = 1.0
 HEAD_LIMIT_BYTES = 65_536  #: response head, and framing without any body in between
 _JOIN_BYTES = 65_536  #: a body up to this size is copied into one write with its head
 
@@ -51,7 +46,7 @@ class Owner(Protocol):
         """It is gone."""
 
     def resend(self, request: Request) -> None:
-        """Its connection was closed before this request came: take a new one."""
+        """What its connection said may belong to the request before: take a new one."""
 
 
 class Connection(asyncio.Protocol):
@@ -65,8 +60,6 @@ class Connection(asyncio.Protocol):
         "_head",
         "_head_bytes",
         "_head_told",
-        "_idle_s",
-        "_idle_since",
         "_keep_alive",
         "_last_at",
         "_last_words",
@@ -97,8 +90,6 @@ class Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._lines: list[tuple[bytes, bytes]] = []
         self._last_at = 0.0
-        self._idle_since = 0.0
-        self._idle_s = 0.0  #: before the present request
         self._paused = False
         self._feeder: Feeder | None = None  #: of a body that lies in a file
         self._last_words: LastWords | None = None  #: of one whose body may not be wanted
@@ -130,7 +121,6 @@ class Connection(asyncio.Protocol):
         self.request = request
         request.connection = self
         request.sent_at = self._loop.time()
-        self._idle_s = request.sent_at - self._idle_since
         body = request.body
         if isinstance(body, FilePart):
             failed = partial(self._unreadable, request)
@@ -341,9 +331,7 @@ class Connection(asyncio.Protocol):
         if self._paused:
             self.resume()
         self._detach()
-        if reusable:
-            self._idle_since = self._last_at
-        else:
+        if not reusable:
             self.abort()
         self._owner.freed(self, reusable)
 
@@ -352,9 +340,6 @@ class Connection(asyncio.Protocol):
         request = self._detach()
         if request is None:
             return
-        stale = self._idle_s >= STALE_AFTER_S and (
-            self._loop.time() < request.sent_at + STALE_WITHIN_S
-        )
         if self._head is not None:
             if self._head.until_close and eof:
                 request.sink.on_end()
@@ -362,8 +347,6 @@ class Connection(asyncio.Protocol):
                 request.sink.on_broken("model_failed", f"{reason} in the middle of its response")
         elif self._touched:
             request.sink.on_broken("model_failed", f"{reason} within the head of its response")
-        elif stale and self.reused and not request.resent:
-            self._owner.resend(request)
         else:
             request.sink.on_lost(1 + request.resent, reason)
 
