@@ -55,10 +55,10 @@ class Job:
         self.submit = submit
         self.size_bytes = len(submit.body)
         self.order = 0  #: arrival number over all lanes
-        self.attempts = 0  #: times that it was sent in vain, silent ones included
+        self.attempts = 0  #: times that it was sent in vain
         self.turned_back = 0  #: times that the model server behind a hosted job was away
-        #: it may be sent once more behind the queue's back, where a kept connection turns out to
-        #: have been closed; said at each dispatch
+        #: it may go on a kept connection, and be sent once more behind the queue's back where what
+        #: it meets there may belong to another's answer; said at each dispatch
         self.resend = False
         self.state = State.WAITING
         self.queued_at = 0.0  #: since when it waits, this time

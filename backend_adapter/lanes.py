@@ -118,7 +118,7 @@ class Lanes:
     def start_at_once(self, job: Job) -> bool:
         """Give a new job a slot, in place of ``put``. False: none is free for it now."""
         lane = job.lane
-        if self.running >= self._max_running or 0 < lane.limit <= lane.running:
+        if self.running >= self._max_running or lane.full:
             return False
         if (self._ready and self.next() is not None) or (self._holding and job.submit.hosted):
             return False
@@ -148,7 +148,7 @@ class Lanes:
     def release(self, job: Job) -> None:
         """Take the slot back from a running job."""
         lane = job.lane
-        was_full = 0 < lane.limit <= lane.running
+        was_full = lane.full
         lane.running -= 1
         self.running -= 1
         if was_full:

@@ -25,8 +25,8 @@ from backend_adapter.model_request import Request, Sink
 from backend_adapter.response_headers import ResponseHead
 
 SWEEP_S = 0.25
-_CACHED_HEADS = 1024  #: request heads that are remembered, of those whose headers are this short
-_CACHED_BYTES = 256
+CACHED_HEADS = 1024  #: request heads that are remembered …
+CACHED_BYTES = 256  #: … of those whose path and headers together are this short
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +146,8 @@ class ModelClient:
         head = self._heads.get(key)
         if head is None:
             head = _request_head(self._endpoint, *key)
-            if len(request.headers) <= _CACHED_BYTES and not self.hosted:
-                if len(self._heads) >= _CACHED_HEADS:
+            if len(request.path) + len(request.headers) <= CACHED_BYTES and not self.hosted:
+                if len(self._heads) >= CACHED_HEADS:
                     self._heads.clear()
                 self._heads[key] = head
         request.head = b"%b%d%b" % (head[0], len(request.body), head[1])

@@ -89,7 +89,7 @@ class Request:
         self.redeliver = redeliver
         self.head = b""  #: as it is written; made by the client
         self.connection: Any = None  #: that carries it; None: connecting, or ended
-        self.resent = False  #: it was written before, to a connection that turned out to be stale
+        self.resent = False  #: it was written before, and met what may belong to another's answer
         self.sent_at = 0.0  #: loop time of connecting, later of writing
 
     def release(self) -> None:

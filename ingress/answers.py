@@ -158,20 +158,13 @@ class Answers:
         job = self._admission.settle(message.id)
         if job is None:
             return
-        status, body, exchange = message.status, message.body, job.exchange
-        exchange.context = None
-        exchange.respond(status, message.headers, body)
-        if job.key:
-            self._ledger.close(
-                job.key,
-                _outcome(status),
-                now,
-                route=job.route,
-                status=status,
-                started_at=message.started_at,
-                first_byte_at=now,
-                sent_bytes=len(body),
-            )
+        job.status = message.status
+        job.started_at = message.started_at
+        job.first_byte_at = now
+        job.sent_bytes = len(message.body)
+        exchange, job.exchange.context = job.exchange, None
+        exchange.respond(message.status, message.headers, message.body)
+        self._close(job, _outcome(job), now)
 
     def _on_head(self, message: Head, now: float) -> None:
         job = self._admission.get(message.id)
@@ -202,7 +195,7 @@ class Answers:
             return
         exchange, job.exchange.context = job.exchange, None
         exchange.finish()
-        self._close(job, _outcome(job.status), now)
+        self._close(job, _outcome(job), now)
 
     def _on_failed(self, message: Failed, now: float) -> None:
         job = self._admission.settle(message.id)
@@ -268,5 +261,5 @@ class Answers:
         )
 
 
-def _outcome(status: int) -> Outcome:
-    return Outcome.SUCCESS if status < 500 else Outcome.ERROR
+def _outcome(job: Job) -> Outcome:
+    return Outcome.SUCCESS if job.status < 500 else Outcome.ERROR

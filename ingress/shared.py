@@ -89,6 +89,7 @@ class Shared:
         self.max_connections = max_connections
         self.on_lost = on_lost
         self.prefixes = responses.Prefixes(time.time())
+        #: Heads of requests that came before.
         self.known = KnownRequests()
         self.connections: set[Connection] = set()
         #: Clients of a TLS port whose handshake has not ended, oldest first.

@@ -21,6 +21,8 @@ READ_BYTES = 320 * 2**10  #: one read of a socket, 256 KiB, and what it takes to
 UNSENT_BYTES = 2**14  #: ``WRITE_HIGH_BYTES`` of ``ingress/shared.py``
 PIECE_BYTES = 2**16  #: of ``backend_adapter/file_body.py``
 PATIENCE_BYTES = 2**16  #: unsent, above which uvloop asks for patience
+KNOWN_REQUESTS_BYTES = 4 * MIB  #: heads, by ``ingress/known_requests.py``
+KNOWN_HEADS_BYTES = 2 * MIB  #: ``backend_adapter/known_heads.py``, and the heads that are sent
 LEAVING = 128  #: ``MAX_LEAVING`` of ``backend_adapter/run.py``
 
 
@@ -70,6 +72,12 @@ def items(settings: Settings) -> Iterator[Item]:
         "`limits.connections` × `worker.processes` × 24 KiB",
         limits.connections * processes * (CONNECTION_BYTES + UNSENT_BYTES),
     )
+    yield Item(
+        "ingress",
+        "heads of requests that came before",
+        "4 MiB × `worker.processes`",
+        processes * KNOWN_REQUESTS_BYTES,
+    )
     running = settings.model.max_connections
     yield Item("backend_adapter", "at rest", "", AT_REST["backend_adapter"])
     yield Item(
@@ -96,6 +104,10 @@ def items(settings: Settings) -> Iterator[Item]:
         "`queue.max_jobs` × 2 KiB",
         settings.queue.max_jobs * JOB_BYTES,
     )
+    yield Item(
+        "backend_adapter", "heads of responses that came before, and of requests", "",
+        KNOWN_HEADS_BYTES,
+    )  # fmt: skip
     yield Item("reporter", "at rest, with the reports that are not delivered", "", REPORTER_BYTES)
 
 

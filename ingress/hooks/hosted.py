@@ -7,7 +7,8 @@ response, a client that leaves is a cancelled task, and whoever reads slowly slo
 Law: every request is answered or its connection is cut: a hook that raises is a typed 500 (422 for
 a bad payload), one that hangs a 504 (a remote function, like a model, has all the time that its
 request has), and where the model server was lost before it answered the adapter sees a lost
-connection, and may send the job again. Bodies of requests at work hold at most
+connection, and may send the job again; one that takes no connections is told by a 503 with
+``UNSENT_HEADER``, so that the job has not been sent. Bodies of requests at work hold at most
 ``limits.buffered_bytes``, or one body; beyond that a request is a typed 503.
 
 It runs on the loop that the worker.py runs on.

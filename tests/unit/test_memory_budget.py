@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from backend_adapter import file_body, run
-from ingress import shared
+from backend_adapter import file_body, known_heads, model_client, run
+from ingress import known_requests, shared
 from supervisor import memory_budget
 from supervisor.memory_budget import MIB, items, total_bytes
 from supervisor.settings import LimitSettings, Settings, WorkerSettings
@@ -13,6 +13,16 @@ def test_the_sizes_are_those_of_the_rooms() -> None:
     assert memory_budget.UNSENT_BYTES == shared.WRITE_HIGH_BYTES
     assert memory_budget.PIECE_BYTES == file_body.PIECE_BYTES
     assert memory_budget.LEAVING == run.MAX_LEAVING
+
+
+def test_the_heads_that_are_known_fit_their_share() -> None:
+    """Each twice, as it came and taken apart; an object of Python's takes some 64 bytes more."""
+    line, parts = 3 * 64, 16 * 64
+    request = 2 * known_requests.MAX_BYTES + known_requests.MAX_LINES * line + parts
+    assert 2 * known_requests.MAX_HEADS * request <= memory_budget.KNOWN_REQUESTS_BYTES
+    received = known_heads.MAX_HEADS * (2 * known_heads.MAX_BYTES + parts)
+    sent = model_client.CACHED_HEADS * (2 * model_client.CACHED_BYTES + 8 * 64)
+    assert received + sent <= memory_budget.KNOWN_HEADS_BYTES
 
 
 def test_with_the_default_settings_it_fits_beside_a_model() -> None:
