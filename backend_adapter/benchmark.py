@@ -14,26 +14,23 @@ Not known here: payloads, sockets, the clock, and when an attempt is due (``read
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class SendBatch:
+class SendBatch(msgspec.Struct, frozen=True):
     """Send ``count`` requests at once; answer ``result`` for each, or ``timeout`` for the rest."""
 
     batch: int  #: 0: the warm-up; then the number of the round
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(msgspec.Struct, frozen=True):
     """The attempt succeeded."""
 
     max_perf: float  #: workload per second; 0: what was served counts as no work
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(msgspec.Struct, frozen=True):
     """The attempt failed."""
 
     reason: str

@@ -22,7 +22,8 @@ Not known here: NVML, the clock, how a model server is started again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from backend_adapter.readiness import EXTERNAL
 from backend_adapter.readiness_words import (

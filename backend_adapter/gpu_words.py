@@ -7,8 +7,6 @@ seconds. Sources: NVIDIA's catalogue of Xid errors, and the recovery actions of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 
 #: GPUs that are looked at, and characters of a device's name and of an error that are kept.
@@ -90,25 +88,21 @@ Said = Seen | XidEvent | Gone
 # --------------------------------------------------------------------------- commands
 
 
-@dataclass(frozen=True, slots=True)
-class StartReader:
+class StartReader(msgspec.Struct, frozen=True):
     """Start the process that asks NVML; its end is told by ``ended``."""
 
 
-@dataclass(frozen=True, slots=True)
-class KillReader:
+class KillReader(msgspec.Struct, frozen=True):
     """SIGKILL to it; if the kernel does not let it die, nothing follows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(msgspec.Struct, frozen=True):
     """What ran on a GPU is dead: the model server must be started again."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(msgspec.Struct, frozen=True):
     """For the log."""
 
     text: str

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from urllib.parse import urlsplit
+
+import msgspec
 
 from backend_adapter.known_heads import KnownHeads
 from backend_adapter.model_connection import Connection
@@ -29,8 +30,7 @@ CACHED_HEADS = 1024  #: request heads that are remembered …
 CACHED_BYTES = 256  #: … of those whose path and headers together are this short
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(msgspec.Struct, frozen=True):
     """Where a model server listens."""
 
     host: str
@@ -40,8 +40,7 @@ class Endpoint:
     unix: str = ""  #: path of its socket file, where it has one instead of a port
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeResult:
+class ProbeResult(msgspec.Struct, frozen=True):
     """Outcome of a probe: the status of a complete response, or 0 and what went wrong."""
 
     status: int

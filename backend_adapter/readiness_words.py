@@ -6,47 +6,41 @@ A leaf: frozen data, times in ``time.monotonic()`` seconds, reasons in the words
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(msgspec.Struct, frozen=True):
     """Ask the model server whether it is well, and answer ``probe_result``."""
 
 
-@dataclass(frozen=True, slots=True)
-class StartBenchmark:
+class StartBenchmark(msgspec.Struct, frozen=True):
     """Measure it, and answer ``benchmark_done`` or ``benchmark_failed`` with this attempt."""
 
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class StopBenchmark:
+class StopBenchmark(msgspec.Struct, frozen=True):
     """Give up the measurement that runs; it needs no answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class BackendUp:
+class BackendUp(msgspec.Struct, frozen=True):
     """Requests may be sent."""
 
 
-@dataclass(frozen=True, slots=True)
-class BackendDown:
+class BackendDown(msgspec.Struct, frozen=True):
     """Requests must wait."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class BackendFailed:
+class BackendFailed(msgspec.Struct, frozen=True):
     """Requests need not wait: it will not be started again."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """Tell the supervisor (fields as in ``supervisor.messages.ModelVerdict``)."""
 
     generation: int
@@ -56,8 +50,7 @@ class Verdict:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(msgspec.Struct, frozen=True):
     """Tell the reporter (fields as in ``reporter.messages.ModelReport``)."""
 
     generation: int
@@ -66,8 +59,7 @@ class Report:
     load_time_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Wake:
+class Wake(msgspec.Struct, frozen=True):
     """Call ``tick`` at this time; replaces the time given before."""
 
     at: float

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
+
 from backend_adapter.hook_messages import Prepared, Sample
 from supervisor.messages import Message
 
@@ -24,8 +26,7 @@ JSON_TYPE = b"content-type: application/json\r\n"
 MAX_SESSIONS = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
+class Payload(msgspec.Struct, frozen=True):
     """What is sent to the model server once."""
 
     body: bytes

@@ -22,8 +22,9 @@ import base64
 import hashlib
 import string
 from collections.abc import Iterable
-from dataclasses import dataclass
 from urllib.parse import urlsplit
+
+import msgspec
 
 from ingress.envelope import Refused
 
@@ -46,8 +47,7 @@ _TOKEN = frozenset(string.ascii_letters + string.digits + "-_.~+/=:")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True):
     """What a client says about its request, and signed."""
 
     keyid: str

@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from ingress.workload import Meter
 from supervisor.settings import RouteSettings
@@ -29,8 +30,7 @@ _OWN = frozenset((UPDATE_PATH, *SESSION_CALLS))
 _SEGMENT = re.compile(r"\\{[^{}/]*\\}")
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """One path that clients may POST to, ready for the hot path."""
 
     path: str

@@ -22,7 +22,6 @@ Bounds: one ledger per producer name (at most 64 ingress processes, and the adap
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import msgspec
 
@@ -49,8 +48,7 @@ GAP_PATIENCE_S = 5.0
 HELD_EVENTS = 50_000
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(msgspec.Struct, frozen=True):
     """What one event changed.
 
     The caller commits ``changes``, hands ``rows`` to the outbox (they are among the changes too),
@@ -66,8 +64,7 @@ class Applied:
     closed: tuple[Closed, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """What a report says besides the accounts. The token is the engine client's business."""
 
     worker_id: int
@@ -80,8 +77,7 @@ class Facts:
     disk_gb: float  #: used on the root file system, in 2^30 bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(msgspec.Struct, frozen=True):
     """The body of one status report, and what it tells the engine when it is acknowledged."""
 
     body: dict[str, object]

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from reporter.ledger import pending
 from reporter.messages import SESSION_ROUTE, Closed, Gpu, Outcome, QueueReport, Totals
@@ -30,15 +31,14 @@ _OUTCOMES = frozenset(Outcome)
 _STATUSES = {hundreds: f"{hundreds}xx" for hundreds in range(1, 6)}
 
 
-@dataclass(frozen=True, slots=True)
-class Gauges:
+class Gauges(msgspec.Struct, frozen=True):
     """What the other rooms know at the moment of a scrape."""
 
-    totals: Totals = field(default_factory=Totals)
+    totals: Totals = msgspec.field(default_factory=Totals)
     working: int = 0
-    queue: QueueReport = field(default_factory=lambda: QueueReport(0, 0, 0, 0))
-    refused: dict[str, int] = field(default_factory=dict)  #: kind → count
-    restarts: dict[str, int] = field(default_factory=dict)  #: child → count
+    queue: QueueReport = msgspec.field(default_factory=lambda: QueueReport(0, 0, 0, 0))
+    refused: dict[str, int] = {}  #: kind → count
+    restarts: dict[str, int] = {}  #: child → count
     model_ready: bool = False
     max_perf: float = 0.0
     status_posted: int = 0

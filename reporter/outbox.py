@@ -20,8 +20,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
+
+import msgspec
 
 from reporter.delivery import Delivery
 from reporter.records import DropRows, Row
@@ -41,23 +42,20 @@ ALL_ROWS = 2**63 - 1
 STATUS_ONLY_ADDRESS = "https://cloud.vast.ai/api/v0"
 
 
-@dataclass(frozen=True, slots=True)
-class PostStatus:
+class PostStatus(msgspec.Struct, frozen=True):
     """Post a status report made now; answer with ``status_done``."""
 
     address: str
 
 
-@dataclass(frozen=True, slots=True)
-class PostRequests:
+class PostRequests(msgspec.Struct, frozen=True):
     """Post these rows; answer with ``requests_done``."""
 
     address: str
     rows: tuple[Row, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class LoadRows:
+class LoadRows(msgspec.Struct, frozen=True):
     """Read stored rows with greater ids, in order; answer with ``page``."""
 
     after_id: int

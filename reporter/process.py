@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, assert_never
-
-import psutil
 
 from reporter import key_file, outbox
 from reporter.engine_client import EngineClient, EngineError
@@ -313,7 +312,7 @@ class Reporter:
             generation=model.generation,
             # before the first readiness a figure would say that there is one already
             max_perf=model.max_perf if self._was_ready else 0.0,
-            disk_gb=psutil.disk_usage("/").used / _GB,
+            disk_gb=shutil.disk_usage("/").used / _GB,
         )
 
     def _is_ready(self) -> bool:

@@ -19,8 +19,9 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from supervisor.answer_text import AnswerError, text_of, texts_of_stream
 from supervisor.plain_http import Answer, HttpError, request
@@ -46,8 +47,7 @@ class AskError(Exception):
     """The request failed; the text says at which step and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(msgspec.Struct, frozen=True):
     """One request and where to send it."""
 
     engine: str

@@ -8,7 +8,6 @@ for what only the worker needs.
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -94,6 +93,7 @@ def _run(argv: Sequence[str]) -> int:
 
 def _refuse_unknown(word: str) -> None:
     """A word that is neither a command nor looks like a file is a slip. Raises UsageError."""
+    import difflib
     from pathlib import Path
 
     if not Path(word).exists():

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import psutil
+import msgspec
 
 _GB, _MB = 2**30, 2**20
 #: Less than this is everyday noise.
 LEAST_GB, LEAST_MB_S = 0.1, 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(msgspec.Struct, frozen=True):
     """What was seen at one moment."""
 
     at: float  #: monotonic seconds
@@ -28,6 +26,8 @@ class Look:
 
 def look() -> Look:
     """Look now; what cannot be seen counts as 0."""
+    import psutil  # a model that loads quickly is not looked at
+
     try:
         disk_bytes = psutil.disk_usage("/").used
     except OSError:

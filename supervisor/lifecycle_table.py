@@ -9,8 +9,9 @@ Pure data: it knows no time and no budget, only where a step leads when the budg
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import get_args
+
+import msgspec
 
 from supervisor.lifecycle_words import (
     BecameReady,
@@ -69,8 +70,7 @@ class Do(enum.Enum):
     GIVE_UP = "GiveUp"
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """One cell of the table. ``spent``: the step taken instead when this crash ends the budget."""
 
     to: Phase

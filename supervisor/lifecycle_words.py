@@ -6,52 +6,46 @@ A leaf: frozen data, times in seconds, reasons in the words of people.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+
+import msgspec
 
 from supervisor.messages import ChildState
 
 # ------------------------------------------------------------------------------- events
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(msgspec.Struct, frozen=True):
     """What it depends on is up: begin."""
 
 
-@dataclass(frozen=True, slots=True)
-class Spawned:
+class Spawned(msgspec.Struct, frozen=True):
     """The process lives."""
 
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class SpawnFailed:
+class SpawnFailed(msgspec.Struct, frozen=True):
     """There is no process. ``permanent``: trying again cannot help (command not found)."""
 
     reason: str
     permanent: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class BecameReady:
+class BecameReady(msgspec.Struct, frozen=True):
     """It can do its work."""
 
 
-@dataclass(frozen=True, slots=True)
-class BecameUnhealthy:
+class BecameUnhealthy(msgspec.Struct, frozen=True):
     """It was READY and does not do its work now."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Recovered:
+class Recovered(msgspec.Struct, frozen=True):
     """It was UNHEALTHY and is well again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hung:
+class Hung(msgspec.Struct, frozen=True):
     """It lives but will not come back by itself: no heartbeat, or wedged. ``permanent``: nor would
     another one."""
 
@@ -59,43 +53,36 @@ class Hung:
     permanent: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Exited:
+class Exited(msgspec.Struct, frozen=True):
     """The process is gone and reaped. ``reason``: how, for people ("exit 3")."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Swept:
+class Swept(msgspec.Struct, frozen=True):
     """No process of its old tree is left."""
 
 
-@dataclass(frozen=True, slots=True)
-class TimerFired:
+class TimerFired(msgspec.Struct, frozen=True):
     """The backoff is over (``Timer.BACKOFF``)."""
 
 
-@dataclass(frozen=True, slots=True)
-class StartDeadline:
+class StartDeadline(msgspec.Struct, frozen=True):
     """It has had its time to become ready (``Timer.START``)."""
 
 
-@dataclass(frozen=True, slots=True)
-class StopDeadline:
+class StopDeadline(msgspec.Struct, frozen=True):
     """It has had its time to end (``Timer.STOP``)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(msgspec.Struct, frozen=True):
     """End it for good, by SIGKILL after ``deadline_s`` seconds. Said again: the new deadline."""
 
     deadline_s: float
     reason: str = "stop asked for"
 
 
-@dataclass(frozen=True, slots=True)
-class Restart:
+class Restart(msgspec.Struct, frozen=True):
     """The user wants a new process now; earlier crashes are forgiven."""
 
     reason: str = "restart asked for"
@@ -129,57 +116,49 @@ class Timer(enum.StrEnum):
     BACKOFF = "backoff"  #: answered by TimerFired
 
 
-@dataclass(frozen=True, slots=True)
-class Spawn:
+class Spawn(msgspec.Struct, frozen=True):
     """Start a process; answer Spawned or SpawnFailed. ``generation`` counts Spawns from 1."""
 
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class Terminate:
+class Terminate(msgspec.Struct, frozen=True):
     """Ask it to end: SIGTERM. It has ``deadline_s`` seconds."""
 
     deadline_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(msgspec.Struct, frozen=True):
     """End the whole tree with SIGKILL."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Sweep:
+class Sweep(msgspec.Struct, frozen=True):
     """Kill whatever its tree left behind; answer Swept once nothing is left, however long."""
 
 
-@dataclass(frozen=True, slots=True)
-class SetTimer:
+class SetTimer(msgspec.Struct, frozen=True):
     """Feed the answer of ``kind`` after ``delay_s`` seconds."""
 
     kind: Timer
     delay_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class CancelTimer:
+class CancelTimer(msgspec.Struct, frozen=True):
     """Forget the timer of this kind; it may have fired already."""
 
     kind: Timer
 
 
-@dataclass(frozen=True, slots=True)
-class Announce:
+class Announce(msgspec.Struct, frozen=True):
     """Tell the others. STARTING is told once its process lives, so a pid can go with it."""
 
     state: ChildState
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class GiveUp:
+class GiveUp(msgspec.Struct, frozen=True):
     """It FAILED; whoever runs the worker decides what that means."""
 
     reason: str

@@ -11,8 +11,9 @@ import logging
 import random
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, assert_never
+
+import msgspec
 
 from supervisor import core_files, lifecycle, process_tree
 from supervisor.logs import Capture, Ring
@@ -29,8 +30,7 @@ UNKILLABLE_S = 5.0
 _log = logging.getLogger("supervisor")
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
+class Program(msgspec.Struct, frozen=True):
     """What a member runs, and in what."""
 
     argv: list[str]
@@ -45,8 +45,7 @@ class Program:
     dumps: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class LogStanding:
+class LogStanding(msgspec.Struct, frozen=True):
     """What became of a member's output, over all its processes.
 
     Attributes:

@@ -7,7 +7,8 @@ here with theirs. It must not know how anything is held.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from supervisor.settings import Settings
 
@@ -26,8 +27,7 @@ KNOWN_HEADS_BYTES = 2 * MIB  #: ``backend_adapter/known_heads.py``, and the head
 LEAVING = 128  #: ``MAX_LEAVING`` of ``backend_adapter/run.py``
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(msgspec.Struct, frozen=True):
     """One thing that one kind of process holds; ``bytes`` over all processes of that kind."""
 
     process: str

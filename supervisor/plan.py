@@ -12,7 +12,6 @@ import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import msgspec
@@ -38,8 +37,7 @@ _OURS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """One run, decided: no port is 0 any more, no address is missing."""
 
     settings: Settings

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 
-import psutil
+import msgspec
 
 #: Marks of our processes in their environment.
 RUN_VARIABLE = "LIGHTERMAN_RUN"
@@ -22,8 +21,7 @@ CHILD_VARIABLE = "LIGHTERMAN_CHILD"
 _LOOKS, _MORE_LOOKS = 5, 100
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(msgspec.Struct, frozen=True):
     """One process of ``processes``."""
 
     pid: int
@@ -179,6 +177,8 @@ def _oom_counters() -> Iterator[str]:
 
 def port_holder(port: int) -> str | None:
     """Who listens on this TCP port, for error texts; None: nobody."""
+    import psutil  # mostly nobody asks
+
     try:
         listening = [
             connection.pid

@@ -22,7 +22,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from supervisor.process_scan import (
     CHILD_VARIABLE,
@@ -69,8 +70,7 @@ class SpawnError(Exception):
         self.permanent = permanent
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(msgspec.Struct, frozen=True):
     """How a process ended: by an exit code, or by a signal."""
 
     pid: int

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from supervisor.handoff_file import HandoffFile
 from supervisor.plan import Plan
@@ -81,19 +81,19 @@ class Replanner:
         return self._take(self._given, server=False)
 
     def _take(self, given: dict[str, Any] | None, server: bool) -> list[str]:
-        replace_in, running = msgspec.structs.replace, self.plan.settings
+        running = self.plan.settings
         try:
             wanted = self._reread(given).settings
             if faults := unreloadable(running, wanted):
                 raise SettingsError(faults)
             if server:  # a figure that was measured meanwhile is no change that anybody made
                 max_perf = running.benchmark.max_perf
-                benchmark = replace_in(wanted.benchmark, max_perf=max_perf)
-                wanted = replace_in(wanted, benchmark=benchmark)
-            settings = replace_in(running, route=wanted.route)
+                benchmark = replace(wanted.benchmark, max_perf=max_perf)
+                wanted = replace(wanted, benchmark=benchmark)
+            settings = replace(running, route=wanted.route)
             if server and not running.model.command:
-                model = replace_in(running.model, url=wanted.model.url, health=wanted.model.health)
-                settings = replace_in(settings, model=model)
+                model = replace(running.model, url=wanted.model.url, health=wanted.model.health)
+                settings = replace(settings, model=model)
             self._write(replace(self.plan, settings=settings))
         except SettingsError as error:
             _log.error("reload: nothing changed:\n%s", error)

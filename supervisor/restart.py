@@ -12,14 +12,14 @@ Pure: the time and the random number are arguments. It must not know what crashe
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+
+import msgspec
 
 #: The delay is multiplied by a number from 1 - JITTER up to 1 + JITTER.
 JITTER = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(msgspec.Struct, frozen=True):
     """How patient we are with one child. ``supervisor/settings.py`` explains each figure."""
 
     #: Restarts that may be granted within ``window_s``.

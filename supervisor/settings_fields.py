@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tomllib
 import typing
-from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -22,8 +21,7 @@ _TRUE = {"true", "1", "yes", "on"}
 _FALSE = {"false", "0", "no", "off", ""}
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(msgspec.Struct, frozen=True):
     """One setting as a person knows it: ``section.name``, with what the reference says."""
 
     section: str

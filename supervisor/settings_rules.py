@@ -8,11 +8,9 @@ business (``settings_sources.py``): a place is only a text here.
 from __future__ import annotations
 
 import binascii
-import difflib
 import math
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -37,8 +35,7 @@ UNIX = "unix:///"
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(msgspec.Struct, frozen=True):
     """One thing that is wrong: where, what, and what to do."""
 
     place: str
@@ -51,6 +48,8 @@ class Fault:
 
 def near(word: str, words: Iterable[str]) -> str:
     """A hint that names the most similar of ``words``, or nothing."""
+    import difflib  # nobody slips in a worker that runs
+
     close = difflib.get_close_matches(word, list(words), 1)
     return f"did you mean {close[0]}?" if close else ""
 

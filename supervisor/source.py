@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from supervisor import settings_sources
 from supervisor.plan import Plan, make
@@ -34,8 +34,7 @@ class UsageError(Exception):
     """The command line asks for what cannot be; the text says what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(msgspec.Struct, frozen=True):
     """Where settings come from.
 
     Attributes:
@@ -45,7 +44,7 @@ class Source:
     """
 
     file: str | None = None
-    flags: dict[str, str] = field(default_factory=dict)
+    flags: dict[str, str] = {}
 
     @property
     def path(self) -> Path | None:
@@ -125,15 +124,15 @@ class Source:
             hint = "the demo starts with the worker only"
             raise SettingsError([Fault("model.url", "no model is configured any more", hint)])
         worker, engine = settings.worker, settings.engine
-        before, change = running.settings.worker, msgspec.structs.replace
-        worker = change(
+        before = running.settings.worker
+        worker = replace(
             worker,
             port=worker.port or before.port,
             http_port=before.http_port if worker.http_port < 0 else worker.http_port,
             admin_port=worker.admin_port or before.admin_port,
         )
-        engine = change(engine, local_port=engine.local_port or running.local_engine_port)
-        plan = make(change(settings, worker=worker, engine=engine), embedded=False)
+        engine = replace(engine, local_port=engine.local_port or running.local_engine_port)
+        plan = make(replace(settings, worker=worker, engine=engine), embedded=False)
         return replace(plan, named_state_dir=running.named_state_dir)
 
     def _demo_again(self, running: Plan) -> Plan:

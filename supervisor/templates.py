@@ -10,12 +10,12 @@ Pure: it returns text. It must not read or write files.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class Route:
+
+class Route(msgspec.Struct, frozen=True):
     """One path of a model server and how its work is counted."""
 
     path: str
@@ -24,8 +24,7 @@ class Route:
     serial: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
+class Server(msgspec.Struct, frozen=True):
     """What is known of one model server."""
 
     title: str
@@ -36,7 +35,7 @@ class Server:
     error_log: tuple[str, ...]
     routes: tuple[Route, ...]
     health: str = "/health"
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = {}
     #: payload of the benchmark on the first route; None: it needs one of the user's own
     benchmark: dict[str, Any] | None = None
     note: str = ""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two words on a model that takes long.
 PROGRESS_S = 10.0
+#: The machine is looked at when the start has lasted this long; most are over by then.
+LOOK_S = 2.0
 #: Characters of a log line that is shown as progress.
 MAX_QUOTE = 100
 #: Said of a member that is being restarted because somebody asked for it.
@@ -38,7 +40,7 @@ class Timeline:
 
     def __init__(self, screen: Screen, growth: Callable[[], str] | None = None) -> None:
         self._screen = screen
-        self._growth = growth or Growth().words
+        self._growth = growth
         self._begun = False
         self._parts: list[Part] = []
         self._ticked: set[str] = set()
@@ -82,7 +84,13 @@ class Timeline:
         )
         if plan.embedded:
             self._screen.say(" no model is configured: the demo model answers", Tone.QUIET)
-        self._progress = supervisor.loop.call_later(PROGRESS_S, self._say_progress, supervisor)
+        self._progress = supervisor.loop.call_later(LOOK_S, self._look, supervisor)
+
+    def _look(self, supervisor: Supervisor) -> None:
+        if self._growth is None:
+            self._growth = Growth().words
+        wait_s = PROGRESS_S - LOOK_S
+        self._progress = supervisor.loop.call_later(wait_s, self._say_progress, supervisor)
 
     def _tick(self, key: str, text: str) -> None:
         """One step of the start, once."""
@@ -107,7 +115,7 @@ class Timeline:
     def _say_progress(self, supervisor: Supervisor) -> None:
         self._progress = supervisor.loop.call_later(PROGRESS_S, self._say_progress, supervisor)
         said, line, grown = awaited.of_run(supervisor), awaited.last_line(supervisor), ""
-        if not supervisor.model_ready:
+        if self._growth is not None and not supervisor.model_ready:
             grown = self._growth()
             if line:
                 quote = f"model: {line[:MAX_QUOTE]}"

@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from ingress.hooks import arguments
 from ingress.hooks.blame import told
 from ingress.hooks.config import (
@@ -37,8 +39,7 @@ MAX_PLAIN = 64
 _log = logging.getLogger("hooks")
 
 
-@dataclass(frozen=True, slots=True)
-class Hooked:
+class Hooked(msgspec.Struct, frozen=True):
     """One route and what of it is user code."""
 
     route: str
