@@ -26,6 +26,8 @@ class Bench(RunningWorker):
 
     #: what ``PORT`` in its text stood for
     model_port = 0
+    #: the last answer and where it came from, for the report of a failure
+    last: Any = None
 
     def ask(
         self, route: str, payload: Any, headers: dict[str, str] | None = None, **more: Any
@@ -37,12 +39,16 @@ class Bench(RunningWorker):
         self, route: str, body: Any, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
         """The same with a body of any kind."""
+        self.last = None
         url = urlsplit(self.facts()["worker_url"])
         connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=60)
         try:
             connection.request("POST", route, json.dumps(body), headers or {})
             answer = connection.getresponse()
-            return answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read()
+            lines = {name.lower(): value for name, value in answer.headers.items()}
+            told = answer.status, lines, answer.read()
+            self.last = url.netloc, told
+            return told
         finally:
             connection.close()
 

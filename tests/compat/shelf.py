@@ -61,4 +61,8 @@ class Shelf(dict[str, File]):
             directory, file.text, files=dict(file.beside), model=file.model, **file.env
         ) as bench:
             bench.until_ready()
-            file.check(bench)
+            try:
+                file.check(bench)
+            except AssertionError:
+                print(bench.said(), "the last answer:", bench.last, sep="\n")  # pytest shows it
+                raise
