@@ -127,7 +127,8 @@ class Chunk(Message, frozen=True, tag=3):
     bulky: ClassVar[bool] = True
 
     id: int
-    body: bytes = b""
+    #: as it is read it may be a view of the whole frame that it came in
+    body: memoryview = memoryview(b"")
 
 
 class End(Message, frozen=True, tag=4):

@@ -27,7 +27,7 @@ from backend_adapter.model_request import Request
 from backend_adapter.response_headers import ResponseHead, read_head
 
 HEAD_LIMIT_BYTES = 65_536  #: response head, and framing without any body in between
-_JOIN_BYTES = 65_536  #: a body up to this size is copied into one write with its head
+_LARGE_BYTES = 65_536  #: a body above is not copied: not to its head, nor by the parser
 
 
 class Owner(Protocol):
@@ -53,6 +53,7 @@ class Connection(asyncio.Protocol):
     """One connection. ``counted``: it carries jobs; a health probe is no progress and not kept."""
 
     __slots__ = (
+        "_body_bytes",
         "_complete",
         "_excess",
         "_feeder",
@@ -63,6 +64,7 @@ class Connection(asyncio.Protocol):
         "_keep_alive",
         "_last_at",
         "_last_words",
+        "_left",
         "_lines",
         "_loop",
         "_owner",
@@ -104,6 +106,8 @@ class Connection(asyncio.Protocol):
         self._head_told = False
         self._head_bytes = 0
         self._unparsed_bytes = 0
+        self._body_bytes = 0
+        self._left = 0  #: bytes of the body that are still to come, and are not parsed
         self._touched = False  #: bytes of a final response were seen
         self._complete = False
         self._keep_alive = False
@@ -128,7 +132,7 @@ class Connection(asyncio.Protocol):
             self._last_words = LastWords(transport)
             transport.write(request.head)  # may be more than is taken already
             self._feeder.start()
-        elif len(body) <= _JOIN_BYTES:
+        elif len(body) <= _LARGE_BYTES:
             transport.write(b"".join((request.head, body)))
         else:
             self._last_words = LastWords(transport)
@@ -216,6 +220,9 @@ class Connection(asyncio.Protocol):
         self._last_at = self._loop.time()
         if self.counted:
             self._owner.progress_at = self._last_at
+        if self._left:
+            self._count(request, data)
+            return
         fresh = self._head is None and not self._unparsed_bytes and request.method != "HEAD"
         known = self._owner.known_heads.split(data) if fresh else None
         if known is not None:
@@ -275,6 +282,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         if not self._complete:
+            self._body_bytes += len(data)
             self._parts.append(data)
 
     def on_message_complete(self) -> None:
@@ -312,10 +320,34 @@ class Connection(asyncio.Protocol):
         elif self._unparsed_bytes > HEAD_LIMIT_BYTES:
             text = f"the model server sent {self._unparsed_bytes} bytes of framing and no body"
             self.break_off("model_failed", text)
-        elif self._socket is not None:
-            # more is to come, and a server that holds it back until it hears that this much has
-            # arrived (Nagle's algorithm) would hear so 40 ms later
+        else:
+            self._await_more()
+
+    def _await_more(self) -> None:
+        head, parser = self._head, self._parser
+        if head is not None and parser is not None and not self._left:
+            left = head.content_length - self._body_bytes
+            if left > _LARGE_BYTES:
+                self._left = left
+                self._keep_alive = parser.should_keep_alive() and not head.contradictory
+        if self._socket is not None:
+            # else a server that waits until this has arrived (Nagle) would hear so 40 ms later
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    def _count(self, request: Request, data: bytes) -> None:
+        """More of a large body, which the parser does not see: its length says where it ends."""
+        left = self._left - len(data)
+        if left > 0:
+            self._left = left
+            request.sink.on_body(data)
+            if self.request is request:
+                self._await_more()
+            return
+        self._excess = left < 0
+        self._parser = httptools.HttpResponseParser(self)  # the old one waits for what came here
+        request.sink.on_body(data[:left] if left else data)
+        if self.request is request:
+            self._finish(request, "")
 
     def _finish(self, request: Request, problem: str) -> None:
         self._release(self._keep_alive and not (self._excess or problem))

@@ -228,11 +228,11 @@ class Run(Sink):
         credit = self._credit
         if credit >= len(data):
             self._credit = credit - len(data)
-            self._owner.tell(self.job, Chunk(self.job.submit.id, data))
+            self._owner.tell(self.job, Chunk(self.job.submit.id, memoryview(data)))
             return
         if credit > 0:
             self._credit = 0
-            self._owner.tell(self.job, Chunk(self.job.submit.id, data[:credit]))
+            self._owner.tell(self.job, Chunk(self.job.submit.id, memoryview(data)[:credit]))
             data = data[credit:]
         self._held.append(data)
         if not self._paused:

@@ -162,13 +162,13 @@ class Exchange(Request):
             else:
                 connection.write_pieces((b"%x\r\n" % size, data, b"\r\n"))
         elif phase == _TO_CLOSE:
-            connection.write(data)
+            connection.write(_kept(data))
         elif phase == _SIZED:
             if size > self._left:
                 self.abort()
                 return
             self._left -= size
-            connection.write(data)
+            connection.write(_kept(data))
 
     def finish(self) -> None:
         """The begun answer is complete. One that is shorter than announced is aborted."""
@@ -198,3 +198,8 @@ class Exchange(Request):
     def client_gone(self) -> None:
         """Connection: nobody is left to answer; later calls do nothing."""
         self._phase = _ENDED
+
+
+def _kept(data: bytes | memoryview) -> bytes | memoryview:
+    """Data that may wait for its client. A small view may be one of much more, so it is copied."""
+    return data if len(data) > JOIN_BYTES else bytes(data)

@@ -56,7 +56,7 @@ class Sender(asyncio.Protocol):
         return unsent > 0 and now >= self._stall_deadline
 
     def write(self, data: bytes | memoryview) -> None:
-        """Send, soon: uvloop joins what is written within one turn of the loop."""
+        """Send, as soon as the client takes it."""
         self._transport.write(data)
 
     def write_pieces(self, pieces: tuple[bytes | memoryview, ...]) -> None:

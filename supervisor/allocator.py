@@ -1,7 +1,9 @@
-"""Gives memory back to the system that the C library keeps after a flood.
+"""What the C library keeps of freed memory: some for the next bodies, not all for ever.
 
-What many small bodies leave behind are holes in its heap, which it keeps for the next ones; on a
-machine that a model shares, they are better the system's. It must not know whose memory it is.
+It gives the top of its heap back piece by piece and fetches it again at once, page by page, which
+costs a large answer more than its copies do; so it is told to keep a little. What many small bodies
+leave behind are holes in its heap, which it would keep for good; on a machine that a model shares,
+they are better the system's. It must not know whose memory it is.
 """
 
 from __future__ import annotations
@@ -14,6 +16,18 @@ from collections.abc import Callable
 TRIM_EVERY_S = 5.0
 #: What a process may have grown by without being looked at.
 GROWTH_BYTES = 16 * 2**20
+#: Freed memory that is kept, of each of its heaps, and what is large enough for pages of its own.
+KEPT_BYTES, LARGE_BYTES = 4 * 2**20, 2**21
+#: Names of both for mallopt (glibc, malloc.h).
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_some() -> None:
+    """Have the C library keep ``KEPT_BYTES``."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's alone
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 class Trimmer:

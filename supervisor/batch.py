@@ -6,7 +6,8 @@ amid a message of several; a body that is copied costs half a millisecond per MB
 
 Law: what is packed is unpacked equal and in order, whatever its sizes; anything else that arrives
 is ``Malformed``, never another error. A frame is longer than ``BATCH_BYTES`` only when it holds a
-single message. This module knows no sockets.
+single message. A body that its type calls a ``memoryview`` is a view of the frame, not a copy. This
+module knows no sockets.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from supervisor.messages import Message
 BATCH_LIMIT = 1_000
 #: Bytes of a frame, far below any socket's limit; a longer one is split in two.
 BATCH_BYTES = 2**19
+#: A body above this travels alone: who keeps a view of it keeps nobody else's bytes.
+ALONE_BYTES = 2**16
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -55,6 +58,8 @@ def _parts(messages: list[Message]) -> Iterator[list[Message]]:
     start = size = 0
     for at, message in enumerate(messages):
         more = len(message.body) if message.bulky else 0  # type: ignore[attr-defined]
+        if more > ALONE_BYTES:
+            more = BATCH_BYTES + 1  # nothing has room beside it
         if at > start and (size + more > BATCH_BYTES or at - start == BATCH_LIMIT):
             yield messages[start:at]
             start, size = at, 0
@@ -99,14 +104,14 @@ class Backlog:
         self.waiting.clear()
 
 
-def unpacker(receives: Any) -> Callable[[bytes], tuple[Header, list[Any]]]:
+def unpacker(receives: Any) -> Callable[[bytes | memoryview], tuple[Header, list[Any]]]:
     """A function that turns a frame into a header and messages of the union ``receives``.
 
     It raises Malformed.
     """
     decode = msgspec.msgpack.Decoder(tuple[int, int, int, list[receives]]).decode
 
-    def unpack(frame: bytes) -> tuple[Header, list[Any]]:
+    def unpack(frame: bytes | memoryview) -> tuple[Header, list[Any]]:
         try:
             epoch, to, seq, messages = decode(frame)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:

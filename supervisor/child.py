@@ -26,7 +26,7 @@ import uvloop
 
 import supervisor
 from supervisor import file_limit, log_lines, process_tree, settings_sources, spool_dir, wire
-from supervisor.allocator import TRIM_EVERY_S, Trimmer
+from supervisor.allocator import TRIM_EVERY_S, Trimmer, keep_some
 from supervisor.exit_codes import ExitCode
 from supervisor.messages import Beat, Drain, FromSupervisor, Message, Reload
 from supervisor.settings import Settings
@@ -247,6 +247,7 @@ def enter(name: str) -> Handoff:
         print(error, file=sys.stderr)
         sys.exit(ExitCode.SETTINGS)
     file_limit.raise_limit()
+    keep_some()
     settings = handoff.settings.worker
     mask = log_lines.masker(settings_sources.secrets(handoff.settings))
     log_lines.configure(name, settings.log_format, settings.log_level, mask)

@@ -20,7 +20,8 @@ from supervisor.batch import Backlog, Malformed, pack
 from supervisor.link import Header
 from supervisor.messages import Message
 
-Unpack = Callable[[bytes], tuple[Header, list[Any]]]
+Frame = bytes | memoryview
+Unpack = Callable[[Frame], tuple[Header, list[Any]]]
 
 
 class ClientEnd:
@@ -63,7 +64,7 @@ class ClientEnd:
         """Send what was produced since the last one."""
         self.out.flush(self.link.wrap)
 
-    def arrived(self, frames: list[bytes], now: float) -> None:
+    def arrived(self, frames: list[Frame], now: float) -> None:
         """The server's message. Raises Malformed."""
         if len(frames) != 1:
             raise Malformed("a message is one frame")
@@ -144,12 +145,12 @@ class ServerEnd:
             if peer.out.messages:
                 peer.out.flush(peer.session.wrap)
 
-    def arrived(self, frames: list[bytes], now: float) -> None:
+    def arrived(self, frames: list[Frame], now: float) -> None:
         """A client's message, behind its name. Raises Malformed."""
         if len(frames) != 2:
             raise Malformed("a message is one frame, behind its client's name")
         try:
-            name = frames[0].decode()
+            name = str(frames[0], "utf-8")
         except UnicodeDecodeError:
             raise Malformed("the client's name is not UTF-8") from None
         header, messages = self._unpack(frames[1])

@@ -27,8 +27,8 @@ from typing import Any
 
 import zmq
 
-from supervisor.batch import Malformed, unpacker
-from supervisor.ends import ClientEnd, ServerEnd
+from supervisor.batch import ALONE_BYTES, Malformed, unpacker
+from supervisor.ends import ClientEnd, Frame, ServerEnd
 from supervisor.messages import Message
 
 #: Frames below this are cheaper to copy than to lend: a lent one is given back by another thread.
@@ -65,7 +65,7 @@ class _Endpoint:
 
     _ticker: asyncio.TimerHandle
     # what each end does in its own way
-    _arrived: Callable[[list[bytes], float], None]
+    _arrived: Callable[[list[Frame], float], None]
     _flush_end: Callable[[], None]
     _unblock: Callable[[], None]
     _tick: Callable[[], None]
@@ -117,11 +117,15 @@ class _Endpoint:
             if self._closed:
                 return
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 break
             try:
-                self._arrived(frames, time.monotonic())
+                # a long one is not copied: what is a view of it keeps it
+                self._arrived(
+                    [f.buffer if len(f) > ALONE_BYTES else f.bytes for f in frames],
+                    time.monotonic(),
+                )
             except Malformed:
                 self.malformed += 1
             except BaseException:

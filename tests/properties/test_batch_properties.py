@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend_adapter.messages import Cancel, Submit, ToAdapter
+from backend_adapter.messages import Cancel, Chunk, Submit, ToAdapter
 from supervisor import batch
 from supervisor.batch import Backlog, Malformed, pack, pack_all, unpacker
 
@@ -57,10 +57,19 @@ def test_a_batch_is_split_by_bytes_and_by_count() -> None:
     batches = [unpack(each)[1] for each in pack_all(numbered(), bulky)]
     assert [m.id for part in batches for m in part] == list(range(9))
     assert max(map(len, batches)) == 2
-    large = [submit_of(n, 300_000 if n % 2 else 100_000) for n in range(6)]
-    batches = [unpack(each)[1] for each in pack_all(numbered(), large)]
-    assert [[m.id for m in part] for part in batches] == [[0, 1, 2], [3, 4], [5]]
+    widths = [50_000] * 11 + [batch.ALONE_BYTES + 1, 1, 300_000, 300_000, 1, 1]
+    mixed = [submit_of(n, size) for n, size in enumerate(widths)]
+    batches = [unpack(each)[1] for each in pack_all(numbered(), mixed)]
+    together = [[m.id for m in part] for part in batches]
+    assert together == [[*range(10)], [10], [11], [12], [13], [14], [15, 16]]
     assert list(pack_all(numbered(), [])) == []
+
+
+def test_a_body_may_be_a_view_of_its_frame() -> None:
+    read = unpacker(Chunk)
+    frame = pack((1, 2, 3), [Chunk(1, memoryview(b"x" * 100_000))])
+    (chunk,) = read(memoryview(frame))[1]
+    assert chunk.body.obj is frame and chunk == Chunk(1, memoryview(b"x" * 100_000))
 
 
 @given(st.binary(max_size=300))

@@ -188,7 +188,10 @@ def some(kind: Any) -> Any:
         return some(args[0])
     if issubclass(kind, msgspec.Struct):
         return filled(kind)
-    values: dict[type, Any] = {int: 3, float: 0.1 + 0.2, str: "tëxt", bytes: b"\x00\xff"}
+    data = b"\x00\xff"
+    values: dict[type, Any] = {
+        int: 3, float: 0.1 + 0.2, str: "tëxt", bytes: data, memoryview: memoryview(data)
+    }  # fmt: skip
     return True if kind is bool else values[kind]
 
 
@@ -214,7 +217,7 @@ def test_a_message_is_frozen_described_and_made_for_the_wire(kind: type[Message]
     assert kind.__doc__
     with pytest.raises(AttributeError):
         setattr(filled(kind), (*kind.__struct_fields__, "body")[0], 1)
-    assert kind.bulky == (typing.get_type_hints(kind).get("body") is bytes)
+    assert kind.bulky == (typing.get_type_hints(kind).get("body") in (bytes, memoryview))
 
 
 def test_the_list_of_messages_is_not_empty() -> None:

@@ -566,6 +566,18 @@ def test_a_stream_of_known_length() -> None:
     serve(scenario)
 
 
+@pytest.mark.parametrize(("version", "length"), [(b"1.0", -1), (b"1.1", 10**8), (b"1.1", -1)])
+def test_of_a_piece_that_is_a_small_view_nothing_else_is_kept(version: bytes, length: int) -> None:
+    async def scenario(rig: Rig) -> None:
+        _, _, exchange = await streamed(rig, version, length)
+        exchange.write(bytes(2 * 10**7))  # more than the client and the kernel take
+        frame = bytearray(1_000_000)
+        exchange.write(memoryview(frame)[:100])
+        frame.clear()  # BufferError: somebody has a view of it
+
+    serve(scenario)
+
+
 @pytest.mark.parametrize(
     ("way", "version", "length"),
     [

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import uvloop
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from backend_adapter import known_heads
@@ -831,6 +831,43 @@ def test_however_it_is_cut_the_answer_is_the_same(response: bytes, cuts: set[int
     edges = [0, *sorted(cut for cut in cuts if cut < len(response)), len(response)]
     pieces = [response[a:b] for a, b in itertools.pairwise(edges)]
     assert read_in_pieces(pieces) == read_in_pieces([response])
+
+
+LARGE = 300_000
+_LARGE_HEAD = b"HTTP/1.%d 200 OK\r\n%bcontent-length: %d\r\n\r\n"
+LARGE_SAMPLES = [
+    _LARGE_HEAD % (1, b"", LARGE) + b"x" * LARGE,
+    _LARGE_HEAD % (1, b"connection: close\r\n", LARGE) + b"x" * LARGE,
+    _LARGE_HEAD % (0, b"", LARGE) + b"x" * LARGE,
+    _LARGE_HEAD % (1, b"", LARGE) + b"x" * (LARGE - 1),  # cut short
+    _LARGE_HEAD % (1, b"", LARGE) + b"x" * LARGE + b"HTTP/1.1 200 OK\r\n",  # more than it
+]
+
+
+@given(st.sampled_from(LARGE_SAMPLES), st.sets(st.integers(1, LARGE + 100), max_size=6))
+@example(LARGE_SAMPLES[0], {100, LARGE})
+@example(LARGE_SAMPLES[4], {100, LARGE})
+def test_the_rest_of_a_large_body_is_the_same_without_the_parser(
+    response: bytes, cuts: set[int]
+) -> None:
+    edges = [0, *sorted(cut for cut in cuts if cut < len(response)), len(response)]
+    pieces = [response[a:b] for a, b in itertools.pairwise(edges)]
+    assert read_in_pieces(pieces) == read_in_pieces([response])
+
+
+def test_after_a_large_body_the_next_response_is_read() -> None:
+    loop = asyncio.new_event_loop()
+    first, second, pool = Recorder(), Recorder(), Pool(None)
+    connection = Connection(pool, loop, request(first), counted=True)
+    connection.connection_made(Wire())
+    for at in range(0, len(LARGE_SAMPLES[0]), 90_000):
+        connection.data_received(LARGE_SAMPLES[0][at : at + 90_000])
+    assert (first.outcome, len(first.body), pool.reusable) == (("end",), LARGE, True)
+    connection.start(request(second))
+    connection.data_received(b"HTTP/1.1 201 X\r\ncontent-le")
+    connection.data_received(b"ngth: 2\r\n\r\nok")
+    assert (second.outcome, second.body, second.head.status) == (("end",), b"ok", 201)
+    loop.close()
 
 
 @given(st.lists(st.sampled_from([*SAMPLES, b"\r\n", b"HTTP/1.1 ", b"0\r\n\r\n"]), max_size=4))
