@@ -1,6 +1,7 @@
 """The worker beside its peers and its goals, in one run.
 
     python -m tests.bench [--only unary,streams,…] [--rounds N] [--seconds S] [--json FILE]
+                          [--plot DIRECTORY]
 
 Needs `nginx` and `wrk` (the distribution's packages); the public PyWorker takes part where `vastai`
 is installed. Everything takes turns, and medians are compared; the ratios are what counts.
@@ -15,7 +16,7 @@ import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench import bodies, footprint, restarts, streams, unary
+from tests.bench import bodies, footprint, growth, plot, restarts, scale, streams, unary
 from tests.bench.table import Row, show
 
 SECTIONS: dict[str, Callable[[int, float], Iterator[Row]]] = {
@@ -23,6 +24,8 @@ SECTIONS: dict[str, Callable[[int, float], Iterator[Row]]] = {
     "streams": streams.measure,
     "bodies": bodies.measure,
     "footprint": footprint.measure,
+    "growth": growth.measure,
+    "scale": scale.measure,
     "restarts": restarts.measure,
 }
 
@@ -36,6 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each run of wrk")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
+    parser.add_argument("--plot", type=Path, metavar="DIRECTORY", help="draw charts there")
     args = parser.parse_args()
     wanted = args.only.split(",")
     if unknown := set(wanted) - SECTIONS.keys():
@@ -43,6 +47,8 @@ def main() -> None:
     before = os.getloadavg()[0]
     rows = [row for name in wanted for row in SECTIONS[name](args.rounds, args.seconds)]
     show(rows)
+    if args.plot:
+        plot.draw(rows, args.plot)
     if args.json:
         machine = {
             "cores": os.cpu_count(),

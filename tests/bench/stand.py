@@ -5,15 +5,19 @@ front of either.
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from supervisor.ports import free_port
 from tests.interop.peer import the_peer
@@ -22,12 +26,14 @@ from tests.kit.wait import wait_until
 from tests.kit.worker import Worker, get_json, running
 
 ROUTE = "/v1/completions"
+#: begins an event stream that says nothing more
+ENDLESS = "/endless"
 PAYLOAD = {"prompt": "hello world, how are you", "max_tokens": 64}
 ANSWER = '{"id":"cmpl-1","choices":[{"text":"hello world","index":0}]}'
 
 _NGINX = """
 worker_processes 1; daemon off; pid %(dir)s/nginx.pid; error_log stderr crit;
-events { worker_connections 8192; }
+events { worker_connections 16384; }
 http {
   access_log off; keepalive_requests 100000000; client_max_body_size 0;
   client_body_temp_path %(dir)s/body; proxy_temp_path %(dir)s/proxy;
@@ -41,6 +47,9 @@ _MODEL = """
     listen 127.0.0.1:%(port)d backlog=8192; root %(dir)s;
     location /health { return 200 ok; }
     location /files/ { error_page 405 =200 $uri; }
+    location %(endless)s {
+      proxy_pass http://127.0.0.1:%(streams)d; proxy_http_version 1.1; proxy_buffering off;
+    }
     location / { return 200 '%(answer)s'; }
   }
 """
@@ -74,7 +83,7 @@ Worker(WorkerConfig(
 _ROUTES = "".join(
     f'[[route]]\npath = "{path}"\nworkload = {{ field = "max_tokens", default = 10 }}\n'
     "max_queue_time_s = inf\n"
-    for path in (ROUTE, *(f"/files/{size}" for size in (1_000, 1_000_000, 10_000_000)))
+    for path in (ROUTE, ENDLESS, *(f"/files/{size}" for size in (1_000, 1_000_000, 10_000_000)))
 )
 #: takes one request at a time, and lets the others wait
 _HELD = """
@@ -101,10 +110,19 @@ class Stand:
 
     def processes(self) -> dict[str, int]:
         """The worker's own processes, by name: pid."""
-        found = {"supervisor": self.worker.process.pid}
-        for name in ("ingress-0", "backend_adapter", "reporter"):
-            found[name] = self.worker.pid(name)
-        return found
+        members = self.worker.members().items()
+        ours = ("ingress-", "backend_adapter", "reporter")
+        found = {name: int(member["pid"]) for name, member in members if name.startswith(ours)}
+        return {"supervisor": self.worker.process.pid, **found}
+
+
+def cpu_s(stand: Stand) -> dict[str, float]:
+    """Seconds of CPU that the worker's processes have used, by kind."""
+    found: dict[str, float] = {}
+    for name, pid in stand.processes().items():
+        kind, times = name.split("-")[0], psutil.Process(pid).cpu_times()
+        found[kind] = found.get(kind, 0.0) + times.user + times.system
+    return found
 
 
 def have_peer() -> bool:
@@ -113,17 +131,23 @@ def have_peer() -> bool:
 
 
 @contextmanager
-def static(directory: Path, files: tuple[int, ...] = ()) -> Iterator[Stand]:
+def static(
+    directory: Path, files: tuple[int, ...] = (), settings: tuple[str, ...] = ()
+) -> Iterator[Stand]:
     """In front of nginx, which answers at once."""
     directory.chmod(0o711)  # nginx writes its own spool as another user
     port = free_port("127.0.0.1")
     (directory / "files").mkdir()
     for size in files:
         (directory / "files" / str(size)).write_bytes(bytes(size))
-    with _nginx(directory / "model", _MODEL % {"port": port, "dir": directory, "answer": ANSWER}):
-        toml = f'[model]\nurl = "http://127.0.0.1:{port}"\nhealth = "/health"\n'
+    toml = f'[model]\nurl = "http://127.0.0.1:{port}"\nhealth = "/health"\n'
+    with _endless() as streams:
+        model = {
+            "port": port, "dir": directory, "answer": ANSWER, "endless": ENDLESS, "streams": streams
+        }  # fmt: skip
         with (
-            running(directory, toml=toml, routes=_ROUTES + _HELD) as worker,
+            _nginx(directory / "model", _MODEL % model),
+            running(directory, toml=toml, routes=_ROUTES + _HELD, settings=settings) as worker,
             _beside(worker, port) as stand,
         ):
             yield stand
@@ -170,6 +194,28 @@ def _beside(worker: Worker, model: int) -> Iterator[Stand]:
             stand.urls["pyworker"] = f"http://127.0.0.1:{port}"
             stand.auths["pyworker"] = engine.auth(stand.urls["pyworker"], 1)
         yield stand
+
+
+@contextmanager
+def _endless() -> Iterator[int]:
+    """The port of a server whose event streams begin, and go on until they are closed."""
+
+    async def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: 1\n\n")
+        while await reader.read(65_536):
+            pass
+        writer.close()
+
+    port, loop = free_port("127.0.0.1"), asyncio.new_event_loop()
+    loop.run_until_complete(asyncio.start_server(begin, "127.0.0.1", port, backlog=8192))
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        yield port
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
 
 
 @contextmanager

@@ -15,7 +15,13 @@ from tests.bench import stand
 from tests.bench.table import Goal, Row
 
 CONNECTIONS = (1, 32, 128, 512)
+#: What is full load, in connections.
+FULL = 128
+#: At half load each connection pauses, on average so many milliseconds, drawn anew each time.
+PAUSE_MS = 10
 _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+#: What wrk found in each round, by name.
+Runs = dict[str, list[dict[str, float]]]
 
 
 def wrk(url: str, script: Path, connections: int, seconds: float) -> dict[str, float]:
@@ -38,21 +44,22 @@ def wrk(url: str, script: Path, connections: int, seconds: float) -> dict[str, f
         return value * _UNITS[unit]
 
     return {
+        "requests": figure(r"(\d+) requests in"),
         "rps": figure(r"Requests/sec:\s+([\d.]+)"),
         "p50": figure(r"50%\s+([\d.]+)(us|ms|s)"),
         "p99": figure(r"99%\s+([\d.]+)(us|ms|s)"),
     }
 
 
-def scripts(directory: Path, bench: stand.Stand) -> dict[str, Path]:
-    """What wrk is to send to each."""
+def scripts(directory: Path, bench: stand.Stand, more: str = "") -> dict[str, Path]:
+    """What wrk is to send to each; ``more`` of its script."""
     found = {}
     for name in bench.urls:
         body = bench.body(name, stand.PAYLOAD).decode()
-        found[name] = directory / f"{name}.lua"
+        found[name] = directory / f"{name}{len(more)}.lua"
         found[name].write_text(
             'wrk.method="POST"\nwrk.headers["Content-Type"]="application/json"\n'
-            f"wrk.body={json.dumps(body)}\n"
+            f"wrk.body={json.dumps(body)}\n{more}"
         )
     return found
 
@@ -65,33 +72,59 @@ def measure(rounds: int, seconds: float) -> Iterator[Row]:
             sent = scripts(directory, bench)
             for each, url in bench.urls.items():
                 wrk(url + stand.ROUTE, sent[each], 32, 1)
-            for connections in CONNECTIONS:
-                runs: dict[str, list[dict[str, float]]] = {each: [] for each in bench.urls}
+
+            def runs(sent: dict[str, Path], connections: dict[str, int]) -> Runs:
+                found: Runs = {each: [] for each in connections}
                 for _ in range(rounds):
-                    for each, url in bench.urls.items():
-                        took = wrk(url + stand.ROUTE, sent[each], connections, seconds)
-                        runs[each].append(took)
-                yield from _rows(connections, runs)
+                    for each, many in connections.items():
+                        url = bench.urls[each] + stand.ROUTE
+                        found[each].append(wrk(url, sent[each], many, seconds))
+                return found
+
+            rates: dict[str, float] = {}
+            for connections in CONNECTIONS:
+                found = runs(sent, dict.fromkeys(bench.urls, connections))
+                if connections == FULL:
+                    rates = _medians(found, "rps")
+                yield from _rows(connections, found)
+            # the same rate for all, half of what the worker can; the public one at half of its own
+            pausing = scripts(
+                directory, bench, f"function delay() return math.random(0, {2 * PAUSE_MS}) end\n"
+            )
+            half = {
+                each: max(1, round(rates["pyworker" if each == "pyworker" else "worker"] / 2
+                    * PAUSE_MS / 1e3))
+                for each in bench.urls
+            }  # fmt: skip
+            found = runs(pausing, half)
+            yield Row("half load", "requests/s", _medians(found, "rps"))
+            yield from _latency("half load", found)
 
 
-def _rows(connections: int, runs: dict[str, list[dict[str, float]]]) -> Iterator[Row]:
-    def medians(what: str) -> dict[str, float]:
-        return {name: statistics.median(one[what] for one in some) for name, some in runs.items()}
+def _medians(runs: Runs, what: str) -> dict[str, float]:
+    return {name: statistics.median(one[what] for one in some) for name, some in runs.items()}
 
+
+def _latency(when: str, runs: Runs) -> Iterator[Row]:
+    """As it is, and what each adds to the model server's own."""
+    for title in ("p50", "p99"):
+        figures = _medians(runs, title)
+        yield Row(f"latency {title}, {when}", "ms", figures)
+        added = {
+            name: max(value - figures["straight"], 1e-3)
+            for name, value in figures.items()
+            if name != "straight"
+        }
+        goal = title == "p50" and when == "1 connection"
+        goals = [Goal(1 / 6, False, beside="pyworker")] if goal else []
+        yield Row(f"added latency {title}, {when}", "ms", added, goals)
+
+
+def _rows(connections: int, runs: Runs) -> Iterator[Row]:
     many = f"{connections} connection{'s' if connections > 1 else ''}"
-    rate = Row(f"unary, {many}", "requests/s", medians("rps"))
-    if connections == 128:
+    rate = Row(f"unary, {many}", "requests/s", _medians(runs, "rps"))
+    if connections == FULL:
         rate.goals = [Goal(0.8, beside="nginx"), Goal(40.0, beside="pyworker")]
     yield rate
     if connections == 1:
-        p50, p99 = medians("p50"), medians("p99")
-        yield Row(f"latency p50, {many}", "ms", p50)
-        yield Row(f"latency p99, {many}", "ms", p99)
-        for title, figures in (("p50", p50), ("p99", p99)):
-            added = {
-                name: max(value - figures["straight"], 1e-3)
-                for name, value in figures.items()
-                if name != "straight"
-            }
-            goals = [Goal(1 / 6, False, beside="pyworker")] if title == "p50" else []
-            yield Row(f"added latency {title}, {many}", "ms", added, goals)
+        yield from _latency(many, runs)
