@@ -23,6 +23,7 @@ from reporter.records import (
 )
 
 _OUTCOMES = {outcome.value: outcome for outcome in Outcome}
+_ERROR = Outcome.ERROR  # an enum's members are looked up slowly
 _WORKED = frozenset((Outcome.SUCCESS, Outcome.ERROR))
 
 
@@ -150,7 +151,7 @@ class Ledger:
                 received += closed.workload
             else:
                 known.append(closed.key)
-            outcome = _OUTCOMES.get(closed.outcome, Outcome.ERROR)
+            outcome = _OUTCOMES.get(closed.outcome, _ERROR)
             ended[outcome] += closed.workload
             changed.add_row(
                 closed.request_idx,

@@ -5,26 +5,29 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from reporter.messages import Closed, Outcome, QueueReport, Totals
-from reporter.metrics import MAX_LABELS, Gauges, Metrics
+from reporter.metrics import MAX_LABELS, SECONDS, Gauges, Metrics
 
 
 def closed(outcome: str, status: int, route: str = "/v1", **times: float) -> Closed:
-    given = {"entered_at": 10.0, "started_at": 10.25, "ended_at": 12.0, "first_byte_at": 10.5}
-    given.update(times)
+    moments = {"entered_at": 10.0, "started_at": 10.25, "ended_at": 12.0, "first_byte_at": 10.5}
+    moments.update(times)
     return Closed(
         1,
         1,
         100.0,
         outcome,
-        given["entered_at"],
-        given["started_at"],
-        given["ended_at"],
+        moments["entered_at"],
+        moments["started_at"],
+        moments["ended_at"],
         route,
         status,
-        given["first_byte_at"],
+        moments["first_byte_at"],
     )
 
 
@@ -73,6 +76,20 @@ def test_durations_fall_into_buckets() -> None:
     assert found["lighterman_first_byte_seconds_count{route=/v1}"] == 2.0
     assert found["lighterman_first_byte_seconds_sum{route=/v1}"] == 0.5
     assert found["lighterman_queue_wait_seconds_sum{route=/v1}"] == 0.25
+
+
+@given(st.lists(st.sampled_from(SECONDS) | st.floats(-1.0, 700.0), max_size=60), st.integers(1, 7))
+def test_a_batch_is_counted_as_its_durations_one_by_one(seconds: list[float], size: int) -> None:
+    metrics = Metrics(["/v1"])
+    ended = [closed(Outcome.SUCCESS, 200, ended_at=each, entered_at=0.0) for each in seconds]
+    for start in range(0, len(ended), size):
+        metrics.count(ended[start : start + size])
+    found = samples(metrics, Gauges())
+    for bound in SECONDS:
+        name = f"lighterman_request_duration_seconds_bucket{{le={bound:g},route=/v1}}"
+        assert found.get(name, 0.0) == sum(each <= bound for each in seconds)
+    total = found.get("lighterman_request_duration_seconds_sum{route=/v1}", 0.0)
+    assert total == pytest.approx(sum(max(0.0, each) for each in seconds))
 
 
 def test_every_gauge_is_shown() -> None:
