@@ -45,6 +45,9 @@ MAX_LISTENERS = 16
 SLEPT_S = 1.0
 CLIENT_TICK_S = 0.05
 SERVER_TICK_S = 0.5
+#: As plain numbers: an enum's operators take longer than the calls that they are for.
+_NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
+_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 _CONTEXT = zmq.Context()  #: ours alone: what a worker.py does with the shared one is its matter
 
 
@@ -74,6 +77,8 @@ class _Endpoint:
         self._loop = asyncio.get_running_loop()
         socket: zmq.Socket[bytes] = _CONTEXT.socket(kind)
         self._socket = socket
+        # looked up once, and neither is one of pyzmq's multipart calls: those take twice as long
+        self._get, self._receive, self._send = socket.getsockopt, socket.recv, socket.send
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
         socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
@@ -116,16 +121,15 @@ class _Endpoint:
         for _ in range(DRAIN_LIMIT):
             if self._closed:
                 return
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
+            if not self._has_messages():
                 break
+            parts = [self._receive(_NOBLOCK, copy=False)]
+            while parts[-1].more:
+                parts.append(self._receive(_NOBLOCK, copy=False))
             try:
                 # a long one is not copied: what is a view of it keeps it
-                self._arrived(
-                    [f.buffer if len(f) > ALONE_BYTES else f.bytes for f in frames],
-                    time.monotonic(),
-                )
+                frames = [p.buffer if len(p) > ALONE_BYTES else p.bytes for p in parts]
+                self._arrived(frames, time.monotonic())
             except Malformed:
                 self.malformed += 1
             except BaseException:
@@ -134,6 +138,9 @@ class _Endpoint:
         else:
             self._drain_soon()
         self._unblock()
+
+    def _has_messages(self) -> bool:
+        return bool(int(self._get(_EVENTS)) & _POLLIN)
 
     def _drain_soon(self) -> None:
         if not self._draining:
@@ -154,11 +161,13 @@ class _Endpoint:
         if self._closed:
             return True  # a callback closed us: what is left to send is dropped
         try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            for frame in frames[:-1]:
+                self._send(frame, _NOBLOCK | _SNDMORE)
+            self._send(frames[-1], _NOBLOCK, copy=False)
         except zmq.Again:
             return False
         finally:
-            if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            if self._has_messages():
                 self._drain_soon()
         return True
 
