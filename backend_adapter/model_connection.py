@@ -281,7 +281,7 @@ class Connection(asyncio.Protocol):
             self._complete = self._head.bodiless
 
     def on_body(self, data: bytes) -> None:
-        if not self._complete:
+        if self._head is not None and not self._complete:  # an interim response has none
             self._body_bytes += len(data)
             self._parts.append(data)
 

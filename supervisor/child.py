@@ -146,6 +146,7 @@ class Runtime:
         gc.freeze()  # what start-up made lives as long as the process: never traverse it again
         gc.set_threshold(20_000, 50, 100)
         if self._signals:  # the process is ours alone
+            keep_some()
             self.every(TRIM_EVERY_S, Trimmer().look)
         try:
             return await self._finished
@@ -247,7 +248,6 @@ def enter(name: str) -> Handoff:
         print(error, file=sys.stderr)
         sys.exit(ExitCode.SETTINGS)
     file_limit.raise_limit()
-    keep_some()
     settings = handoff.settings.worker
     mask = log_lines.masker(settings_sources.secrets(handoff.settings))
     log_lines.configure(name, settings.log_format, settings.log_level, mask)

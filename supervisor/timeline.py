@@ -87,10 +87,10 @@ class Timeline:
         self._progress = supervisor.loop.call_later(LOOK_S, self._look, supervisor)
 
     def _look(self, supervisor: Supervisor) -> None:
-        if self._growth is None:
-            self._growth = Growth().words
         wait_s = PROGRESS_S - LOOK_S
         self._progress = supervisor.loop.call_later(wait_s, self._say_progress, supervisor)
+        if self._growth is None:
+            self._growth = Growth().words
 
     def _tick(self, key: str, text: str) -> None:
         """One step of the start, once."""

@@ -17,6 +17,8 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
+from msgspec.structs import replace
+
 from ingress.hooks.config import ConfigurationError, LogActionConfig, WorkerConfig
 from ingress.hooks.handlers import Hooked, of_handler
 from ingress.hooks.payload import ApiPayload, LogAction
@@ -99,7 +101,7 @@ def worker_of(backend: Backend, routes: Iterable[Any]) -> Worker:
         raise ConfigurationError("no route has a handler of backend.create_handler(…)")
     measured = [each for each in hooked.values() if each.benchmark is not None]
     for each in measured[1:]:
-        hooked[each.route] = dataclasses.replace(each, benchmark=None)
+        hooked[each.route] = replace(each, benchmark=None)
     told: dict[LogAction, list[str]] = {action: [] for action in LogAction}
     for action, text in backend.log_actions:
         told[action].append(text)

@@ -10,6 +10,7 @@ is installed. Everything takes turns, and medians are compared; the ratios are w
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -41,14 +42,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
     parser.add_argument("--plot", type=Path, metavar="DIRECTORY", help="draw charts there")
     args = parser.parse_args()
+    if args.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install -e '.[bench]'")
     wanted = args.only.split(",")
     if unknown := set(wanted) - SECTIONS.keys():
         parser.error(f"no such section: {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    # What pip installs has its bytecode; a checkout gets it at the first start, unless told not to.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     before = os.getloadavg()[0]
     rows = [row for name in wanted for row in SECTIONS[name](args.rounds, args.seconds)]
     show(rows)
-    if args.plot:
-        plot.draw(rows, args.plot)
     if args.json:
         machine = {
             "cores": os.cpu_count(),
@@ -57,6 +60,8 @@ def main() -> None:
         }
         document = {"machine": machine, "rows": [row.as_json() for row in rows]}
         args.json.write_text(json.dumps(document, indent=1))
+    if args.plot:
+        plot.draw(rows, args.plot)
 
 
 if __name__ == "__main__":

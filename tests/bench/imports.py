@@ -8,16 +8,10 @@ Memory is private memory, in the order of import: the first of two that share a 
 
 from __future__ import annotations
 
-import importlib
-import importlib._bootstrap as bootstrap  # type: ignore[import-not-found]
-import json
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -30,39 +24,8 @@ PROCESSES = {
     "reporter": ("reporter.process", "aiohttp.web", "cryptography.hazmat.primitives.serialization"),
 }
 OURS = ("supervisor", "ingress", "backend_adapter", "reporter")
-#: Packages that are shown by name; the rest of what was installed, and of Python, is summed up.
+#: Packages that are shown by name; the rest of what was installed is summed up.
 SHOWN = 8
-
-
-def _private_kb() -> int:
-    _, resident, of_files = map(int, Path("/proc/self/statm").read_text().split()[:3])
-    return (resident - of_files) * os.sysconf("SC_PAGESIZE") // 1024
-
-
-def _count(modules: list[str]) -> dict[str, tuple[float, float]]:
-    """In this process: package → milliseconds of CPU, KiB."""
-    ms, kb, inner = Counter[str](), Counter[str](), [[0.0, 0.0]]
-    load = bootstrap._load_unlocked
-
-    def counted(spec: Any) -> Any:
-        began, held = time.process_time(), _private_kb()
-        inner.append([0.0, 0.0])
-        try:
-            return load(spec)
-        finally:
-            took, more = (time.process_time() - began) * 1e3, float(_private_kb() - held)
-            of_others = inner.pop()
-            name = spec.name.split(".")[0]
-            ms[name] += took - of_others[0]
-            kb[name] += more - of_others[1]
-            inner[-1][0] += took
-            inner[-1][1] += more
-
-    bootstrap._load_unlocked = counted
-    for module in modules:
-        importlib.import_module(module)
-    bootstrap._load_unlocked = load
-    return {name: (ms[name], kb[name]) for name in ms}
 
 
 def _package(name: str) -> str:
@@ -73,15 +36,18 @@ def _package(name: str) -> str:
 
 def main() -> None:
     """Print the table."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # as in ``__main__.py``
     table = Table(box=None, pad_edge=False)
     for column in ("process", "package", "CPU, ms", "private memory, MB"):
         table.add_column(column, justify="right" if "," in column else "left")
     for process, modules in PROCESSES.items():
-        printed = subprocess.check_output([sys.executable, "-m", __spec__.name, *modules])
+        command = [sys.executable, "-m", "tests.bench.import_counter", *modules]
+        subprocess.check_output(command)  # makes the bytecode where there is none
         ms, kb = Counter[str](), Counter[str]()
-        for name, (took, held) in json.loads(printed).items():
-            ms[_package(name)] += took
-            kb[_package(name)] += held
+        for line in subprocess.check_output(command, text=True).splitlines():
+            name, took, held = line.split()
+            ms[_package(name)] += float(took)
+            kb[_package(name)] += float(held)
         named = [name for name, _ in kb.most_common(SHOWN)]
         for name in named:
             table.add_row(process, name, f"{ms[name]:.0f}", f"{kb[name] / 1e3:.1f}")
@@ -93,7 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        print(json.dumps(_count(sys.argv[1:])))
-    else:
-        main()
+    main()

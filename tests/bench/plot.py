@@ -32,7 +32,9 @@ def draw(rows: Sequence[Row], directory: Path) -> list[Path]:
             places = [at + number * height for at in range(len(some))]
             widths = [row.figures.get(name, 0.0) for row in some]
             label = _NAMES.get(name, name)
-            axes.barh(places, widths, height, label=label, color=_COLORS[name])
+            bars = axes.barh(places, widths, height, label=label, color=_COLORS[name])
+            figures = [f"{width:,.3g}" if width < 1000 else f"{width:,.0f}" for width in widths]
+            axes.bar_label(bars, figures, padding=2, fontsize="x-small")
         middle = 0.4 - height / 2
         axes.set_yticks([at + middle for at in range(len(some))], [row.what for row in some])
         axes.invert_yaxis()

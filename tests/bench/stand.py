@@ -49,6 +49,7 @@ _MODEL = """
     location /files/ { error_page 405 =200 $uri; }
     location %(endless)s {
       proxy_pass http://127.0.0.1:%(streams)d; proxy_http_version 1.1; proxy_buffering off;
+      proxy_read_timeout 1h;
     }
     location / { return 200 '%(answer)s'; }
   }

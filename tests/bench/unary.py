@@ -17,8 +17,10 @@ from tests.bench.table import Goal, Row
 CONNECTIONS = (1, 32, 128, 512)
 #: What is full load, in connections.
 FULL = 128
-#: At half load each connection pauses, on average so many milliseconds, drawn anew each time.
+#: At half load each connection pauses, on average so many milliseconds, drawn anew each time …
 PAUSE_MS = 10
+#: … and there are as many as it takes, found in so many tries of a second.
+TRIES = 3
 _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 #: What wrk found in each round, by name.
 Runs = dict[str, list[dict[str, float]]]
@@ -91,12 +93,14 @@ def measure(rounds: int, seconds: float) -> Iterator[Row]:
             pausing = scripts(
                 directory, bench, f"function delay() return math.random(0, {2 * PAUSE_MS}) end\n"
             )
-            half = {
-                each: max(1, round(rates["pyworker" if each == "pyworker" else "worker"] / 2
-                    * PAUSE_MS / 1e3))
-                for each in bench.urls
-            }  # fmt: skip
-            found = runs(pausing, half)
+            many = {}
+            for each, url in bench.urls.items():
+                rate = rates["pyworker" if each == "pyworker" else "worker"] / 2
+                many[each] = max(1, round(rate * PAUSE_MS / 1e3))
+                for _ in range(TRIES):
+                    reached = wrk(url + stand.ROUTE, pausing[each], many[each], 1)["rps"]
+                    many[each] = max(1, round(many[each] * rate / reached))
+            found = runs(pausing, many)
             yield Row("half load", "requests/s", _medians(found, "rps"))
             yield from _latency("half load", found)
 

@@ -306,6 +306,7 @@ async def handle_ping(_):
 
 routes = [
     web.post("/generate", backend.create_handler(GenerateHandler())),
+    web.post("/again", backend.create_handler(GenerateHandler())),
     web.post("/generate_stream", backend.create_handler(StreamHandler())),
     web.get("/ping", handle_ping),
 ]
@@ -345,7 +346,8 @@ def test_a_directory_of_2024(tmp_path: Path) -> None:
     script = "workers/tgi/server.py"
     with on_the_bench(tmp_path, "", files=files, script=script, MODEL_LOG=log) as bench:
         bench.until_ready()
-        assert bench.json("/generate", {"inputs": "abc"})["got"] == {"inputs": "abc"}
+        for route in ("/generate", "/again"):
+            assert bench.json(route, {"inputs": "abc"})["got"] == {"inputs": "abc"}
         status, _, body = bench.ask("/generate_stream", {"inputs": "abc"})
         assert (status, body) == (200, b"data: 0\n\ndata: 1\n\ndata: 2\n\n")
         assert bench.ask("/generate", {})[0] == 422

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend_adapter.messages import Cancel, Chunk, Submit, ToAdapter
+from ingress.responses import JOIN_BYTES
 from supervisor import batch
 from supervisor.batch import Backlog, Malformed, pack, pack_all, unpacker
 
@@ -69,6 +70,7 @@ def test_a_body_may_be_a_view_of_its_frame() -> None:
     read = unpacker(Chunk)
     frame = pack((1, 2, 3), [Chunk(1, memoryview(b"x" * 100_000))])
     (chunk,) = read(memoryview(frame))[1]
+    assert JOIN_BYTES >= batch.ALONE_BYTES, "who copies only small views keeps nobody else's bytes"
     assert chunk.body.obj is frame and chunk == Chunk(1, memoryview(b"x" * 100_000))
 
 
