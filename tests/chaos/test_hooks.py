@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import threading
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 from tests.chaos.table import row
 from tests.compat.bench import Bench, kind_of, on_the_bench
+from tests.kit.removal import remove
 from tests.kit.wait import wait_until
 
 WORKER = """
@@ -233,7 +233,7 @@ def test_row_18_socket_files_of_a_worker_py_are_deleted(tmp_path: Path) -> None:
                 flow.go_on()
             replace_adapter(bench)  # its successor connects to both
             flow.go_on()
-            shutil.rmtree(directory)
+            remove(directory)
             files = [directory / name for name in ("hooks", "hosted", "control", "jobs")]
             wait_until(lambda: all(file.exists() for file in files), 10.0, "all of them")
             replace_adapter(bench)

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import resource
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -25,6 +24,7 @@ from supervisor.run_lock import read_running
 from tests.chaos.table import row
 from tests.kit.kept_client import Client, Clients
 from tests.kit.load import Load
+from tests.kit.removal import remove
 from tests.kit.running_worker import ANY_PORT, command, environment
 from tests.kit.shifted_clock import ShiftedClock
 from tests.kit.small_disk import small_disk
@@ -440,7 +440,7 @@ def test_row_18_socket_files_are_deleted_while_requests_flow(tmp_path: Path) -> 
             old = worker.kill("backend_adapter")  # connects to two of them, and is connected to
             worker.wait_replaced("backend_adapter", old)
             flow.goes_on()
-            shutil.rmtree(directory)
+            remove(directory)
             files = [directory / name for name in (*sockets, "handoff.msgpack")]
             wait_until(lambda: all(file.exists() for file in files), 5.0, "them to be there again")
             assert directory.stat().st_mode & 0o777 == 0o700
@@ -473,7 +473,7 @@ def test_row_18_the_state_directory_is_deleted(tmp_path: Path) -> None:
         auth, state = worker.auth(), worker.state_dir
         assert serve(worker, auth, 10) == {"ok": 10}
         until_told(worker, 10)
-        shutil.rmtree(state)
+        remove(state)
         wait_until(lambda: read_running(str(state)), 5.0, "the run to be found again")
         assert worker.facts()["pid"] == worker.process.pid
         wait_until(
