@@ -110,7 +110,8 @@ def test_row_13_a_full_disk_does_not_stop_the_serving(tmp_path: Path) -> None:
             assert dropped > 2**19 and "No space left" in error
             assert worker.members()["reporter"]["gauges"]["store_failures"] > 0
             assert worker.status()["ready"] and is_open(worker, kept)
-            assert worker.printed.count("model: its log lines are dropped") == 1
+            refused = "model: its log lines are dropped"
+            wait_until(lambda: refused in worker.printed, what="a word about it")
             # what is there is whole, although it could not be written anew
             assert (read_running(str(state)) or {})["run_id"] == worker.run_id
 
@@ -119,6 +120,7 @@ def test_row_13_a_full_disk_does_not_stop_the_serving(tmp_path: Path) -> None:
             wait_until(lambda: not log_of(worker, "model")[1], what="the log to be written")
             again = "model: its log is written again"
             wait_until(lambda: again in worker.printed, what="a word about it")
+            assert (worker.printed.count(refused), worker.printed.count(again)) == (1, 1)
             assert serve(worker, auth, 10) == {"ok": 10}
             wait_until(lambda: stored_run(state) == worker.run_id, 60.0, "the accounts on disk")
             files = Path(worker.facts()["runtime_dir"]) / "sessions"
