@@ -94,7 +94,7 @@ class ClientEnd:
         self.tick(now)  # the next greeting
 
 
-class _Peer:
+class Peer:
     """The server's end of one session."""
 
     __slots__ = ("out", "session")
@@ -111,7 +111,7 @@ class ServerEnd:
         draw, unpack, on_messages, on_up, on_down: as for a ``ClientEnd``, the last three with the
             client's name first.
         put: sends a frame to a client; False: there is no room. For a client that is not there it
-            calls ``drop`` and says True.
+            says True, and has ``drop`` called soon.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class ServerEnd:
         self._unpack = unpack
         self._put = put
         self._on_messages, self._on_up, self._on_down = on_messages, on_up, on_down
-        self.peers: dict[str, _Peer] = {}
+        self.peers: dict[str, Peer] = {}
         #: no session begins any more
         self.closed = False
 
@@ -192,7 +192,7 @@ class ServerEnd:
         self.drop(name)
         if self.closed:
             return
-        peer = self.peers[name] = _Peer(session, Backlog(partial(self._put, name)))
+        peer = self.peers[name] = Peer(session, Backlog(partial(self._put, name)))
+        peer.out.offer(pack(session.welcome))  # before all that is said to it
         if self._on_up is not None:
-            self._on_up(name)  # before the welcome, which may find that the client is gone
-        peer.out.offer(pack(session.welcome))
+            self._on_up(name)

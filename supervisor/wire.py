@@ -1,7 +1,8 @@
 """The only room that knows ZeroMQ: a binding ``Server`` and a connecting ``Client``.
 
-Both speak in batches: everything that is produced for a peer within one tick of the loop leaves as
-one message of one frame. ``batch.py`` makes it, ``link.py`` holds the rules of a session and
+Both speak in batches: what is produced for a peer within one tick of the loop leaves as one message
+of one frame, or as several where it is much, so that the peer has something to do meanwhile.
+``batch.py`` makes it, ``link.py`` holds the rules of a session and
 ``ends.py`` acts on them; here are the rules of the socket, each measured and each a regression test
 in ``tests/unit/test_wire.py``:
 
@@ -28,11 +29,14 @@ from typing import Any
 import zmq
 
 from supervisor.batch import ALONE_BYTES, Malformed, unpacker
-from supervisor.ends import ClientEnd, Frame, ServerEnd
+from supervisor.ends import ClientEnd, Frame, Peer, ServerEnd
 from supervisor.messages import Message
 
 #: Frames below this are cheaper to copy than to lend: a lent one is given back by another thread.
 COPY_BYTES = 2**20
+#: Messages that are not kept until the end of the tick. In a tick that takes long the peer would
+#: stand still: measured at 128 connections, 32 to 48 are worth a fifth more requests a second.
+EAGER_MESSAGES = 32
 #: Messages that are received in one go before the loop gets its turn.
 DRAIN_LIMIT = 200
 #: Batches that may lie in a pipe; beyond, they wait in our own queue.
@@ -86,6 +90,7 @@ class _Endpoint:
         socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
         self._closed = False
         self._flushing = False
+        self._unflushed = 0
         self._draining = False
         self._ticked_at = time.monotonic()
         #: batches dropped because they did not decode
@@ -148,12 +153,17 @@ class _Endpoint:
             self._loop.call_soon(self._drain)
 
     def _flush_soon(self) -> None:
-        if not self._flushing:
+        self._unflushed += 1
+        if self._unflushed >= EAGER_MESSAGES:
+            self._unflushed = 0
+            self._flush_end()
+        elif not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flushing = False
+        self._unflushed = 0
         self._flush_end()
 
     def _put(self, *frames: bytes) -> bool:
@@ -297,14 +307,21 @@ class Server(_Endpoint):
         super().close()
 
     def _put_to(self, name: str, frame: bytes) -> bool:
-        """False: the client's pipe is full. A client that is not there loses its session."""
+        """False: the client's pipe is full. A client that is not there loses its session, but not
+        before whoever sends now is done: it hears of it then.
+        """
         try:
             return self._put(name.encode(), frame)
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
-            self._end.drop(name)
+            self._loop.call_soon(self._gone, name, self._end.peers.get(name))
             return True
+
+    def _gone(self, name: str, peer: Peer | None) -> None:
+        """It was not there; another session of its may stand by now."""
+        if peer is not None and peer is self._end.peers.get(name) and not self._closed:
+            self._end.drop(name)
 
     def _unblock(self) -> None:
         for peer in list(self._end.peers.values()):

@@ -294,31 +294,33 @@ def test_what_one_tick_produced_is_one_message(address: str) -> None:
     async def main() -> None:
         door, guest = Door(address), Guest(address, "c")
         await guest.is_up()
-        for number in range(900):
-            assert guest.wire.send(Cancel(number))
-            assert door.wire.send("c", answer(number))
-        await wait_until_async(lambda: door.batches and guest.batches)
-        assert [len(messages) for _, messages in door.batches] == [900]
-        assert [len(messages) for messages in guest.batches] == [900]
-        await asyncio.sleep(0)
-        guest.wire.send(Cancel(900))
-        await wait_until_async(lambda: len(door.batches) == 2)
-        assert door.ids() == list(range(901))
+        few = wire.EAGER_MESSAGES - 1
+        for turn in range(2):
+            for number in range(turn * few, (turn + 1) * few):
+                assert guest.wire.send(Cancel(number))
+                assert door.wire.send("c", answer(number))
+            await wait_until_async(lambda: len(door.batches) == len(guest.batches) == turn + 1)  # noqa: B023
+        assert [len(messages) for _, messages in door.batches] == [few, few]
+        assert [len(messages) for messages in guest.batches] == [few, few]
+        assert door.ids() == guest.ids() == list(range(2 * few))
 
     on_loop(main)
 
 
-def test_a_long_tick_is_split_in_order(address: str) -> None:
-    count = 2 * batch.BATCH_LIMIT + 5
+def test_of_a_long_tick_the_peer_hears_before_it_is_over(address: str) -> None:
+    eager = wire.EAGER_MESSAGES
+    count = 20 * eager + 5
 
     async def main() -> None:
         door, guest = Door(address), Guest(address, "c")
         await guest.is_up()
         for number in range(count):
             guest.wire.send(Cancel(number))
-        await wait_until_async(lambda: len(door.ids()) == count)
-        assert door.ids() == list(range(count))
-        assert max(len(messages) for _, messages in door.batches) == batch.BATCH_LIMIT
+            door.wire.send("c", answer(number))
+        await wait_until_async(lambda: len(door.ids()) == len(guest.ids()) == count)
+        assert door.ids() == guest.ids() == list(range(count))
+        assert [len(messages) for _, messages in door.batches] == [*[eager] * 20, 5]
+        assert [len(messages) for messages in guest.batches] == [*[eager] * 20, 5]
 
     on_loop(main)
 
@@ -765,6 +767,41 @@ def test_sending_to_a_client_that_vanished_ends_its_session(address: str) -> Non
         await wait_until_async(told)
         assert door.wire.peers == []
         assert not door.wire.send("raw", answer(2))
+
+    on_loop(main)
+
+
+def test_what_is_said_at_once_to_a_newcomer_comes_behind_the_welcome(address: str) -> None:
+    count = 3 * wire.EAGER_MESSAGES + 1
+
+    async def main() -> None:
+        def greet(name: str) -> None:
+            for number in range(count):
+                server.send(name, answer(number))
+
+        server = opened(wire.Server(address, ToAdapter, lambda *_: None, on_up=greet))
+        guest = Guest(address, "c")
+        await wait_until_async(lambda: len(guest.ids()) >= count)
+        assert (guest.ids(), guest.events) == (list(range(count)), ["up"])
+
+    on_loop(main)
+
+
+def test_nobody_hears_of_an_end_while_he_sends(address: str) -> None:
+    async def main() -> None:
+        door, raw = Door(address), Raw(address, "raw")
+        await raw.greet()
+        raw.close()
+
+        def told() -> bool:
+            before = list(door.events)
+            for _ in range(3 * wire.EAGER_MESSAGES):
+                door.wire.send("raw", answer(1))
+            assert door.events == before
+            return len(before) == 2
+
+        await wait_until_async(told)
+        assert door.events == [("up", "raw"), ("down", "raw")]
 
     on_loop(main)
 
