@@ -42,6 +42,7 @@ class Job(msgspec.Struct, eq=False):
     begun: bool = False  #: the client has seen the beginning of the response
     stream: bool = False  #: the response is an event stream, so an error can be told inside it
     owed: int = 0  #: response bytes that left for the client but were not credited back yet
+    trusted: bool = False  #: it has been given more credit, as its client reads
     status: int = 0
     started_at: float = 0.0
     first_byte_at: float = 0.0

@@ -31,6 +31,7 @@ from backend_adapter.messages import (
 )
 from ingress.admission import Admission, Job, Lost
 from ingress.errors import KINDS, ErrorKind, Problem, sse_error
+from ingress.slow_readers import MOST_CREDITS
 from reporter.messages import Outcome
 from reporter.producer_ledger import ProducerLedger
 from supervisor.messages import Message
@@ -49,13 +50,15 @@ class Answers:
     """Acts on everything that happens to a job.
 
     Args:
-        grant_at: bytes that left for a client are credited in portions of at least this size.
+        credit: response bytes that a job may have under way at first. Those that left for its
+            client are credited again in portions of at least a quarter.
     """
 
-    def __init__(self, admission: Admission, ledger: ProducerLedger, grant_at: int) -> None:
+    def __init__(self, admission: Admission, ledger: ProducerLedger, credit: int) -> None:
         self._admission = admission
         self._ledger = ledger
-        self._grant_at = grant_at
+        self._grant_at = credit // 4
+        self._more = (MOST_CREDITS - 1) * credit
         #: hands a message to the adapter; False: no session stands, and nothing is kept
         self.send: Callable[[Message], bool] = _nobody
         #: work whose client left before it was known when it began: id → key, route, when
@@ -187,6 +190,9 @@ class Answers:
         job.owed += size
         job.exchange.write(message.body)
         if job.owed >= self._grant_at and job.exchange.writable:
+            if job.sent_bytes > self._more and not job.trusted:
+                job.trusted = True
+                job.owed += self._more
             self.grant(job)
 
     def _on_end(self, message: End, now: float) -> None:

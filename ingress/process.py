@@ -56,9 +56,7 @@ class Ingress:
             runtime.address(EVENTS_SOCKET), runtime.name, on_word=self._on_reporter
         )
         self._ledger = self._accounts.ledger
-        self._answers = Answers(
-            self._admission, self._ledger, settings.limits.stream_credit_bytes // 4
-        )
+        self._answers = Answers(self._admission, self._ledger, settings.limits.stream_credit_bytes)
         auth = settings.auth
         self._authenticator = Authenticator(
             auth.mode, auth.scheme, settings.worker.public_url, auth.check_url,

@@ -18,7 +18,7 @@ from ingress.errors import ErrorKind, Problem
 from ingress.exchange import Application
 from ingress.intake import Intake, MakeSpool
 from ingress.known_requests import KnownRequests
-from ingress.slow_readers import SlowReaders
+from ingress.slow_readers import MOST_CREDITS, SlowReaders
 from supervisor.settings import LimitSettings
 
 if TYPE_CHECKING:
@@ -99,9 +99,8 @@ class Shared:
         #: What is held of their requests …
         self.intake = Intake(limits, spool)
         #: … and of their answers.
-        self.slow = SlowReaders(
-            limits.unsent_bytes, limits.stream_credit_bytes + WRITE_HIGH_BYTES, loop
-        )
+        each_bytes = MOST_CREDITS * limits.stream_credit_bytes + WRITE_HIGH_BYTES
+        self.slow = SlowReaders(limits.unsent_bytes, each_bytes, loop)
         self.draining = False
         #: Requests that never reached the application, by kind.
         self.refused: dict[ErrorKind, int] = {}

@@ -63,7 +63,8 @@ hold at most `limits.buffered_bytes`, those of requests whose response it forms 
 one body; beyond that, 503 `memory`. What its functions make of them is theirs.
 
 An ingress that stands still is replaced within seconds; until then, what the model server answers
-to its clients gathers in the backend_adapter, up to each stream's `limits.stream_credit_bytes`.
+to its clients gathers in the backend_adapter, up to each stream's `limits.stream_credit_bytes`
+(four times that, of a large answer that was read as it came).
 """
 _MADE = "<!-- Written by `python -m supervisor.reference`. Change the code, not this page. -->\n"
 

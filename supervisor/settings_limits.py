@@ -48,7 +48,12 @@ class LimitSettings(Section, frozen=True):
         float, doc("Seconds that a client may take to read anything at all.", gt=0)
     ] = 120.0
     stream_credit_bytes: Annotated[
-        int, doc("Response bytes of one stream that may be under way inside the worker.", ge=4096)
+        int,
+        doc(
+            "Response bytes of one stream that may be under way inside the worker; four times as"
+            " many of a large answer whose client reads it as it comes.",
+            ge=4096,
+        ),
     ] = 262_144
     sessions: Annotated[
         Count, doc("Sessions that may be open at once; 0: as many as memory allows.")

@@ -51,7 +51,7 @@ class Scene:
         self.questions = Questions(30.0, 7)
         self.update_file = f"/tmp/lighterman-update-{os.getpid()}"
         self.asked: list[Prepare | Forget] = []
-        self.answers = Answers(self.admission, self.ledger, 1024)
+        self.answers = Answers(self.admission, self.ledger, 4096)
         self.answers.send = self.to_adapter
         self.admission.link_up()
         self.door = Door(

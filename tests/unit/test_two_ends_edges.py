@@ -139,7 +139,7 @@ def test_a_command_that_nobody_knows_is_a_fault() -> None:
 
 def test_without_a_session_nothing_is_sent_and_ends_that_cross_are_void() -> None:
     ledger = ProducerLedger("ingress-0", 1)
-    answers = Answers(Admission(10), ledger, 10)
+    answers = Answers(Admission(10), ledger, 40)
     promised = Promised(submit(3, 100), SimpleNamespace(context=None), "/a", 0, -1, 0.0)
     answers.submit(promised)
     answers.grant(promised)  # nothing is owed
@@ -149,9 +149,28 @@ def test_without_a_session_nothing_is_sent_and_ends_that_cross_are_void() -> Non
     assert ledger.pending == 0.0
 
 
+def test_who_reads_a_large_answer_as_it_comes_gets_more_credit_once() -> None:
+    exchange = SimpleNamespace(context=None, writable=True, write=lambda _: None)
+    answers, granted = Answers(Admission(10), ProducerLedger("ingress-0", 1), 40), []
+    answers.send = lambda message: granted.append(message) or True
+    promised = Promised(submit(3, 100), exchange, "/a", 0, -1, 0.0)
+    answers.submit(promised)
+
+    def hear(size: int) -> int:
+        del granted[:]
+        answers.hear([Chunk(3, memoryview(bytes(size)))], 1.0)
+        return sum(message.size for message in granted)
+
+    assert [hear(9), hear(1), hear(40), hear(40), hear(30)] == [0, 10, 40, 40, 30]
+    exchange.writable = False
+    assert hear(40) == 0  # it has stopped reading: trust must wait
+    exchange.writable = True
+    assert [hear(10), hear(40)] == [50 + 3 * 40, 40]
+
+
 def test_what_is_no_work_and_fails_is_counted_as_a_refusal() -> None:
     ledger = ProducerLedger("ingress-0", 1)
-    answers = Answers(Admission(10), ledger, 10)
+    answers = Answers(Admission(10), ledger, 40)
     told: list[Any] = []
     exchange = SimpleNamespace(context=None, fail=told.append)
     answers.submit(Promised(submit(3, 100), exchange, "/session/get", 0, -1, 0.0))
