@@ -50,16 +50,20 @@ def main() -> None:
     # What pip installs has its bytecode; a checkout gets it at the first start, unless told not to.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     before = os.getloadavg()[0]
-    rows = [row for name in wanted for row in SECTIONS[name](args.rounds, args.seconds)]
-    show(rows)
-    if args.json:
-        machine = {
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            "load_average_before": before,
-        }
-        document = {"machine": machine, "rows": [row.as_json() for row in rows]}
-        args.json.write_text(json.dumps(document, indent=1))
+    rows: list[Row] = []
+    try:
+        for name in wanted:
+            rows.extend(SECTIONS[name](args.rounds, args.seconds))
+    finally:  # whatever breaks: what was measured before is not lost
+        show(rows)
+        if args.json:
+            machine = {
+                "cores": os.cpu_count(),
+                "python": platform.python_version(),
+                "load_average_before": before,
+            }
+            document = {"machine": machine, "rows": [row.as_json() for row in rows]}
+            args.json.write_text(json.dumps(document, indent=1))
     if args.plot:
         plot.draw(rows, args.plot)
 
