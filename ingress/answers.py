@@ -30,8 +30,8 @@ from backend_adapter.messages import (
     Submit,
 )
 from ingress.admission import Admission, Job, Lost
+from ingress.budget import MOST_CREDITS, TRUSTED_AFTER
 from ingress.errors import KINDS, ErrorKind, Problem, sse_error
-from ingress.slow_readers import MOST_CREDITS
 from reporter.messages import Outcome
 from reporter.producer_ledger import ProducerLedger
 from supervisor.messages import Message
@@ -58,7 +58,7 @@ class Answers:
         self._admission = admission
         self._ledger = ledger
         self._grant_at = credit // 4
-        self._more = (MOST_CREDITS - 1) * credit
+        self._more, self._trusted_after = (MOST_CREDITS - 1) * credit, TRUSTED_AFTER * credit
         #: hands a message to the adapter; False: no session stands, and nothing is kept
         self.send: Callable[[Message], bool] = _nobody
         #: work whose client left before it was known when it began: id → key, route, when
@@ -190,7 +190,7 @@ class Answers:
         job.owed += size
         job.exchange.write(message.body)
         if job.owed >= self._grant_at and job.exchange.writable:
-            if job.sent_bytes > self._more and not job.trusted:
+            if job.sent_bytes > self._trusted_after and not job.trusted:
                 job.trusted = True
                 job.owed += self._more
             self.grant(job)

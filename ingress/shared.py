@@ -14,11 +14,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ingress import responses
+from ingress.budget import MOST_CREDITS
 from ingress.errors import ErrorKind, Problem
 from ingress.exchange import Application
 from ingress.intake import Intake, MakeSpool
 from ingress.known_requests import KnownRequests
-from ingress.slow_readers import MOST_CREDITS, SlowReaders
+from ingress.slow_readers import SlowReaders
 from supervisor.settings import LimitSettings
 
 if TYPE_CHECKING:

@@ -14,9 +14,6 @@ import asyncio
 from typing import Protocol
 
 LOOK_EVERY_S = 0.02
-#: Times its first credit that a client which reads a large answer as it comes is trusted with: one
-#: credit would make both sides wait for each other's word.
-MOST_CREDITS = 4
 
 
 class Slow(Protocol):

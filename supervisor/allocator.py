@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 #: Between two looks.
 TRIM_EVERY_S = 5.0
@@ -22,10 +22,10 @@ KEPT_BYTES, LARGE_BYTES = 4 * 2**20, 2**21
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
-def keep_some() -> None:
-    """Have the C library keep ``KEPT_BYTES``, unless a person has told it what to do."""
+def keep_some(environ: Mapping[str, str]) -> None:
+    """Have the C library keep ``KEPT_BYTES``, unless the environment tells it what to do."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's alone
-    told = any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"))
+    told = any(name in environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"))
     if mallopt is not None and not told:
         mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
         mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)

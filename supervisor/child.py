@@ -146,7 +146,7 @@ class Runtime:
         gc.freeze()  # what start-up made lives as long as the process: never traverse it again
         gc.set_threshold(20_000, 50, 100)
         if self._signals:  # the process is ours alone
-            keep_some()
+            keep_some(settings_sources.inherited_environment(secret_variables=False))
             self.every(TRIM_EVERY_S, Trimmer().look)
         try:
             return await self._finished

@@ -49,12 +49,12 @@ from ingress.admission import MAX_DELIVERIES, Admission
 from ingress.admission import Job as Promise
 from ingress.answers import Answers
 from ingress.auth import Authenticator
+from ingress.budget import MOST_CREDITS, TRUSTED_AFTER
 from ingress.door import Door
 from ingress.envelope import decode_unsigned
 from ingress.management import Management
 from ingress.questions import Questions
 from ingress.routes import compile_routes
-from ingress.slow_readers import MOST_CREDITS
 from reporter.producer_ledger import ProducerLedger
 from supervisor.batch import unpacker
 from supervisor.ends import ClientEnd, ServerEnd
@@ -229,7 +229,7 @@ class AdapterProcess:
             self.sent[number] += len(message.body)
             under_way = self.sent[number] - self.world.ingress.written[number]
             ours = number in self.world.ingress.admission.jobs and self.world.agreed
-            trusted = self.sent[number] - len(message.body) > (MOST_CREDITS - 1) * CREDIT
+            trusted = self.sent[number] - len(message.body) > TRUSTED_AFTER * CREDIT
             most = CREDIT * (MOST_CREDITS if trusted else 1)
             assert not ours or under_way <= most, "law 6"
         return True

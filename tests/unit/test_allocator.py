@@ -10,9 +10,9 @@ import pytest
 
 #: Pages that are fetched anew while blocks of a large answer's size come and go, per block.
 PROGRAM = """
-import resource
+import os, resource
 from supervisor.allocator import keep_some
-keep_some()
+keep_some(os.environ)
 def turn():
     blocks = [b"%d" % n * 300_000 for n in range(8)]
 for _ in range(3):
