@@ -47,6 +47,7 @@ class Job(msgspec.Struct, eq=False):
     started_at: float = 0.0
     first_byte_at: float = 0.0
     sent_bytes: int = 0
+    length: int = -1  #: bytes of the response's body; -1: only its End tells
 
 
 class Lost:

@@ -177,6 +177,7 @@ class Answers:
         job.status = message.status
         job.started_at = message.started_at
         job.first_byte_at = now
+        job.length = message.content_length
         # in a body of known length an error event could pass for its end
         job.stream = message.content_length < 0 and b"text/event-stream" in message.headers
         job.exchange.begin(message.status, message.headers, message.content_length)
@@ -189,16 +190,21 @@ class Answers:
         job.sent_bytes += size
         job.owed += size
         job.exchange.write(message.body)
-        if job.owed >= self._grant_at and job.exchange.writable:
+        if job.sent_bytes == job.length:
+            self._end(job, now)  # its client may leave now, before the word of its end has come
+        elif job.owed >= self._grant_at and job.exchange.writable:
             if job.sent_bytes > self._trusted_after and not job.trusted:
                 job.trusted = True
                 job.owed += self._more
             self.grant(job)
 
     def _on_end(self, message: End, now: float) -> None:
-        job = self._admission.settle(message.id)
-        if job is None:
-            return
+        job = self._admission.get(message.id)
+        if job is not None:
+            self._end(job, now)
+
+    def _end(self, job: Job, now: float) -> None:
+        self._admission.settle(job.submit.id)
         exchange, job.exchange.context = job.exchange, None
         exchange.finish()
         self._close(job, _outcome(job), now)

@@ -13,7 +13,7 @@ import pytest
 
 from backend_adapter import jobs
 from backend_adapter.jobs import Job
-from backend_adapter.messages import Answer, Chunk, End, Failed, Submit
+from backend_adapter.messages import Answer, Chunk, End, Failed, Head, Submit
 from backend_adapter.response_headers import ResponseHead
 from backend_adapter.run import Run
 from backend_adapter.runs import Runs
@@ -213,3 +213,22 @@ def test_clients_are_not_given_up_by_who_slept_itself() -> None:
     assert list(server.peers) == ["one"]
     server.tick(4 * DEAD_AFTER_S)
     assert not server.peers
+
+
+def test_an_answer_of_known_length_is_whole_with_its_last_byte() -> None:
+    ended: list[str] = []
+    exchange = SimpleNamespace(
+        context=None, writable=True, write=lambda _: None, finish=lambda: ended.append("finish"),
+        begin=lambda *_: None,
+    )  # fmt: skip
+    ledger = ProducerLedger("ingress-0", 1)
+    answers = Answers(Admission(10), ledger, 40)
+    key = ledger.open(1, 100.0, 0.0)
+    promised = Promised(submit(3, 100), exchange, "/a", key, -1, 0.0)
+    answers.submit(promised)
+    answers.hear([Head(3, 200, b"", 0.5, 8), Chunk(3, memoryview(b"1234"))], 1.0)
+    assert not ended
+    answers.hear([Chunk(3, memoryview(b"5678"))], 1.0)
+    answers.leave(promised, 1.5)  # it has read all of it
+    answers.hear([End(3)], 2.0)
+    assert (ended, ledger.served, ledger.cancelled) == (["finish"], 100.0, 0.0)
