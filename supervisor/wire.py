@@ -6,8 +6,8 @@ of one frame, or as several where it is much, so that the peer has something to 
 ``ends.py`` acts on them; here are the rules of the socket, each measured and each a regression test
 in ``tests/unit/test_wire.py``:
 
-- The socket's fd is edge-triggered: read until EAGAIN, and look at EVENTS again after every send,
-  or a message that has arrived waits for the next one.
+- The socket's fd is edge-triggered: read until EVENTS says that nothing lies there, and look at it
+  again after every send, or a message that has arrived waits for the next one.
 - A drain is bounded per wake-up, so that a flooding peer cannot starve the heartbeat.
 - ``remove_reader`` before a close, LINGER 0, ROUTER_MANDATORY, ROUTER_HANDOVER, MAXMSGSIZE.
 - A full pipe is never waited for: batches wait in a queue of ours, bounded by what its users may
@@ -121,16 +121,19 @@ class _Endpoint:
         return self._ticked_at - before > period_s + SLEPT_S
 
     def _drain(self) -> None:
-        """Receive until EAGAIN or the bound, then let the loop breathe."""
+        """Receive all that lies there, up to the bound; then let the loop breathe."""
         self._draining = False
         for _ in range(DRAIN_LIMIT):
             if self._closed:
                 return
             if not self._has_messages():
                 break
-            parts = [self._receive(_NOBLOCK, copy=False)]
-            while parts[-1].more:
-                parts.append(self._receive(_NOBLOCK, copy=False))
+            try:
+                parts = [self._receive(_NOBLOCK, copy=False)]
+                while parts[-1].more:
+                    parts.append(self._receive(_NOBLOCK, copy=False))
+            except zmq.Again:
+                break  # it has gone with its connection
             try:
                 # a long one is not copied: what is a view of it keeps it
                 frames = [p.buffer if len(p) > ALONE_BYTES else p.bytes for p in parts]
