@@ -120,7 +120,7 @@ class RunningWorker:
 
     def _said_ready(self) -> bool:
         assert self.process.poll() is None, self.output
-        return "ready in" in self.output
+        return "● ready in" in self.output  # "ready in" is in "already in use", too
 
     def signal(self, number: int) -> None:
         """Send it a signal."""
