@@ -194,9 +194,14 @@ class Answers:
             self._end(job, now)  # its client may leave now, before the word of its end has come
         elif job.owed >= self._grant_at and job.exchange.writable:
             if job.sent_bytes > self._trusted_after and not job.trusted:
-                job.trusted = True
-                job.owed += self._more
+                self._trust(job)
             self.grant(job)
+
+    def _trust(self, job: Job) -> None:
+        """More credit, once the client has shown that it reads."""
+        if job.sent_bytes - job.exchange.unread_bytes > self._trusted_after:
+            job.trusted = True
+            job.owed += self._more
 
     def _on_end(self, message: End, now: float) -> None:
         job = self._admission.get(message.id)

@@ -74,6 +74,11 @@ class Exchange(Request):
         """Whether what was written so far has left, all but ``shared.WRITE_HIGH_BYTES``."""
         return self.connection.writable
 
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes written that the client's side has not taken: unsent, or with our kernel."""
+        return self.connection.unread_bytes
+
     def release_body(self) -> None:
         """Let go of body and headers. The body counts against ``buffered_bytes`` until the answer
         has ended, because the application holds a part of it; so does its file stay."""

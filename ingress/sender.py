@@ -8,10 +8,15 @@ reads nothing for ``limits.write_timeout_s`` has stalled. This module knows no r
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import sys
+import termios
 
 from ingress import responses
 from ingress.request import Request
 from ingress.shared import Shared
+
+_NO_BYTES = bytes(4)  #: an int of C
 
 
 class Sender(asyncio.Protocol):
@@ -45,6 +50,13 @@ class Sender(asyncio.Protocol):
         """Bytes written that have not left this process."""
         below = 0 if self._below is None else self._below.get_write_buffer_size()
         return self._transport.get_write_buffer_size() + below
+
+    @property
+    def unread_bytes(self) -> int:
+        """And those that the kernel holds until the client's side has taken them (Linux)."""
+        file = self._transport.get_extra_info("socket").fileno()
+        held = fcntl.ioctl(file, termios.TIOCOUTQ, _NO_BYTES) if file >= 0 else _NO_BYTES
+        return self.unsent_bytes + int.from_bytes(held, sys.byteorder)
 
     def stalled(self, now: float) -> bool:
         """Whether the client has read nothing for too long; to be asked about once a second."""

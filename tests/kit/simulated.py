@@ -355,6 +355,10 @@ class Client:
         exchange.arrived_at = now
 
     @property
+    def unread_bytes(self) -> int:
+        return self.unread
+
+    @property
     def ended(self) -> bool:
         return self.complete or self.was_cut or bool(self.refused)
 

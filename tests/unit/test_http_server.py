@@ -639,6 +639,26 @@ def test_writable_follows_the_client() -> None:
     serve(scenario)
 
 
+def test_unread_is_what_the_client_s_side_has_not_taken() -> None:
+    async def scenario(rig: Rig) -> None:
+        reader, _, exchange = await streamed(rig)
+        written = 0
+        while exchange.writable:
+            exchange.write(b"w" * 100_000)
+            written += 100_000
+            await asyncio.sleep(0)
+        connection = exchange.connection
+        # a kernel takes so much for a program that reads nothing
+        assert exchange.unread_bytes >= max(connection.unsent_bytes, written - 2**19)
+        while exchange.unread_bytes:
+            await asyncio.wait_for(reader.read(1 << 20), DEADLINE_S)
+        exchange.connection._transport.abort()
+        await wait_until_async(lambda: not rig.server.connections)
+        assert exchange.unread_bytes == 0
+
+    serve(scenario)
+
+
 # ------------------------------------------------------------------------------- departures
 
 
