@@ -1,4 +1,7 @@
-"""``python -m ingress <name>``: started by the supervisor, never by hand."""
+"""``python -m ingress NAME FD…``: started by the supervisor, never by hand.
+
+The descriptors are those of the client port.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ import sys
 
 from ingress.process import Ingress
 from supervisor import child
+from supervisor.client_port import borrowed
 
 if __name__ == "__main__":
-    child.run(sys.argv[1] if len(sys.argv) > 1 else "ingress-0", Ingress)
+    _, name, *fds = sys.argv
+    port = borrowed(map(int, fds))
+    child.run(name, lambda runtime: Ingress(runtime, port))

@@ -13,9 +13,12 @@ that one timer, the sweep, looks after.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import time
+from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from ingress.connection import Connection
 from ingress.deaf_port import deafen
@@ -66,7 +69,7 @@ class Server:
         self._each = 2 if spool is not None and limits.spool_bytes > 0 else 1
         most = file_limit.connections(limits.connections, self._each)
         self._shared = Shared(app, limits, loop, most, self._changed.set, spool)
-        self._listener: asyncio.Server | None = None
+        self._listeners: list[asyncio.Server] = []
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -112,24 +115,35 @@ class Server:
         ssl_context: ssl.SSLContext | None = None,
         reuse_port: bool = False,
     ) -> int:
-        """Open the port and serve.
+        """Open a port and serve.
 
         :param port: 0 picks a free one.
         :param reuse_port: further processes will listen on the same port.
         :return: the port.
         :raises OSError: the port cannot be had.
         """
+        return await self._serve(ssl_context, host=host, port=port, reuse_port=reuse_port)
+
+    async def serve(
+        self, sockets: Sequence[socket.socket], ssl_context: ssl.SSLContext | None = None
+    ) -> int:
+        """Serve on bound sockets, which other processes may have as well; returns the port."""
+        for each in sockets:
+            port = await self._serve(ssl_context, sock=each)
+        return port
+
+    async def _serve(self, ssl_context: ssl.SSLContext | None, **where: Any) -> int:
         shared = self._shared
-        self._listener = await self._loop.create_server(
+        listener = await self._loop.create_server(
             lambda: Greeting(shared, ssl_context) if ssl_context else Connection(shared),
-            host,
-            port,
             backlog=BACKLOG,
-            reuse_port=reuse_port,
+            **where,
         )
-        bound: int = self._listener.sockets[0].getsockname()[1]
-        self._tick()
-        return bound
+        self._listeners.append(listener)
+        if self._timer is None:
+            self._tick()
+        port: int = listener.sockets[0].getsockname()[1]
+        return port
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(SWEEP_EVERY_S, self._tick)
@@ -147,23 +161,24 @@ class Server:
                 greeting.abort()
         self._changed.set()
 
-    async def drain(self, deadline_s: float) -> bool:
-        """Close the port and the idle connections, let what runs finish, refuse the rest.
+    async def drain(self, deadline_s: float, last: bool = True) -> bool:
+        """Accept nobody any more, close idle connections, let what runs finish, refuse the rest.
 
         What has not even arrived at the deadline is refused, too.
 
         :param deadline_s: seconds that what runs may take.
+        :param last: the port closes; otherwise who has not been accepted yet is left to others.
         :return: whether it all finished in time.
         """
         shared = self._shared
         shared.draining = True
-        if self._listener is not None:
-            for listener in self._listener.sockets:
-                with suppress(OSError):
-                    deafen(listener)
-        await self._hear()
-        if self._listener is not None:
-            self._listener.close()
+        if last:
+            for listener in self._listeners:
+                for each in listener.sockets:
+                    with suppress(OSError):
+                        deafen(each)
+            await self._hear()
+        self._close_port()
         for connection in list(shared.connections):
             connection.leave(at_once=False)
         try:
@@ -176,6 +191,10 @@ class Server:
                 connection.leave(at_once=True)
             return False
         return True
+
+    def _close_port(self) -> None:
+        while self._listeners:
+            self._listeners.pop().close()
 
     async def _hear(self) -> None:
         """Take what had reached the kernel: who asked before the port closes is told so, not reset.
@@ -192,8 +211,7 @@ class Server:
     def close(self) -> None:
         """Close the port and cut every connection, whatever it is doing."""
         self._shared.draining = True
-        if self._listener is not None:
-            self._listener.close()
+        self._close_port()
         if self._timer is not None:
             self._timer.cancel()
         for greeting in list(self._shared.handshakes):

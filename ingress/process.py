@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +22,6 @@ from ingress.admission import Admission
 from ingress.answers import Answers
 from ingress.auth import Authenticator
 from ingress.budget import share
-from ingress.client_port import cannot_listen
 from ingress.door import Door
 from ingress.envelope import decode, decode_unsigned
 from ingress.http import Server
@@ -46,10 +47,17 @@ _log = logging.getLogger("ingress")
 
 
 class Ingress:
-    """The service that ``child.run`` runs."""
+    """The service that ``child.run`` runs.
 
-    def __init__(self, runtime: Runtime) -> None:
+    Args:
+        runtime: what it runs in.
+        port: its share of the client port, bound.
+    """
+
+    def __init__(self, runtime: Runtime, port: Sequence[socket.socket]) -> None:
         self._runtime = runtime
+        self._sockets = port
+        self._last = False  #: no ingress after it has these sockets
         settings = runtime.settings
         self._admission = Admission(settings.queue.max_jobs, secrets.randbits(48))
         self._accounts = Producer(
@@ -92,7 +100,7 @@ class Ingress:
     # ------------------------------------------------------------------ the runtime's side
 
     async def start(self) -> None:
-        """Open the client port, then both sockets. A taken port ends the process, by name."""
+        """Open the client port, then both sockets."""
         settings, runtime = self._runtime.settings, self._runtime
         context = None
         if settings.tls.enabled:
@@ -102,13 +110,7 @@ class Ingress:
                 _log.critical("%s", error)
                 os._exit(ExitCode.SETTINGS)
             self._certificate = CertificateWatch(context, settings.tls.cert, settings.tls.key)
-        worker = settings.worker
-        try:
-            self._port = await self._server.listen(
-                worker.host, worker.port, context, reuse_port=worker.processes > 1
-            )
-        except OSError as error:
-            cannot_listen(worker, error)
+        self._port = await self._server.serve(self._sockets, context)
         if settings.auth.mode == "none" and not settings.auth.clients:
             _log.critical(
                 "AUTHENTICATION IS OFF: everyone who reaches port %s may use the model", self._port
@@ -153,10 +155,14 @@ class Ingress:
         )
 
     def on_control(self, message: Any) -> None:
-        """Is the worker.py, or the adapter, gone for good?"""
-        if isinstance(message, ChildNote) and message.name == "hooks":
+        """Is the worker.py, the adapter, the whole worker, or the port, gone for good?"""
+        if not isinstance(message, ChildNote):
+            return
+        if message.name in ("worker", self._runtime.name):
+            self._last = True
+        elif message.name == "hooks":
             self._door.hooks_failed(message.state == ChildState.FAILED)
-        elif isinstance(message, ChildNote) and message.state == ChildState.FAILED:
+        elif message.state == ChildState.FAILED:
             self._answers.adapter_failed(time.monotonic())
 
     def reload(self, settings: Settings) -> None:
@@ -166,11 +172,11 @@ class Ingress:
             self._certificate.check()
 
     async def drain(self, deadline_s: float) -> None:
-        """Close the port, finish what runs, and let the reporter know the last outcomes."""
+        """Accept nobody any more, finish what runs, and let the reporter know the last outcomes."""
         end = self._runtime.loop.time() + deadline_s + LAST_ACCOUNTS_S
         self._admission.stopping = True
         _log.info("draining: %d requests under way", len(self._admission.jobs))
-        if not await self._server.drain(deadline_s):
+        if not await self._server.drain(deadline_s, last=self._last):
             self._give_up()
         await self._webhooks.drain(LAST_ACCOUNTS_S)
         self._answers.close_departed()

@@ -41,6 +41,8 @@ class Program(msgspec.Struct, frozen=True):
     capture: Callable[[int, int, Ring], Capture]
     #: port on 127.0.0.1 that it will bind, and that nobody else may hold; 0: not ours to say
     port: int = 0
+    #: descriptors of ours that it inherits
+    fds: tuple[int, ...] = ()
     #: it may leave core files where whoever started us would
     dumps: bool = False
 
@@ -215,8 +217,9 @@ class Member:
             return
         try:
             process = process_tree.spawn(
-                program.argv, env=program.env, cwd=program.cwd, run_id=self._run_id, name=self.name
-            )
+                program.argv, env=program.env, cwd=program.cwd, run_id=self._run_id,
+                name=self.name, fds=program.fds,
+            )  # fmt: skip
         except process_tree.SpawnError as error:
             self.last_exit = str(error)
             self.feed(lifecycle.SpawnFailed(str(error), error.permanent))

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from supervisor import private_dir, settings_sources
+from supervisor.client_port import ClientPort
 from supervisor.handoff_file import HOOKS_HANDOFF
 from supervisor.log_lines import Mask
 from supervisor.logs import Capture, Ring, RotatingFile, Tail
@@ -135,6 +136,7 @@ class Programs:
     Args:
         plan: the run.
         runtime_dir, run_id: given to every child.
+        port: where clients come in.
         echo: takes our own children's log lines.
         on_match: called when a line of a member contains one of its patterns.
         mask: takes secrets out of everything that is kept.
@@ -145,6 +147,7 @@ class Programs:
         plan: Plan,
         runtime_dir: str,
         run_id: str,
+        port: ClientPort,
         echo: Callable[[str], object],
         on_match: OnMatch,
         mask: Mask,
@@ -153,6 +156,7 @@ class Programs:
         self._plan = plan
         self._runtime_dir = runtime_dir
         self._run_id = run_id
+        self._port = port
         self._echo = echo
         self._on_match = on_match
         self._mask = mask
@@ -184,11 +188,13 @@ class Programs:
         """What the member runs."""
         environ = settings_sources.inherited_environment(secret_variables=False)
         model, port = self._settings.model, 0
+        role, _, number = name.partition("-")
+        fds = self._port.fds(int(number)) if role == "ingress" else ()
         if self.ours(name):
             handoff = HOOKS_HANDOFF if name == "hooks" else "handoff.msgpack"
             environ[settings_sources.HANDOFF_VARIABLE] = os.path.join(self._runtime_dir, handoff)
             environ["PYTHONUNBUFFERED"] = "1"  # what people print is seen when it is printed
-            argv = python_module(environ, _OURS[name.split("-")[0]], name)
+            argv = python_module(environ, _OURS[role], name, *map(str, fds))
             cwd = os.getcwd()
         elif name == "engine":
             port = self._plan.local_engine_port
@@ -199,7 +205,14 @@ class Programs:
             argv, cwd = model.command, model.cwd or os.getcwd()
             url = urlsplit(model.url)
             port = (url.port or 80) if url.hostname in LOOPBACK else 0
-        return Program(argv, environ, cwd, self._capturer(name), port, dumps=name == "model")
+        return Program(argv, environ, cwd, self._capturer(name), port, fds, name == "model")
+
+    def part_with_port(self, name: str) -> bool:
+        """The member ends and takes its share of the client port with it."""
+        role, _, number = name.partition("-")
+        with suppress(OSError):  # no descriptor is left: its successor gets the share
+            return role == "ingress" and self._port.part_with(int(number))
+        return False
 
     def policy(self, name: str) -> Policy:
         """How patient we are with it."""

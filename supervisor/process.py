@@ -19,6 +19,7 @@ from typing import Any, assert_never
 
 from supervisor import awaited, lifecycle, process_tree, script, settings_sources, tidings, wire
 from supervisor.child import CONTROL_SOCKET, STRAY_SIGNALS
+from supervisor.client_port import ClientPort
 from supervisor.commands import obey
 from supervisor.exit_codes import ExitCode
 from supervisor.handoff_file import HandoffFile, make_runtime_dir
@@ -60,6 +61,7 @@ class Supervisor:
     Args:
         plan: settings, and the programs beside our own (model server, local engine).
         lock: held by the caller for as long as the run lasts.
+        port: where clients come in; closed when the run is to end.
         echo: takes our children's log lines; never blocks.
         on_change: told each change of each member, for the person who watches.
         reread: reads the settings again, with what a worker.py amounts to; raises SettingsError.
@@ -69,6 +71,7 @@ class Supervisor:
         self,
         plan: Plan,
         lock: RunLock,
+        port: ClientPort,
         echo: Callable[[str], object],
         on_change: Callable[[Supervisor, Member], None],
         reread: Callable[[dict[str, Any] | None], Plan],
@@ -79,6 +82,7 @@ class Supervisor:
         self.loop = asyncio.get_running_loop()
         self.started_at = self.loop.time()
         self._lock = lock
+        self._port = port
         self._echo = echo
         self._on_change = on_change
         self.mask = masker(settings_sources.secrets(plan.settings))
@@ -113,8 +117,9 @@ class Supervisor:
             )  # fmt: skip
             undo.callback(self.control.close)
             self._programs = Programs(
-                self.plan, self._runtime_dir, self.run_id, self._echo, self._on_log_match, self.mask
-            )
+                self.plan, self._runtime_dir, self.run_id, self._port, self._echo,
+                self._on_log_match, self.mask,
+            )  # fmt: skip
             undo.callback(self._programs.close)
             undo.callback(self._end)
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -213,6 +218,8 @@ class Supervisor:
 
     def _asker(self, name: str) -> Callable[[float], bool]:
         def ask(deadline_s: float) -> bool:
+            if not self.stopping and self._programs.part_with_port(name):
+                self._send(tidings.of_parting(name))
             margin = DRAIN_MARGIN_S if deadline_s > DRAIN_MARGIN_S else 0.0
             return self.control.send(name, Drain(deadline_s - margin))
 
@@ -383,6 +390,7 @@ class Supervisor:
                 stop_in_order(self.members, self.plan.settings, self._changed, reason)
             )
             self._stopping.add_done_callback(self._stopped)
+            self.loop.call_soon(self._port.close)  # no ingress is started any more that inherits it
 
     def _stopped(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:

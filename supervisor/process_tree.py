@@ -166,12 +166,18 @@ class Process:
 
 
 def spawn(
-    argv: Sequence[str], *, env: Mapping[str, str], cwd: str, run_id: str, name: str
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: str,
+    run_id: str,
+    name: str,
+    fds: Sequence[int] = (),
 ) -> Process:
     """Start ``argv`` in a session of its own.
 
-    It gets ``env`` plus our marks, no stdin, one pipe for stdout and stderr, no other descriptor,
-    and default signal handlers. Raises SpawnError.
+    It gets ``env`` plus our marks, no stdin, one pipe for stdout and stderr, of other descriptors
+    ``fds`` alone, and default signal handlers. Raises SpawnError.
     """
     # SPT_NOENV: setproctitle (vLLM uses it) otherwise writes the title over the environment that
     # /proc shows, and our marks with it (documented by setproctitle).
@@ -187,6 +193,7 @@ def spawn(
                 env=marked,
                 cwd=cwd or None,
                 start_new_session=True,
+                pass_fds=fds,
             )
         try:
             pidfd = os.pidfd_open(popen.pid)

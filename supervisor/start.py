@@ -7,6 +7,7 @@ which never blocks.
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 import signal
@@ -21,6 +22,7 @@ import uvloop
 
 from supervisor import core_files, log_lines, process_tree, settings_sources, spool_dir
 from supervisor.beacon import Beacon
+from supervisor.client_port import ClientPort
 from supervisor.console import Console
 from supervisor.exit_codes import ExitCode
 from supervisor.handoff_file import RUNTIME_PREFIX
@@ -66,10 +68,14 @@ def start(source: Source, color: bool) -> int:
         return _refuse([Fault("worker.state_dir", str(error))], ExitCode.SETTINGS, source)
     try:
         _sweep(lock.left_behind, plan)
-        taken = _taken_port(plan)
-        if taken:
-            return _refuse([taken], ExitCode.PORT_TAKEN, source)
-        return _run(plan, lock, Source(file, source.flags), color)
+        try:
+            port = _take_ports(plan)
+        except _NoPort as error:
+            return _refuse([error.fault], error.code, source)
+        try:
+            return _run(plan, lock, port, Source(file, source.flags), color)
+        finally:
+            port.close()
     finally:
         lock.release()
 
@@ -93,27 +99,44 @@ def _refuse(faults: Sequence[Fault], code: ExitCode, source: Source) -> int:
     return code
 
 
-def _taken_port(plan: Plan) -> Fault | None:
-    """Why a port cannot be bound; None when all can."""
-    worker = plan.settings.worker
-    wanted = [
-        (worker.host, worker.port, "worker.port"),
-        (worker.admin_host, worker.admin_port, "worker.admin_port"),
-    ]
+class _NoPort(Exception):
+    """A port that cannot be had, and the exit code."""
+
+    def __init__(self, code: ExitCode, fault: Fault) -> None:
+        self.code, self.fault = code, fault
+
+
+def _take_ports(plan: Plan) -> ClientPort:
+    """The client port; nobody holds the others that will be bound. Raises _NoPort."""
+    worker, end = plan.settings.worker, time.monotonic() + PORT_PATIENCE_S
+    wanted = [(worker.admin_host, worker.admin_port, "worker.admin_port")]
     if plan.local_engine_port:
         wanted.append(("127.0.0.1", plan.local_engine_port, "engine.local_port"))
-    end = time.monotonic() + PORT_PATIENCE_S
-    for host, port, name in wanted:
-        while not is_free(host, port):
-            if time.monotonic() >= end:
-                holder = process_tree.port_holder(port) or "another program"
-                hint = f"stop it, or choose another port: --set {name}=N, 0 picks a free one"
-                return Fault(name, f"port {port} is held by {holder}", hint)
-            time.sleep(_PORT_POLL_S)
-    return None
+    for host, number, name in wanted:
+        while not is_free(host, number):
+            _wait_for(number, name, end)
+    while True:
+        try:
+            return ClientPort(worker.host, worker.port, worker.processes)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                hint = "set worker.host to an address of this machine, or to 0.0.0.0"
+                if isinstance(error, PermissionError):
+                    hint = "choose a port above 1023"
+                text = f"cannot bind port {worker.port} of {worker.host}: {error.strerror}"
+                raise _NoPort(ExitCode.SETTINGS, Fault("worker.host", text, hint)) from None
+        _wait_for(worker.port, "worker.port", end)
 
 
-def _run(plan: Plan, lock: RunLock, source: Source, color: bool) -> int:
+def _wait_for(port: int, name: str, end: float) -> None:
+    if time.monotonic() >= end:
+        holder = process_tree.port_holder(port) or "another program"
+        hint = f"stop it, or choose another port: --set {name}=N, 0 picks a free one"
+        raise _NoPort(ExitCode.PORT_TAKEN, Fault(name, f"port {port} is held by {holder}", hint))
+    time.sleep(_PORT_POLL_S)
+
+
+def _run(plan: Plan, lock: RunLock, port: ClientPort, source: Source, color: bool) -> int:
     worker = plan.settings.worker
     console = Console()
     terminal = sys.stderr.isatty() and worker.log_format == "text"
@@ -139,7 +162,8 @@ def _run(plan: Plan, lock: RunLock, source: Source, color: bool) -> int:
     timeline = Timeline(screen)
 
     async def main() -> int:
-        supervisor = Supervisor(plan, lock, echo, timeline, partial(source.plan_again, plan))
+        reread = partial(source.plan_again, plan)
+        supervisor = Supervisor(plan, lock, port, echo, timeline, reread)
         try:
             return await supervisor.run()
         finally:  # it has ended: no late signal may make the exit code another one

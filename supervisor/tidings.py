@@ -46,8 +46,13 @@ def of_change(supervisor: Supervisor, member: Member) -> Iterator[Tiding]:
 def of_stop(supervisor: Supervisor) -> Iterator[Tiding]:
     """The worker stops: the engine is to route elsewhere from now on, and nobody comes after."""
     reason = supervisor.mask(supervisor.stop_reason)
-    for name in ("reporter", "backend_adapter"):
+    for name in filter(_hears_of_stop, supervisor.members):
         yield name, ChildNote("worker", ChildState.STOPPING, reason, 0)
+
+
+def of_parting(name: str) -> Iterator[Tiding]:
+    """An ingress ends, and nobody after it has its share of the client port."""
+    yield name, ChildNote(name, ChildState.STOPPING, "", 0)
 
 
 def of_wait(supervisor: Supervisor) -> Tiding:
@@ -74,6 +79,10 @@ def for_newcomer(supervisor: Supervisor, name: str) -> Iterator[Tiding]:
 
 def _needs_hooks(name: str) -> bool:
     return name == "backend_adapter" or name.startswith("ingress-")
+
+
+def _hears_of_stop(name: str) -> bool:
+    return name in ("reporter", "backend_adapter") or name.startswith("ingress-")
 
 
 def _note(supervisor: Supervisor, member: Member) -> ChildNote:

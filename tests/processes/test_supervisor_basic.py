@@ -186,6 +186,15 @@ def test_a_port_that_is_taken_is_named_with_its_holder(tmp_path: Path) -> None:
     assert f"pid {os.getpid()}" in ended.stderr
 
 
+def test_a_host_that_is_no_address_of_this_machine_is_named(tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    ended = _run(tmp_path, *ANY_PORT, "--port", "1", "--set", "worker.host=203.0.113.1",
+                 "--state-dir", state)  # fmt: skip
+    assert ended.returncode == ExitCode.SETTINGS
+    assert "worker.host: cannot bind port 1 of 203.0.113.1" in ended.stderr
+    assert "0.0.0.0" in ended.stderr
+
+
 @pytest.mark.parametrize("style", ["text", "json"])
 def test_without_a_terminal_every_line_is_a_log_line(tmp_path: Path, style: str) -> None:
     with RunningWorker(tmp_path, "--log-format", style) as worker:

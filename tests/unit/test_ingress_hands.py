@@ -19,6 +19,8 @@ from ingress.process import EVENTS_SOCKET, JOBS_SOCKET, Ingress
 from reporter.messages import Ack, Events, PublicKey, ToReporter
 from supervisor import wire
 from supervisor.child import Runtime
+from supervisor.client_port import ClientPort, borrowed
+from supervisor.ports import free_port
 from supervisor.settings import AuthSettings, RouteSettings, Settings, WorkerSettings
 from supervisor.settings_sources import Handoff
 from tests.kit.wait import wait_until_async
@@ -33,12 +35,14 @@ class Scene:
 
     def __init__(self, directory: Path) -> None:
         settings = Settings(
-            worker=WorkerSettings(host="127.0.0.1", port=0),
+            worker=WorkerSettings(host="127.0.0.1"),
             auth=AuthSettings(mode="none"),
             route=[RouteSettings(path="/a"), RouteSettings(path="/once", redeliver=False)],
         )
         self.runtime = Runtime(NAME, Handoff("run", str(directory), os.getpid(), settings))
-        self.ingress = Ingress(self.runtime)
+        port = ClientPort("127.0.0.1", free_port("127.0.0.1"), 1)
+        self.ingress = Ingress(self.runtime, borrowed(map(os.dup, port.fds(0))))
+        port.close()
         self.submits: list[Submit] = []
         self.batches: list[Events] = []
         self.acking = True

@@ -1,0 +1,131 @@
+"""Clients that connect while the only ingress is away."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.chaos.table import row
+from tests.kit.wait import DEADLINE_S, wait_until
+from tests.kit.worker import Worker, running
+
+CLIENTS = 4
+PAUSE_S = 0.005  # of each client, between two connections
+
+
+class Comers:
+    """Clients that connect anew for every request.
+
+    ``outcomes``: statuses, and what failed before ("connect") or after it was connected ("answer").
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self.outcomes: Counter[int | str] = Counter()
+        self.going = True
+        self._place = urlsplit(worker.url).netloc
+        self._body = json.dumps({"auth_data": worker.auth(), "payload": {"inputs": "x"}})
+
+    def come(self) -> None:
+        """One client, until it is called off."""
+        while self.going:
+            self.outcomes[self._ask()] += 1
+            time.sleep(PAUSE_S)
+
+    def _ask(self) -> int | str:
+        client = http.client.HTTPConnection(self._place, timeout=DEADLINE_S)
+        try:
+            client.connect()
+        except OSError:
+            return "connect"
+        try:
+            client.request("POST", "/generate", self._body)
+            return client.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return "answer"
+        finally:
+            client.close()
+
+    def until_more_are_answered(self) -> None:
+        """Some have been answered since."""
+        before = self.outcomes[200]
+        wait_until(lambda: self.outcomes[200] > before + CLIENTS, what="answers")
+
+
+@contextmanager
+def coming(worker: Worker) -> Iterator[Comers]:
+    """They come for as long as it is entered."""
+    comers = Comers(worker)
+    threads = [threading.Thread(target=comers.come) for _ in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    try:
+        comers.until_more_are_answered()
+        yield comers
+        comers.until_more_are_answered()
+    finally:
+        comers.going = False
+        for thread in threads:
+            thread.join()
+
+
+def away(worker: Worker, number: int) -> Counter[int | str]:
+    """What becomes of those who come while ingress is replaced."""
+    with coming(worker) as comers:
+        old = worker.kill("ingress-0", number)
+        worker.wait_replaced("ingress-0", old)
+    return comers.outcomes
+
+
+@row(
+    1,
+    "the only ingress is killed (`kill -9`) while clients connect",
+    seen="connections that it had accepted break; nobody is refused: who connects meanwhile is"
+    " answered a moment later",
+    does="keeps the port open itself, and lends it to each ingress in turn",
+)
+def test_row_01_who_connects_while_ingress_is_away_is_answered(tmp_path: Path) -> None:
+    with running(tmp_path) as worker:
+        told = away(worker, signal.SIGKILL)
+        assert set(told) <= {200, "answer"}, told
+        assert told["answer"] <= CLIENTS, told
+
+
+@row(
+    3,
+    "the only ingress is frozen (`kill -STOP`) while clients connect",
+    seen="a pause of some seconds; only those break that it had accepted",
+    does="as above; the next ingress accepts who waits",
+)
+def test_row_03_who_connects_while_ingress_is_frozen_is_answered(tmp_path: Path) -> None:
+    with running(tmp_path) as worker:
+        told = away(worker, signal.SIGSTOP)
+        assert set(told) <= {200, "answer"}, told
+        assert told["answer"] <= CLIENTS, told
+
+
+def _restart(worker: Worker) -> None:
+    old = worker.pid("ingress-0")
+    worker.command("restart", "ingress-0")
+    worker.wait_replaced("ingress-0", old)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_nobody_is_refused_while_an_ingress_is_restarted(processes: int, tmp_path: Path) -> None:
+    """Who has asked on a connection that closes is told so, with Retry-After."""
+    with running(tmp_path, settings=(f"worker.processes={processes}",)) as worker:
+        with coming(worker) as comers:
+            _restart(worker)
+            comers.until_more_are_answered()
+            _restart(worker)
+        assert set(comers.outcomes) <= {200, 503}, comers.outcomes
+        assert comers.outcomes[503] <= 2 * CLIENTS, comers.outcomes
