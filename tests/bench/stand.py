@@ -61,6 +61,10 @@ _PROXY = """
     location / { proxy_pass http://model; proxy_http_version 1.1; proxy_buffering off;
       proxy_set_header Connection ""; }
   }
+  server {
+    listen 127.0.0.1:%(plain)d backlog=8192;
+    location / { proxy_pass http://127.0.0.1:%(model)d; }
+  }
 """
 _PEER = """
 from vastai import Worker, WorkerConfig, HandlerConfig, BenchmarkConfig, LogActionConfig
@@ -101,6 +105,8 @@ class Stand:
     """Those that run."""
 
     worker: Worker
+    #: nginx where nobody has said anything but ``proxy_pass``: a connection for each request
+    plain_nginx: str
     #: where each is asked, and what it asks for besides the payload
     urls: dict[str, str] = field(default_factory=dict)
     auths: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -177,9 +183,11 @@ def settle(stand: Stand) -> None:
 @contextmanager
 def _beside(worker: Worker, model: int) -> Iterator[Stand]:
     """The others, in front of the same model server."""
-    stand, directory, proxy = Stand(worker), worker.directory, free_port("127.0.0.1")
+    directory, proxy, plain = worker.directory, free_port("127.0.0.1"), free_port("127.0.0.1")
+    stand = Stand(worker, f"http://127.0.0.1:{plain}")
     with ExitStack() as stack:
-        stack.enter_context(_nginx(directory / "proxy", _PROXY % {"port": proxy, "model": model}))
+        ports = {"port": proxy, "plain": plain, "model": model}
+        stack.enter_context(_nginx(directory / "proxy", _PROXY % ports))
         stand.urls = {
             "straight": f"http://127.0.0.1:{model}",
             "nginx": f"http://127.0.0.1:{proxy}",

@@ -17,6 +17,8 @@ from tests.bench.table import Goal, Row
 CONNECTIONS = (1, 32, 128, 512)
 #: What is full load, in connections.
 FULL = 128
+#: nginx as it comes, measured at full load only, and its row.
+PLAIN = "plain"
 #: At half load each connection pauses, on average so many milliseconds, drawn anew each time …
 PAUSE_MS = 10
 #: … and there are as many as it takes, found in so many tries of a second.
@@ -72,23 +74,29 @@ def measure(rounds: int, seconds: float) -> Iterator[Row]:
         directory = Path(name)
         with stand.static(directory) as bench:
             sent = scripts(directory, bench)
-            for each, url in bench.urls.items():
+            sent[PLAIN], urls = sent["nginx"], bench.urls | {PLAIN: bench.plain_nginx}
+            for each, url in urls.items():
                 wrk(url + stand.ROUTE, sent[each], 32, 1)
 
             def runs(sent: dict[str, Path], connections: dict[str, int]) -> Runs:
                 found: Runs = {each: [] for each in connections}
                 for _ in range(rounds):
                     for each, many in connections.items():
-                        url = bench.urls[each] + stand.ROUTE
+                        url = urls[each] + stand.ROUTE
                         found[each].append(wrk(url, sent[each], many, seconds))
                 return found
 
             rates: dict[str, float] = {}
             for connections in CONNECTIONS:
-                found = runs(sent, dict.fromkeys(bench.urls, connections))
-                if connections == FULL:
-                    rates = _medians(found, "rps")
+                whom = urls if connections == FULL else bench.urls
+                found = runs(sent, dict.fromkeys(whom, connections))
+                plain = found.pop(PLAIN, None)
                 yield from _rows(connections, found)
+                if plain is not None:
+                    rates = _medians(found, "rps")
+                    beside = _medians({"nginx": plain, "worker": found["worker"]}, "rps")
+                    title = f"unary, {FULL} connections; nginx as it comes"
+                    yield Row(title, "requests/s", beside)
             # the same rate for all, half of what the worker can; the public one at half of its own
             pausing = scripts(
                 directory, bench, f"function delay() return math.random(0, {2 * PAUSE_MS}) end\n"
