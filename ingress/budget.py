@@ -18,7 +18,8 @@ from supervisor.settings import LimitSettings
 #: From here on a body is worth a file when memory is short.
 SOFT_LARGE_BYTES = 16_384
 #: Times its first credit that a client which reads a large answer as it comes is trusted with, once
-#: its side has taken so many credits: more than a kernel takes for a program that does not read.
+#: its side has taken so many credits: more than a kernel takes for a program that does not read,
+#: unless that asks for it. All of it counts as unread where the client stops.
 #: With one credit both sides would wait for each other's word.
 MOST_CREDITS, TRUSTED_AFTER = 4, 2
 

@@ -173,12 +173,8 @@ class Server:
         shared = self._shared
         shared.draining = True
         if last:
-            for listener in self._listeners:
-                for each in listener.sockets:
-                    with suppress(OSError):
-                        deafen(each)
-            await self._hear()
-        self._close_port()
+            await self.close_port()
+        self._stop_listening()
         for connection in list(shared.connections):
             connection.leave(at_once=False)
         try:
@@ -192,7 +188,16 @@ class Server:
             return False
         return True
 
-    def _close_port(self) -> None:
+    async def close_port(self) -> None:
+        """Hear nobody new, and accept those who have been heard."""
+        for listener in self._listeners:
+            for each in listener.sockets:
+                with suppress(OSError):
+                    deafen(each)
+        await self._hear()
+        self._stop_listening()
+
+    def _stop_listening(self) -> None:
         while self._listeners:
             self._listeners.pop().close()
 
@@ -211,7 +216,7 @@ class Server:
     def close(self) -> None:
         """Close the port and cut every connection, whatever it is doing."""
         self._shared.draining = True
-        self._close_port()
+        self._stop_listening()
         if self._timer is not None:
             self._timer.cancel()
         for greeting in list(self._shared.handshakes):

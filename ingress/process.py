@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import socket
+import ssl
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from ingress.admission import Admission
 from ingress.answers import Answers
 from ingress.auth import Authenticator
 from ingress.budget import share
+from ingress.client_port import cannot_listen
 from ingress.door import Door
 from ingress.envelope import decode, decode_unsigned
 from ingress.http import Server
@@ -51,13 +53,14 @@ class Ingress:
 
     Args:
         runtime: what it runs in.
-        port: its share of the client port, bound.
+        port: the client port's sockets, bound, which outlive it; none: it shares the port with
+            others, and opens it itself.
     """
 
     def __init__(self, runtime: Runtime, port: Sequence[socket.socket]) -> None:
         self._runtime = runtime
         self._sockets = port
-        self._last = False  #: no ingress after it has these sockets
+        self._last = not port  #: no ingress after it accepts who waits at its port
         settings = runtime.settings
         self._admission = Admission(settings.queue.max_jobs, secrets.randbits(48))
         self._accounts = Producer(
@@ -96,11 +99,12 @@ class Ingress:
         self._jobs: wire.Client
         self._hooks: wire.Client | None = None  # where a worker.py is used
         self._port = 0
+        self._context: ssl.SSLContext | None = None
 
     # ------------------------------------------------------------------ the runtime's side
 
     async def start(self) -> None:
-        """Open the client port, then both sockets."""
+        """Open the client port, then both sockets. A taken port ends the process, by name."""
         settings, runtime = self._runtime.settings, self._runtime
         context = None
         if settings.tls.enabled:
@@ -110,7 +114,11 @@ class Ingress:
                 _log.critical("%s", error)
                 os._exit(ExitCode.SETTINGS)
             self._certificate = CertificateWatch(context, settings.tls.cert, settings.tls.key)
-        self._port = await self._server.serve(self._sockets, context)
+        self._context = context
+        try:
+            self._port = await self._open_port()
+        except OSError as error:
+            cannot_listen(settings.worker, error)
         if settings.auth.mode == "none" and not settings.auth.clients:
             _log.critical(
                 "AUTHENTICATION IS OFF: everyone who reaches port %s may use the model", self._port
@@ -134,6 +142,12 @@ class Ingress:
         runtime.every(EVENTS_EVERY_S, self._send_accounts)
         runtime.every(HOUSEKEEPING_EVERY_S, self._housekeep)
 
+    async def _open_port(self) -> int:
+        worker = self._runtime.settings.worker
+        if self._sockets:
+            return await self._server.serve([each.dup() for each in self._sockets], self._context)
+        return await self._server.listen(worker.host, worker.port, self._context, reuse_port=True)
+
     def beat(self) -> Beat:
         """Ready means: the port is open. An adapter that is away is the adapter's own matter."""
         return Beat(
@@ -155,10 +169,12 @@ class Ingress:
         )
 
     def on_control(self, message: Any) -> None:
-        """Is the worker.py, the adapter, the whole worker, or the port, gone for good?"""
+        """Is the worker.py, the adapter, or the whole worker, gone for good?"""
         if not isinstance(message, ChildNote):
             return
-        if message.name in ("worker", self._runtime.name):
+        if message.name == "worker":
+            if self._runtime.draining and not self._last:  # it left them to another one
+                self._runtime.spawn(self._hear_out())
             self._last = True
         elif message.name == "hooks":
             self._door.hooks_failed(message.state == ChildState.FAILED)
@@ -183,6 +199,11 @@ class Ingress:
         self._send_accounts()
         await self._accounts.settle(end)
 
+    async def _hear_out(self) -> None:
+        """Who waits at the port for the next ingress is told that there is none."""
+        await self._open_port()
+        await self._server.close_port()
+
     def _give_up(self) -> None:
         _log.warning("cutting off %d requests: worker.drain_s is over", len(self._admission.jobs))
         self._answers.give_up(time.monotonic())
@@ -192,6 +213,8 @@ class Ingress:
         """Close everything."""
         self._server.close()
         self._webhooks.close()
+        for each in self._sockets:
+            each.close()
         self._jobs.close()
         self._accounts.close()
         if self._hooks is not None:

@@ -54,8 +54,9 @@ class Sender(asyncio.Protocol):
     @property
     def unread_bytes(self) -> int:
         """And those that the kernel holds until the client's side has taken them (Linux)."""
-        file = self._transport.get_extra_info("socket").fileno()
-        held = fcntl.ioctl(file, termios.TIOCOUTQ, _NO_BYTES) if file >= 0 else _NO_BYTES
+        held, client = _NO_BYTES, self._transport.get_extra_info("socket")
+        if client is not None and client.fileno() >= 0:  # TLS that has ended has none
+            held = fcntl.ioctl(client.fileno(), termios.TIOCOUTQ, _NO_BYTES)
         return self.unsent_bytes + int.from_bytes(held, sys.byteorder)
 
     def stalled(self, now: float) -> bool:
@@ -92,4 +93,6 @@ class Sender(asyncio.Protocol):
     def guard(self, on: bool) -> None:
         """While it is on, whatever ends the connection, this process's own death included, resets
         it: for an answer whose end is the connection's."""
-        responses.reset_at_close(self._transport.get_extra_info("socket"), on)
+        client = self._transport.get_extra_info("socket")
+        if client is not None:
+            responses.reset_at_close(client, on)

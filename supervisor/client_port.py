@@ -1,10 +1,11 @@
-"""The port that clients reach: bound before anything runs, kept for the run, lent to each ingress.
+"""The port that clients reach where one ingress serves it: bound before anything runs, kept for the
+run, and lent to each ingress in turn.
 
-Law: it belongs to the run, not to a process. So nobody else can take it while an ingress is away,
-and who connects meanwhile, or was connected and not yet accepted, waits in the kernel for the next
-ingress instead of being refused. Several ingress processes have a share each, among which the
-kernel spreads the clients. Nobody listens before the first ingress does: until then clients are
-refused.
+Law: it belongs to the run, not to a process. So nobody else can take it while ingress is away, and
+who connects meanwhile, or was connected and not yet accepted, waits in the kernel for the next
+ingress instead of being refused. Nobody listens before the first ingress does: until then clients
+are refused. Several ingress processes do without it: the kernel spreads the clients among those
+that listen, and one that is away is passed over.
 
 It knows the system's sockets only.
 """
@@ -17,85 +18,46 @@ import socket
 from collections.abc import Iterable
 from typing import Any
 
+from supervisor.settings_sources import Fault, SettingsError
+
 
 class ClientPort:
-    """The sockets of one port.
+    """The sockets of one port, one for each address of its host.
 
     Args:
         host: address or name; "": all addresses.
         port: TCP port, not 0.
-        shares: processes that will serve it.
 
     Raises:
         OSError: it cannot be had.
     """
 
-    def __init__(self, host: str, port: int, shares: int) -> None:
-        self._shared = shares > 1
-        self._shares: list[list[socket.socket]] = []
-        flags = socket.AI_PASSIVE
-        known = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
-        places = list(dict.fromkeys((family, address) for family, _, _, _, address in known))
-        try:
-            for _ in range(shares):
-                self._shares.append([])
-                self._bind_all(places, self._shares[-1])
-        except OSError:
+    def __init__(self, host: str, port: int) -> None:
+        self._host, self._port = host, port
+        self._sockets = _bound(host, port)
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """The descriptors, for a process that inherits them."""
+        return tuple(each.fileno() for each in self._sockets)
+
+    def move(self, host: str) -> None:
+        """Bind it on another host, before anybody serves it. Raises SettingsError."""
+        if host != self._host:
             self.close()
-            raise
-
-    def fds(self, share: int) -> tuple[int, ...]:
-        """The descriptors of one share, for a process that inherits them. They stay the same."""
-        return tuple(each.fileno() for each in self._shares[share])
-
-    def part_with(self, share: int) -> bool:
-        """Leave a share to the process that has it, which is to close it: others take its clients.
-
-        Its successor gets another share. False: the only one is kept for the successor.
-        """
-        if self._shared:
-            for each in self._shares[share]:
-                with self._bound(each.family, each.getsockname()) as fresh:
-                    os.dup2(fresh.fileno(), each.fileno(), inheritable=False)
-        return self._shared
+            try:
+                self._sockets, self._host = _bound(host, self._port), host
+            except OSError as error:
+                raise SettingsError([unbindable(host, self._port, error)]) from None
 
     def close(self) -> None:
         """Let go of it: when every process that it was lent to has closed it, it is closed."""
-        while self._shares:
-            for each in self._shares.pop():
-                each.close()
-
-    def _bind_all(self, places: Iterable[tuple[int, Any]], into: list[socket.socket]) -> None:
-        missing: OSError | None = None
-        for family, address in places:
-            try:
-                into.append(self._bound(family, address))
-            except OSError as error:
-                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                    raise
-                missing = error  # "localhost" where there is no IPv6
-        if missing is not None and not into:
-            raise missing
-
-    def _bound(self, family: int, address: Any) -> socket.socket:
-        bound = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if self._shared:
-                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            if family == socket.AF_INET6:
-                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            bound.bind(address)
-            # while nobody listens, another program that sets it could have the port as well
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-        except OSError:
-            bound.close()
-            raise
-        return bound
+        while self._sockets:
+            self._sockets.pop().close()
 
 
 def borrowed(fds: Iterable[int]) -> list[socket.socket]:
-    """The sockets of a share in the process that it was lent to, ready to be listened on."""
+    """The sockets in the process that they were lent to, ready to be listened on."""
     sockets = []
     for fd in fds:
         os.set_inheritable(fd, False)
@@ -103,3 +65,50 @@ def borrowed(fds: Iterable[int]) -> list[socket.socket]:
         # connections of a worker before this one may still linger on the port
         sockets[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     return sockets
+
+
+def unbindable(host: str, port: int, error: OSError) -> Fault:
+    """What a person can do about a port that cannot be bound."""
+    text = f"cannot bind port {port} of {host}: {error.strerror}"
+    if isinstance(error, PermissionError):
+        return Fault("worker.port", text, "choose a port above 1023")
+    if error.errno == errno.EADDRINUSE:
+        return Fault("worker.port", text, "stop who holds it, or choose another port")
+    return Fault("worker.host", text, "name an address of this machine, or 0.0.0.0")
+
+
+def _bound(host: str, port: int) -> list[socket.socket]:
+    flags, kind = socket.AI_PASSIVE, socket.SOCK_STREAM
+    try:
+        known = socket.getaddrinfo(host or None, port, type=kind, flags=flags)
+    except UnicodeError as error:
+        raise OSError(errno.EINVAL, "no host has such a name") from error
+    sockets: list[socket.socket] = []
+    missing: OSError | None = None
+    for family, address in dict.fromkeys((one[0], one[4]) for one in known):
+        try:
+            sockets.append(_bind(family, address))
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                for each in sockets:
+                    each.close()
+                raise
+            missing = error  # "localhost" where there is no IPv6
+    if missing is not None and not sockets:
+        raise missing
+    return sockets
+
+
+def _bind(family: int, address: Any) -> socket.socket:
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind(address)
+        # while nobody listens, another program that sets it could have the port as well
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    except OSError:
+        bound.close()
+        raise
+    return bound

@@ -135,7 +135,7 @@ class LogMatch(Message, frozen=True, tag=2):
 class ChildNote(Message, frozen=True, tag=3):
     """Where one of our own children stands. The reporter tells the engine while it is wrong; of
     ``hooks`` ingress and adapter hear too, and refuse what needs it when it FAILED. All hear that
-    ``worker`` is STOPPING; an ingress, that it is itself, where its part of the port goes with it.
+    ``worker`` is STOPPING.
     """
 
     name: str

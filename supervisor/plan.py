@@ -136,7 +136,7 @@ class Programs:
     Args:
         plan: the run.
         runtime_dir, run_id: given to every child.
-        port: where clients come in.
+        port: where clients come in; None: ingress sees to it.
         echo: takes our own children's log lines.
         on_match: called when a line of a member contains one of its patterns.
         mask: takes secrets out of everything that is kept.
@@ -147,7 +147,7 @@ class Programs:
         plan: Plan,
         runtime_dir: str,
         run_id: str,
-        port: ClientPort,
+        port: ClientPort | None,
         echo: Callable[[str], object],
         on_match: OnMatch,
         mask: Mask,
@@ -188,8 +188,8 @@ class Programs:
         """What the member runs."""
         environ = settings_sources.inherited_environment(secret_variables=False)
         model, port = self._settings.model, 0
-        role, _, number = name.partition("-")
-        fds = self._port.fds(int(number)) if role == "ingress" else ()
+        role = name.split("-")[0]
+        fds = self._port.fds if role == "ingress" and self._port is not None else ()
         if self.ours(name):
             handoff = HOOKS_HANDOFF if name == "hooks" else "handoff.msgpack"
             environ[settings_sources.HANDOFF_VARIABLE] = os.path.join(self._runtime_dir, handoff)
@@ -206,13 +206,6 @@ class Programs:
             url = urlsplit(model.url)
             port = (url.port or 80) if url.hostname in LOOPBACK else 0
         return Program(argv, environ, cwd, self._capturer(name), port, fds, name == "model")
-
-    def part_with_port(self, name: str) -> bool:
-        """The member ends and takes its share of the client port with it."""
-        role, _, number = name.partition("-")
-        with suppress(OSError):  # no descriptor is left: its successor gets the share
-            return role == "ingress" and self._port.part_with(int(number))
-        return False
 
     def policy(self, name: str) -> Policy:
         """How patient we are with it."""

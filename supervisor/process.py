@@ -61,7 +61,7 @@ class Supervisor:
     Args:
         plan: settings, and the programs beside our own (model server, local engine).
         lock: held by the caller for as long as the run lasts.
-        port: where clients come in; closed when the run is to end.
+        port: where clients come in; closed when the run is to end. None: ingress sees to it.
         echo: takes our children's log lines; never blocks.
         on_change: told each change of each member, for the person who watches.
         reread: reads the settings again, with what a worker.py amounts to; raises SettingsError.
@@ -71,7 +71,7 @@ class Supervisor:
         self,
         plan: Plan,
         lock: RunLock,
-        port: ClientPort,
+        port: ClientPort | None,
         echo: Callable[[str], object],
         on_change: Callable[[Supervisor, Member], None],
         reread: Callable[[dict[str, Any] | None], Plan],
@@ -218,8 +218,6 @@ class Supervisor:
 
     def _asker(self, name: str) -> Callable[[float], bool]:
         def ask(deadline_s: float) -> bool:
-            if not self.stopping and self._programs.part_with_port(name):
-                self._send(tidings.of_parting(name))
             margin = DRAIN_MARGIN_S if deadline_s > DRAIN_MARGIN_S else 0.0
             return self.control.send(name, Drain(deadline_s - margin))
 
@@ -359,6 +357,8 @@ class Supervisor:
         """
         if self.stopping or not self._replanner.configure(values):
             return
+        if self._port is not None and "backend_adapter" not in self.members:
+            self._port.move(self.plan.settings.worker.host)  # the file may have named it
         self._programs.replan(self.plan)
         self._tell_reload()
         self._add_members()
@@ -390,7 +390,8 @@ class Supervisor:
                 stop_in_order(self.members, self.plan.settings, self._changed, reason)
             )
             self._stopping.add_done_callback(self._stopped)
-            self.loop.call_soon(self._port.close)  # no ingress is started any more that inherits it
+            if self._port is not None:  # later: no ingress is started any more that inherits it
+                self.loop.call_soon(self._port.close)
 
     def _stopped(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:

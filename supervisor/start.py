@@ -1,8 +1,8 @@
 """Starts the worker and stays until it has stopped: the command without a name.
 
 In this order, so that each failure is told before anything runs: the settings (78), the run lock
-(75), the ports that we were told to bind (76). Everything that is said goes through ``Console``,
-which never blocks.
+(75), the ports that we were told to bind (76, or 78 where no program could). Everything that is
+said goes through ``Console``, which never blocks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import uvloop
 
 from supervisor import core_files, log_lines, process_tree, settings_sources, spool_dir
 from supervisor.beacon import Beacon
-from supervisor.client_port import ClientPort
+from supervisor.client_port import ClientPort, unbindable
 from supervisor.console import Console
 from supervisor.exit_codes import ExitCode
 from supervisor.handoff_file import RUNTIME_PREFIX
@@ -72,10 +72,7 @@ def start(source: Source, color: bool) -> int:
             port = _take_ports(plan)
         except _NoPort as error:
             return _refuse([error.fault], error.code, source)
-        try:
-            return _run(plan, lock, port, Source(file, source.flags), color)
-        finally:
-            port.close()
+        return _run(plan, lock, port, Source(file, source.flags), color)
     finally:
         lock.release()
 
@@ -106,26 +103,26 @@ class _NoPort(Exception):
         self.code, self.fault = code, fault
 
 
-def _take_ports(plan: Plan) -> ClientPort:
-    """The client port; nobody holds the others that will be bound. Raises _NoPort."""
+def _take_ports(plan: Plan) -> ClientPort | None:
+    """The client port, where one process serves it; nobody holds the others. Raises _NoPort."""
     worker, end = plan.settings.worker, time.monotonic() + PORT_PATIENCE_S
     wanted = [(worker.admin_host, worker.admin_port, "worker.admin_port")]
+    if worker.processes > 1:
+        wanted.append((worker.host, worker.port, "worker.port"))
     if plan.local_engine_port:
         wanted.append(("127.0.0.1", plan.local_engine_port, "engine.local_port"))
     for host, number, name in wanted:
         while not is_free(host, number):
             _wait_for(number, name, end)
-    while True:
+    while worker.processes == 1:
         try:
-            return ClientPort(worker.host, worker.port, worker.processes)
+            return ClientPort(worker.host, worker.port)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                hint = "set worker.host to an address of this machine, or to 0.0.0.0"
-                if isinstance(error, PermissionError):
-                    hint = "choose a port above 1023"
-                text = f"cannot bind port {worker.port} of {worker.host}: {error.strerror}"
-                raise _NoPort(ExitCode.SETTINGS, Fault("worker.host", text, hint)) from None
+                fault = unbindable(worker.host, worker.port, error)
+                raise _NoPort(ExitCode.SETTINGS, fault) from None
         _wait_for(worker.port, "worker.port", end)
+    return None
 
 
 def _wait_for(port: int, name: str, end: float) -> None:
@@ -136,7 +133,7 @@ def _wait_for(port: int, name: str, end: float) -> None:
     time.sleep(_PORT_POLL_S)
 
 
-def _run(plan: Plan, lock: RunLock, port: ClientPort, source: Source, color: bool) -> int:
+def _run(plan: Plan, lock: RunLock, port: ClientPort | None, source: Source, color: bool) -> int:
     worker = plan.settings.worker
     console = Console()
     terminal = sys.stderr.isatty() and worker.log_format == "text"

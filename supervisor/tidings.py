@@ -50,11 +50,6 @@ def of_stop(supervisor: Supervisor) -> Iterator[Tiding]:
         yield name, ChildNote("worker", ChildState.STOPPING, reason, 0)
 
 
-def of_parting(name: str) -> Iterator[Tiding]:
-    """An ingress ends, and nobody after it has its share of the client port."""
-    yield name, ChildNote(name, ChildState.STOPPING, "", 0)
-
-
 def of_wait(supervisor: Supervisor) -> Tiding:
     """What it waits for before it is ready."""
     return "reporter", Unready(status.unready_reason(supervisor))
@@ -82,7 +77,7 @@ def _needs_hooks(name: str) -> bool:
 
 
 def _hears_of_stop(name: str) -> bool:
-    return name in ("reporter", "backend_adapter") or name.startswith("ingress-")
+    return name == "reporter" or _needs_hooks(name)
 
 
 def _note(supervisor: Supervisor, member: Member) -> ChildNote:

@@ -9,8 +9,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -111,6 +113,48 @@ def test_row_03_who_connects_while_ingress_is_frozen_is_answered(tmp_path: Path)
         told = away(worker, signal.SIGSTOP)
         assert set(told) <= {200, "answer"}, told
         assert told["answer"] <= CLIENTS, told
+
+
+@row(
+    23,
+    "SIGTERM while the only ingress is being restarted, and clients wait for the next one",
+    seen="503 `draining` with Retry-After, for who waits; what runs goes on to `worker.drain_s`",
+    does="accepts who waits after all, and closes the port",
+)
+def test_row_23_who_waits_for_an_ingress_that_does_not_come_is_told(tmp_path: Path) -> None:
+    with running(
+        tmp_path, model_flags=("--tokens-per-second", "10"), settings=("worker.drain_s=4",)
+    ) as worker:
+        long = {"inputs": "x", "parameters": {"max_new_tokens": 80}}
+        with ThreadPoolExecutor(CLIENTS + 1) as pool:
+            runs = pool.submit(_asked, worker, "/generate_stream", long)
+            wait_until(lambda: worker.members()["ingress-0"]["gauges"]["in_flight"])
+            worker.command("restart", "ingress-0")
+            waiting = [pool.submit(_asked, worker, "/generate", {}) for _ in range(CLIENTS)]
+            # a queue of the kernel has them, and they have asked
+            wait_until(lambda: _unread(worker) == CLIENTS, what="them to wait")
+            assert worker.members()["ingress-0"]["state"] == "stopping"
+            assert worker.stop() == 0
+            assert [one.result() for one in waiting] == [503] * CLIENTS
+            runs.result()
+
+
+def _asked(worker: Worker, route: str, payload: dict[str, Any]) -> int:
+    client = http.client.HTTPConnection(urlsplit(worker.url).netloc, timeout=DEADLINE_S)
+    with closing(client):
+        client.request("POST", route, json.dumps({"auth_data": worker.auth(), "payload": payload}))
+        with client.getresponse() as answer:
+            with suppress(http.client.IncompleteRead):
+                answer.read()
+            return answer.status
+
+
+def _unread(worker: Worker) -> int:
+    """Connections that wait to be accepted: the kernel's figure for a listening socket."""
+    port = f":{urlsplit(worker.url).port:04X}"
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+    queues = [line[4] for line in lines if line[1].endswith(port) and line[3] == "0A"]
+    return sum(int(queue.partition(":")[2], 16) for queue in queues)
 
 
 def _restart(worker: Worker) -> None:

@@ -108,8 +108,8 @@ def test_row_01_kill_of_the_reporter(tmp_path: Path) -> None:
 @row(
     1,
     "one of two ingress processes is killed (`kill -9`)",
-    seen="its clients' connections break; new ones are accepted by the other, or wait a moment for "
-    "its successor; the requests of the other's clients go on",
+    seen="its clients' connections break, and new ones are accepted at once by the other; the "
+    "requests of the other's clients go on",
     does="starts it again; takes its requests back from the model server, and tells the engine "
     "that they were cancelled",
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 from tests.compat.bench import Bench
@@ -190,6 +192,9 @@ def arguments_variables_and_logging(bench: Bench) -> None:
     assert told["got"] == {"input": ["a"], "model": "a-model"}
     assert "CONTAINER_ID=123" in bench.said()
     assert "run(backlog=…) means nothing here" in bench.said()
+    port = urlsplit(bench.facts()["worker_url"]).port
+    heard = [each.laddr for each in psutil.net_connections("tcp") if each.status == "LISTEN"]
+    assert [address.ip for address in heard if address.port == port] == ["127.0.0.1"]
 
 
 FAKE_NLTK = """

@@ -7,16 +7,23 @@ import asyncio
 import json
 import os
 import socket
+import ssl
+import struct
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import psutil
+import pytest
 
+from supervisor.exit_codes import ExitCode
 from supervisor.plan import free_port
+from tests.kit.certificates import make_pair
 from tests.kit.load import Load
 from tests.kit.wait import wait_until
 from tests.kit.worker import Worker, end, running
@@ -53,6 +60,7 @@ async def app(scope, receive, send):
         answer = json.dumps({"you_said": json.loads(body or b"{}")}).encode()
         await send({"type": "http.response.body", "body": answer})
 """
+ROUTE_OF_STREAMS = '[[route]]\npath = "/generate_stream"\n'
 ROUTES = '[[route]]\npath = "/echo"\n[[route]]\npath = "/stream"\n'
 
 
@@ -183,6 +191,47 @@ def test_a_worker_that_cannot_bind_its_port_names_the_holder(tmp_path: Path) -> 
             assert str(os.getpid()) in worker.printed
         finally:
             end(worker)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_second_worker_gets_no_part_of_the_port(processes: int, tmp_path: Path) -> None:
+    (tmp_path / "second").mkdir()
+    several = f"worker.processes={processes}"
+    with running(tmp_path, settings=(several,)) as worker:
+        port = urlsplit(worker.url).port
+        second = Worker(tmp_path / "second", settings=(several, f"worker.port={port}")).start()
+        try:
+            assert second.process.wait(60) == ExitCode.PORT_TAKEN
+            assert f"worker.port: port {port} is held by" in second.printed
+        finally:
+            end(second)
+
+
+def test_clients_that_leave_large_answers_over_tls_cost_nobody_else(tmp_path: Path) -> None:
+    def leave(context: ssl.SSLContext, place: tuple[str, int], count: int) -> None:
+        for number in range(count):
+            with context.wrap_socket(socket.create_connection(place, 30.0)) as client:
+                body = b'{"payload":{}}'
+                client.sendall(b"POST /generate_stream HTTP/1.1\r\nhost: a\r\n"
+                               b"content-length: %d\r\n\r\n%b" % (len(body), body))  # fmt: skip
+                for _ in range(number % 50 + 1):
+                    assert client.recv(65_536)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    cert, key = make_pair(tmp_path, "127.0.0.1")
+    model = free_port("127.0.0.1")
+    command = [sys.executable, "-m", "tests.kit.hoarding_model", str(model)]
+    toml = f'[model]\ncommand = {json.dumps(command)}\nurl = "http://127.0.0.1:{model}"\n'
+    secure = ("tls.enabled=true", f"tls.cert={cert}", f"tls.key={key}", "auth.mode=none")
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with running(tmp_path, toml=toml, routes=ROUTE_OF_STREAMS, settings=secure) as worker:
+        url = urlsplit(worker.url)
+        place = (str(url.hostname), int(url.port or 0))
+        with ThreadPoolExecutor(8) as pool:
+            for task in [pool.submit(leave, context, place, 40) for _ in range(8)]:
+                task.result()
+        assert worker.members()["ingress-0"]["restarts"] == 0
 
 
 def test_bodies_are_let_go_when_their_requests_end(tmp_path: Path) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 
 import pytest
 
-from supervisor.client_port import ClientPort, borrowed
+from supervisor.client_port import ClientPort, borrowed, unbindable
 from supervisor.ports import free_port
+from supervisor.settings_sources import SettingsError
 
 HOST = "127.0.0.1"
 
@@ -22,28 +24,16 @@ def number() -> int:
 
 @pytest.fixture
 def port(number: int) -> Iterator[ClientPort]:
-    with closing(ClientPort("0.0.0.0", number, 1)) as made:
+    with closing(ClientPort("0.0.0.0", number)) as made:
         yield made
 
 
-def served(port: ClientPort, share: int = 0) -> socket.socket:
-    """What a process that inherits the share does with it."""
-    (each,) = borrowed(map(os.dup, port.fds(share)))
+def served(port: ClientPort) -> socket.socket:
+    """What a process that inherits it does with it."""
+    (each,) = borrowed(map(os.dup, port.fds))
     each.listen()
     each.settimeout(10.0)
     return each
-
-
-def answered_by(*listeners: socket.socket) -> set[int]:
-    """Which of them have a client waiting."""
-    found = set()
-    for place, listener in enumerate(listeners):
-        listener.setblocking(False)
-        with suppress(BlockingIOError):
-            while True:
-                listener.accept()[0].close()
-                found.add(place)
-    return found
 
 
 def test_nobody_is_heard_before_somebody_serves_it(port: ClientPort, number: int) -> None:
@@ -78,7 +68,7 @@ def test_it_can_be_had_again_at_once(number: int) -> None:
     """Although connections of the worker before linger on it."""
     for _ in range(2):
         with (
-            closing(ClientPort(HOST, number, 1)) as port,
+            closing(ClientPort(HOST, number)) as port,
             served(port) as listener,
             socket.create_connection((HOST, number), 10.0),
         ):
@@ -94,41 +84,50 @@ def test_it_is_closed_with_the_last_who_has_it(port: ClientPort, number: int) ->
     port.close()
 
 
-def test_the_only_share_is_never_parted_with(port: ClientPort) -> None:
-    assert not port.part_with(0)
+def test_it_can_move_to_another_host(port: ClientPort, number: int) -> None:
+    port.move("0.0.0.0")
+    before = port.fds
+    port.move(HOST)
+    with served(port) as listener:
+        assert listener.getsockname() == (HOST, number)
+    assert len(port.fds) == len(before) == 1
 
 
-def test_a_share_that_was_parted_with_goes_with_its_process(number: int) -> None:
-    with closing(ClientPort(HOST, number, 2)) as port:
-        first, second = served(port, 0), served(port, 1)
-        before = port.fds(0)
-        assert port.part_with(0)
-        assert port.fds(0) == before
-        first.close()
-        clients = [socket.create_connection((HOST, number), 10.0) for _ in range(40)]
-        assert answered_by(second) == {0}
-        successor = served(port, 0)
-        clients += [socket.create_connection((HOST, number), 10.0) for _ in range(60)]
-        assert answered_by(successor, second) == {0, 1}
-        for each in (*clients, successor, second):
-            each.close()
+def test_where_it_cannot_move_to_is_named(port: ClientPort, number: int) -> None:
+    with pytest.raises(SettingsError, match=f"worker.host: cannot bind port {number} of 203.0.113"):
+        port.move("203.0.113.1")
 
 
-def test_every_address_of_a_name_is_served(number: int) -> None:
-    names = {info[4] for info in socket.getaddrinfo("localhost", number, type=socket.SOCK_STREAM)}
-    with closing(ClientPort("localhost", number, 1)) as port:
-        had = borrowed(map(os.dup, port.fds(0)))
-        assert {each.getsockname() for each in had} <= names
-        assert had
+@pytest.mark.parametrize(
+    ("error", "place"),
+    [(PermissionError(errno.EACCES, "no"), "worker.port"),
+     (OSError(errno.EADDRINUSE, "no"), "worker.port"),
+     (OSError(errno.EADDRNOTAVAIL, "no"), "worker.host")],
+)  # fmt: skip
+def test_what_to_do_is_said_at_the_right_place(error: OSError, place: str) -> None:
+    assert unbindable(HOST, 80, error).place == place
+
+
+def test_every_address_is_served(number: int) -> None:
+    with closing(ClientPort("", number)) as port:
+        had = borrowed(map(os.dup, port.fds))
+        families = {info[0] for info in socket.getaddrinfo(None, number, type=socket.SOCK_STREAM)}
+        assert {each.family for each in had} == families
+        for each in had:
+            each.listen()
+            with socket.socket(each.family) as client:
+                client.connect(("::1" if each.family == socket.AF_INET6 else HOST, number))
         for each in had:
             each.close()
 
 
 @pytest.mark.parametrize(
-    ("host", "why"), [(HOST, "in use"), ("203.0.113.1", "assign"), ("::2", "assign|not supported")]
-)
+    ("host", "why"),
+    [(HOST, "in use"), ("203.0.113.1", "assign"), ("::2", "assign|not supported"),
+     ("..", "no host has such a name"), ("no-such-host.invalid", "(?i)name")],
+)  # fmt: skip
 def test_what_cannot_be_had_is_an_error_and_leaves_nothing_open(host: str, why: str) -> None:
     open_before = os.listdir("/proc/self/fd")
     with socket.create_server((HOST, 0)) as taken, pytest.raises(OSError, match=why):
-        ClientPort(host, taken.getsockname()[1], 2)
+        ClientPort(host, taken.getsockname()[1])
     assert os.listdir("/proc/self/fd") == open_before

@@ -40,8 +40,8 @@ class Scene:
             route=[RouteSettings(path="/a"), RouteSettings(path="/once", redeliver=False)],
         )
         self.runtime = Runtime(NAME, Handoff("run", str(directory), os.getpid(), settings))
-        port = ClientPort("127.0.0.1", free_port("127.0.0.1"), 1)
-        self.ingress = Ingress(self.runtime, borrowed(map(os.dup, port.fds(0))))
+        port = ClientPort("127.0.0.1", free_port("127.0.0.1"))
+        self.ingress = Ingress(self.runtime, borrowed(map(os.dup, port.fds)))
         port.close()
         self.submits: list[Submit] = []
         self.batches: list[Events] = []

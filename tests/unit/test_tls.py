@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import ssl
+import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,48 @@ def test_streams_refusals_and_aborts_over_tls(paths: tuple[str, str]) -> None:
         writer.transport.abort()
         await wait_until_async(lambda: app.gone == 1)
         await wait_until_async(lambda: not server.connections)
+        server.close()
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize("ends", ["reset", "close", "abort"])
+def test_the_end_of_a_tls_client_may_be_met_at_any_moment(
+    ends: str, paths: tuple[str, str]
+) -> None:
+    """Its transport is gone a turn of the loop before it is said."""
+    put(paths, *FIRST)
+
+    async def main() -> None:
+        loop, app = asyncio.get_running_loop(), Hello()
+        server = Server(app, LimitSettings(), loop)
+        port = await server.listen("127.0.0.1", 0, make_context(*paths))
+        reader, writer = await connect(port, client_context(FIRST[0]))
+        writer.write(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n")
+        await wait_until_async(lambda: app.held)
+        (exchange,), seen = app.held, []
+        exchange.begin(200, b"")
+        exchange.write(b"x" * 1000)
+        await asyncio.wait_for(reader.read(100), DEADLINE_S)
+
+        def look() -> None:
+            if not app.gone:
+                loop.call_soon(look)
+                seen.append(exchange.unread_bytes)
+                exchange.connection.guard(True)
+
+        loop.set_exception_handler(lambda _, context: seen.append(context["exception"]))
+        look()
+        if ends == "abort":
+            exchange.connection._transport.abort()
+        elif ends == "close":
+            writer.close()
+        else:
+            client = writer.get_extra_info("socket")
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+        await wait_until_async(lambda: app.gone)
+        assert {type(each) for each in seen} == {int}, seen[-1]
         server.close()
 
     uvloop.run(main())
