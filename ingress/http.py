@@ -70,6 +70,8 @@ class Server:
         most = file_limit.connections(limits.connections, self._each)
         self._shared = Shared(app, limits, loop, most, self._changed.set, spool)
         self._listeners: list[asyncio.Server] = []
+        self._lent: list[socket.socket] = []  # to be closed with the port, not before
+        self._ssl_context: ssl.SSLContext | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -122,18 +124,24 @@ class Server:
         :return: the port.
         :raises OSError: the port cannot be had.
         """
-        return await self._serve(ssl_context, host=host, port=port, reuse_port=reuse_port)
+        self._ssl_context = ssl_context
+        return await self._serve(host=host, port=port, reuse_port=reuse_port)
 
     async def serve(
         self, sockets: Sequence[socket.socket], ssl_context: ssl.SSLContext | None = None
     ) -> int:
-        """Serve on bound sockets, which other processes may have as well; returns the port."""
-        for each in sockets:
-            port = await self._serve(ssl_context, sock=each)
-        return port
+        """Serve on bound sockets, which others may have as well and go on with after a drain.
 
-    async def _serve(self, ssl_context: ssl.SSLContext | None, **where: Any) -> int:
-        shared = self._shared
+        :return: the port.
+        """
+        self._lent, self._ssl_context = list(sockets), ssl_context
+        return await self._serve_lent()
+
+    async def _serve_lent(self) -> int:
+        return [await self._serve(sock=each.dup()) for each in self._lent][-1]
+
+    async def _serve(self, **where: Any) -> int:
+        shared, ssl_context = self._shared, self._ssl_context
         listener = await self._loop.create_server(
             lambda: Greeting(shared, ssl_context) if ssl_context else Connection(shared),
             backlog=BACKLOG,
@@ -173,7 +181,7 @@ class Server:
         shared = self._shared
         shared.draining = True
         if last:
-            await self.close_port()
+            await self._close_port()
         self._stop_listening()
         for connection in list(shared.connections):
             connection.leave(at_once=False)
@@ -188,7 +196,12 @@ class Server:
             return False
         return True
 
-    async def close_port(self) -> None:
+    async def hear_out(self) -> None:
+        """A drain left those who wait to others, and none comes: they are told so."""
+        await self._serve_lent()
+        await self._close_port()
+
+    async def _close_port(self) -> None:
         """Hear nobody new, and accept those who have been heard."""
         for listener in self._listeners:
             for each in listener.sockets:
@@ -196,6 +209,11 @@ class Server:
                     deafen(each)
         await self._hear()
         self._stop_listening()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        while self._lent:
+            self._lent.pop().close()
 
     def _stop_listening(self) -> None:
         while self._listeners:
@@ -217,6 +235,7 @@ class Server:
         """Close the port and cut every connection, whatever it is doing."""
         self._shared.draining = True
         self._stop_listening()
+        self._give_back()
         if self._timer is not None:
             self._timer.cancel()
         for greeting in list(self._shared.handshakes):

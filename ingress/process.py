@@ -11,7 +11,6 @@ import logging
 import os
 import secrets
 import socket
-import ssl
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -99,7 +98,6 @@ class Ingress:
         self._jobs: wire.Client
         self._hooks: wire.Client | None = None  # where a worker.py is used
         self._port = 0
-        self._context: ssl.SSLContext | None = None
 
     # ------------------------------------------------------------------ the runtime's side
 
@@ -114,11 +112,14 @@ class Ingress:
                 _log.critical("%s", error)
                 os._exit(ExitCode.SETTINGS)
             self._certificate = CertificateWatch(context, settings.tls.cert, settings.tls.key)
-        self._context = context
+        worker = settings.worker
         try:
-            self._port = await self._open_port()
+            if self._sockets:
+                self._port = await self._server.serve(self._sockets, context)
+            else:
+                self._port = await self._server.listen(worker.host, worker.port, context, True)
         except OSError as error:
-            cannot_listen(settings.worker, error)
+            cannot_listen(worker, error)
         if settings.auth.mode == "none" and not settings.auth.clients:
             _log.critical(
                 "AUTHENTICATION IS OFF: everyone who reaches port %s may use the model", self._port
@@ -141,12 +142,6 @@ class Ingress:
         await self._webhooks.open()
         runtime.every(EVENTS_EVERY_S, self._send_accounts)
         runtime.every(HOUSEKEEPING_EVERY_S, self._housekeep)
-
-    async def _open_port(self) -> int:
-        worker = self._runtime.settings.worker
-        if self._sockets:
-            return await self._server.serve([each.dup() for each in self._sockets], self._context)
-        return await self._server.listen(worker.host, worker.port, self._context, reuse_port=True)
 
     def beat(self) -> Beat:
         """Ready means: the port is open. An adapter that is away is the adapter's own matter."""
@@ -174,7 +169,7 @@ class Ingress:
             return
         if message.name == "worker":
             if self._runtime.draining and not self._last:  # it left them to another one
-                self._runtime.spawn(self._hear_out())
+                self._runtime.spawn(self._server.hear_out())
             self._last = True
         elif message.name == "hooks":
             self._door.hooks_failed(message.state == ChildState.FAILED)
@@ -199,11 +194,6 @@ class Ingress:
         self._send_accounts()
         await self._accounts.settle(end)
 
-    async def _hear_out(self) -> None:
-        """Who waits at the port for the next ingress is told that there is none."""
-        await self._open_port()
-        await self._server.close_port()
-
     def _give_up(self) -> None:
         _log.warning("cutting off %d requests: worker.drain_s is over", len(self._admission.jobs))
         self._answers.give_up(time.monotonic())
@@ -213,8 +203,6 @@ class Ingress:
         """Close everything."""
         self._server.close()
         self._webhooks.close()
-        for each in self._sockets:
-            each.close()
         self._jobs.close()
         self._accounts.close()
         if self._hooks is not None:
