@@ -163,9 +163,17 @@ def _restart(worker: Worker) -> None:
     worker.wait_replaced("ingress-0", old)
 
 
+@row(
+    23,
+    "one ingress is restarted (`restart ingress-0`), the only one or one of several",
+    seen="nobody is refused: who connects is answered by the next one, or by another; 503 `draining`"
+    " for who asks on a connection that closes",
+    does="lets it finish what runs",
+)
 @pytest.mark.parametrize("processes", [1, 2])
-def test_nobody_is_refused_while_an_ingress_is_restarted(processes: int, tmp_path: Path) -> None:
-    """Who has asked on a connection that closes is told so, with Retry-After."""
+def test_row_23_nobody_is_refused_while_an_ingress_is_restarted(
+    processes: int, tmp_path: Path
+) -> None:
     with running(tmp_path, settings=(f"worker.processes={processes}",)) as worker:
         with coming(worker) as comers:
             _restart(worker)
