@@ -28,6 +28,7 @@ from ingress.greeting import Greeting
 from ingress.intake import MakeSpool
 from ingress.shared import Shared
 from supervisor import file_limit
+from supervisor.client_port import listen
 from supervisor.settings import LimitSettings
 
 __all__ = ["Application", "Exchange", "Server"]
@@ -138,6 +139,8 @@ class Server:
         return await self._serve_lent()
 
     async def _serve_lent(self) -> int:
+        for each in self._lent:
+            listen(each, BACKLOG)  # uvloop itself would say nothing of a failure
         return [await self._serve(sock=each.dup()) for each in self._lent][-1]
 
     async def _serve(self, **where: Any) -> int:
@@ -198,8 +201,9 @@ class Server:
 
     async def hear_out(self) -> None:
         """A drain left those who wait to others, and none comes: they are told so."""
-        await self._serve_lent()
-        await self._close_port()
+        if self._lent:
+            await self._serve_lent()
+            await self._close_port()
 
     async def _close_port(self) -> None:
         """Hear nobody new, and accept those who have been heard."""

@@ -7,12 +7,14 @@ accounts go to the reporter. A session with the adapter or the reporter may end 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import secrets
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -44,6 +46,8 @@ from supervisor.tls import CertificateWatch, TlsError, make_context
 JOBS_SOCKET = "jobs"
 EVENTS_SOCKET = "events"
 HOUSEKEEPING_EVERY_S = 1.0
+#: Seconds for which it goes on, told to end, before it believes that another ingress comes.
+WORD_S = 0.25
 _log = logging.getLogger("ingress")
 
 
@@ -59,7 +63,9 @@ class Ingress:
     def __init__(self, runtime: Runtime, port: Sequence[socket.socket]) -> None:
         self._runtime = runtime
         self._sockets = port
-        self._last = not port  #: no ingress after it accepts who waits at its port
+        self._last = asyncio.Event()  #: no ingress after it accepts who waits at its port
+        if not port:
+            self._last.set()
         settings = runtime.settings
         self._admission = Admission(settings.queue.max_jobs, secrets.randbits(48))
         self._accounts = Producer(
@@ -168,9 +174,9 @@ class Ingress:
         if not isinstance(message, ChildNote):
             return
         if message.name == "worker":
-            if self._runtime.draining and not self._last:  # it left them to another one
+            if self._admission.stopping and not self._last.is_set():  # it left them to another one
                 self._runtime.spawn(self._server.hear_out())
-            self._last = True
+            self._last.set()
         elif message.name == "hooks":
             self._door.hooks_failed(message.state == ChildState.FAILED)
         elif message.state == ChildState.FAILED:
@@ -184,10 +190,13 @@ class Ingress:
 
     async def drain(self, deadline_s: float) -> None:
         """Accept nobody any more, finish what runs, and let the reporter know the last outcomes."""
+        with suppress(TimeoutError):  # a signal that ends all of us may come before that word
+            async with asyncio.timeout(WORD_S):
+                await self._last.wait()
         end = self._runtime.loop.time() + deadline_s + LAST_ACCOUNTS_S
         self._admission.stopping = True
         _log.info("draining: %d requests under way", len(self._admission.jobs))
-        if not await self._server.drain(deadline_s, last=self._last):
+        if not await self._server.drain(deadline_s, last=self._last.is_set()):
             self._give_up()
         await self._webhooks.drain(LAST_ACCOUNTS_S)
         self._answers.close_departed()

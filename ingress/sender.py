@@ -56,7 +56,10 @@ class Sender(asyncio.Protocol):
         """And those that the kernel holds until the client's side has taken them (Linux)."""
         held, client = _NO_BYTES, self._transport.get_extra_info("socket")
         if client is not None and client.fileno() >= 0:  # TLS that has ended has none
-            held = fcntl.ioctl(client.fileno(), termios.TIOCOUTQ, _NO_BYTES)
+            try:
+                held = fcntl.ioctl(client.fileno(), termios.TIOCOUTQ, _NO_BYTES)
+            except OSError:  # a system that cannot say: nothing counts as taken
+                return sys.maxsize
         return self.unsent_bytes + int.from_bytes(held, sys.byteorder)
 
     def stalled(self, now: float) -> bool:

@@ -133,7 +133,7 @@ class Reporter:
     def on_control(self, message: Any) -> None:
         """How the other processes are."""
         if isinstance(message, ChildNote) and message.name == LOCAL_ENGINE:
-            if message.state == ChildState.READY and message.restarts:
+            if message.state == ChildState.READY and message.generation > 1:
                 self._load.tell_load_time_again()
                 self._keyring.hasten()
                 self._outbox.changed()
@@ -141,7 +141,7 @@ class Reporter:
         elif isinstance(message, ChildNote):
             self._children[message.name] = message
             text = "" if message.state in _WELL else message.reason or f"it is {message.state}"
-            comes_back = bool(message.restarts) and message.state != ChildState.READY
+            comes_back = message.generation > 1 and message.state != ChildState.READY
             if not text and comes_back:
                 return  # what was wrong is over when it is ready again, not when it starts
             if self._faults.set(message.name, self._runtime.mask(text)):

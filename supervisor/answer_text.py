@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 #: Bytes of one event; longer ones are no text.
@@ -19,32 +20,37 @@ class AnswerError(Exception):
 
 
 def texts_of_stream(pieces: Iterable[bytes]) -> Iterator[str]:
-    """The texts of a stream of events, as they come.
+    """The texts of a stream of events, as they come; the events themselves where none has any.
 
     Raises:
         AnswerError: an event is an error, or too long.
     """
-    rest = b""
-    for piece in pieces:
+    rest, strange, understood = b"", bytearray(), False
+    for piece in chain(pieces, [b"\n"]):
         *lines, rest = (rest + piece).split(b"\n")
         for line in lines:
-            yield from _text_of_line(line)
+            data = line.strip().removeprefix(b"data:").strip()
+            text = _text_of_event(data)
+            if text is not None:
+                understood = True
+                yield text
+            elif data.startswith(b"{") and len(strange) < MAX_EVENT_BYTES:
+                strange += data + b"\n"
         if len(rest) > MAX_EVENT_BYTES:
             raise AnswerError("an event is longer than a megabyte")
-    yield from _text_of_line(rest)
+    if not understood:
+        yield strange.decode("utf-8", "replace").rstrip()
 
 
-def _text_of_line(line: bytes) -> Iterator[str]:
-    data = line.strip().removeprefix(b"data:").strip()
+def _text_of_event(data: bytes) -> str | None:
+    """Its words; None: it has none that we know of."""
     if not data.startswith(b"{"):
-        return  # a blank, a comment, an event's name, [DONE]
+        return None  # a blank, a comment, an event's name, [DONE]
     try:
         event = json.loads(data)
     except ValueError:
         raise AnswerError(f"an event is not JSON: {data[:200]!r}") from None
-    text = _words(event)
-    if text:
-        yield text
+    return _words(event)
 
 
 def text_of(body: bytes, content_type: str) -> str:

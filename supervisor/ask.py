@@ -126,15 +126,12 @@ def _route(question: Question, show: Show) -> dict[str, Any]:
     end, patient = began + ROUTE_DEADLINE_S, True
     show(1, f"client asks {url}", asked)
     while True:
-        answer = request(url, asked, timeout_s=ENGINE_TIMEOUT_S, cafile=question.cafile)
         try:
-            if answer.status != 200:
-                raise AskError(f"the engine refused: {_refusal(answer)}")
-            told = answer.json()
-        finally:
-            answer.close()
-        if not isinstance(told, dict):
-            raise AskError(f"{url}: the answer is not a JSON object")
+            told = _routed(url, asked, question)
+        except HttpError as error:
+            if not question.local:
+                raise
+            told = {"status": str(error)}  # the worker starts, or restarts it
         if "url" in told:
             show(2, "engine names a worker", told)
             return told
@@ -146,6 +143,19 @@ def _route(question: Question, show: Show) -> dict[str, Any]:
             print(f"ask: waiting for a ready worker ({told.get('status', '')})", file=sys.stderr)
         asked["request_idx"] = told.get("request_idx", 0)
         time.sleep(ROUTE_POLL_S)
+
+
+def _routed(url: str, asked: dict[str, Any], question: Question) -> dict[str, Any]:
+    answer = request(url, asked, timeout_s=ENGINE_TIMEOUT_S, cafile=question.cafile)
+    try:
+        if answer.status != 200:
+            raise AskError(f"the engine refused: {_refusal(answer)}")
+        told = answer.json()
+    finally:
+        answer.close()
+    if not isinstance(told, dict):
+        raise AskError(f"{url}: the answer is not a JSON object")
+    return told
 
 
 def _answer(answer: Answer, show: Show, write: Callable[[str], object]) -> None:

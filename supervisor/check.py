@@ -107,6 +107,11 @@ def _facts(plan: Plan, where: str) -> list[tuple[str, str]]:
         ),
         *_of_script(settings),
         ("command", command),
+        *(
+            [("its output", f"written to {model.log_file}")]
+            if model.command and model.log_file
+            else []
+        ),
         ("health probe", model.health or "(connects to its port)"),
         ("capacity", capacity),
         ("state", settings.worker.state_dir),

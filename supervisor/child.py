@@ -36,6 +36,8 @@ CONTROL_SOCKET = "control"
 #: Mean nothing to us, and would end a process that says nothing of them. A handler, not SIG_IGN,
 #: which the programs that we start would inherit.
 STRAY_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF)
+#: Seconds within which two signals are one: a terminal, or a service manager, sends several.
+SAME_SIGNAL_S = 0.5
 _log = logging.getLogger("child")
 
 
@@ -80,6 +82,7 @@ class Runtime:
         self._aside: set[asyncio.Task[None]] = set()
         self._finished: asyncio.Future[int] = self.loop.create_future()
         self._draining: asyncio.Task[None] | None = None
+        self._drain_began = 0.0
 
     @property
     def draining(self) -> bool:
@@ -182,15 +185,17 @@ class Runtime:
         self._service.reload(self.settings)
 
     def _on_sigterm(self) -> None:
-        if self._draining is not None:
+        if self._draining is None:
+            self._drain(self.settings.worker.drain_s)
+        elif self.loop.time() - self._drain_began > SAME_SIGNAL_S:
             os._exit(128 + signal.SIGTERM)  # asked twice: now
-        self._drain(self.settings.worker.drain_s)
 
     def _drain(self, deadline_s: float) -> None:
         if self._draining is None:
             if self._service is None:
                 self.finish(0)
             else:
+                self._drain_began = self.loop.time()
                 self._draining = self.spawn(self._drained(self._service, deadline_s))
 
     async def _drained(self, service: Service, deadline_s: float) -> None:

@@ -197,7 +197,7 @@ def _init(argv: Sequence[str]) -> int:
 
     parser = _parser("init", "Writes a commented worker.toml for a model server that is known.")
     servers = ", ".join(templates.SERVERS)
-    parser.add_argument("server", nargs="?", default="vllm", help=f"{servers} (vllm)")
+    parser.add_argument("server", nargs="?", default="", help=servers)
     parser.add_argument(
         "--output", default="worker.toml", metavar="FILE", help="file to make (worker.toml)"
     )
@@ -210,13 +210,15 @@ def _init(argv: Sequence[str]) -> int:
         text = _converted(_source(args, args.script))
     elif name in templates.SERVERS:
         text = templates.render(name)
-    else:
+    elif name:
         raise UsageError(f"no template for {args.server!r}; there are: {servers}")
+    else:
+        raise UsageError(f"init NAME: for which model server? there are: {servers}")
     try:
         with open(args.output, "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise UsageError(f"{args.output} is there already: --output FILE") from None
+        raise UsageError(f"{args.output} is there already: name another with --output") from None
     except OSError as error:
         raise UsageError(f"cannot write {args.output}: {error.strerror}") from None
     print(f"wrote {args.output}; look through it, then: {_PROGRAM} check {args.output}")

@@ -43,12 +43,18 @@ class ClientPort:
 
     def move(self, host: str) -> None:
         """Bind it on another host, before anybody serves it. Raises SettingsError."""
-        if host != self._host:
-            self.close()
-            try:
-                self._sockets, self._host = _bound(host, self._port), host
-            except OSError as error:
-                raise SettingsError([unbindable(host, self._port, error)]) from None
+        if host == self._host:
+            return
+        before = self._sockets
+        try:
+            _let_in(before, True)
+            self._sockets = _bound(host, self._port)
+        except OSError as error:
+            _let_in(before, False)
+            raise SettingsError([unbindable(host, self._port, error)]) from None
+        self._host = host
+        for each in before:
+            each.close()
 
     def close(self) -> None:
         """Let go of it: when every process that it was lent to has closed it, it is closed."""
@@ -57,14 +63,19 @@ class ClientPort:
 
 
 def borrowed(fds: Iterable[int]) -> list[socket.socket]:
-    """The sockets in the process that they were lent to, ready to be listened on."""
+    """The sockets in the process that they were lent to."""
     sockets = []
     for fd in fds:
         os.set_inheritable(fd, False)
         sockets.append(socket.socket(fileno=fd))
-        # connections of a worker before this one may still linger on the port
-        sockets[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     return sockets
+
+
+def listen(bound: socket.socket, backlog: int) -> None:
+    """Be the first, or the next, who listens on it. Raises OSError: another program does."""
+    # connections of a worker before this one may still linger on the port
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.listen(backlog)
 
 
 def unbindable(host: str, port: int, error: OSError) -> Fault:
@@ -106,9 +117,14 @@ def _bind(family: int, address: Any) -> socket.socket:
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         bound.bind(address)
-        # while nobody listens, another program that sets it could have the port as well
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        _let_in([bound], False)
     except OSError:
         bound.close()
         raise
     return bound
+
+
+def _let_in(sockets: Iterable[socket.socket], others: bool) -> None:
+    """While nobody listens, whoever sets SO_REUSEADDR could have the port as well, or may not."""
+    for each in sockets:
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, others)

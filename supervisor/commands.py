@@ -63,7 +63,8 @@ def _reply(body: Any, *, ok: bool = True) -> CommandReply:
 def _member(supervisor: Supervisor, name: str) -> Member:
     members = supervisor.members
     if name not in members:
-        raise LookupError(f"there is no {name!r}; there are: {', '.join(members)}")
+        said = "there is no" if name != "model" else "something else starts and keeps the logs of"
+        raise LookupError(f"{said} {name!r}; there are: {', '.join(members)}")
     return members[name]
 
 

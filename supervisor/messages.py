@@ -141,7 +141,8 @@ class ChildNote(Message, frozen=True, tag=3):
     name: str
     state: str
     reason: str
-    restarts: int
+    restarts: int  #: after crashes
+    generation: int = 0  #: counts starts, those that were asked for too
 
 
 class Drain(Message, frozen=True, tag=4):

@@ -39,6 +39,8 @@ class Answer:
         try:
             while piece := self._response.read1(_READ_BYTES):
                 yield piece
+        except http.client.IncompleteRead:
+            raise HttpError(f"{self._url}: the answer broke off: the connection closed") from None
         except (OSError, http.client.HTTPException) as error:
             raise HttpError(f"{self._url}: the answer broke off: {error or type(error)}") from None
 

@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from typing import Any, assert_never
 
 from supervisor import awaited, lifecycle, process_tree, script, settings_sources, tidings, wire
-from supervisor.child import CONTROL_SOCKET, STRAY_SIGNALS
+from supervisor.child import CONTROL_SOCKET, SAME_SIGNAL_S, STRAY_SIGNALS
 from supervisor.client_port import ClientPort
 from supervisor.commands import obey
 from supervisor.exit_codes import ExitCode
@@ -48,8 +48,6 @@ from supervisor.spool_dir import remove as remove_spool
 
 #: Between two looks at a log file that something else writes.
 FOLLOW_EVERY_S = 0.2
-#: A second signal this soon is the same wish: shells and process managers signal whole groups.
-SAME_SIGNAL_S = 0.5
 _log = logging.getLogger("supervisor")
 #: Lines of the model server that the person wants to see.
 _model_log = logging.getLogger("supervisor.model")
@@ -97,7 +95,7 @@ class Supervisor:
         self._last_look = self.started_at
         self._runtime_dir = make_runtime_dir()
         self._handoff = HandoffFile(self.run_id, self._runtime_dir)
-        self._replanner = Replanner(plan, reread, self._handoff)
+        self._replanner = Replanner(plan, reread, self._handoff, self._accept)
         self._told_wait: tidings.Tiding | None = None
         self.ready_line: LogMatch | None = None  # of the model's present life
         self._programs: Programs
@@ -357,11 +355,13 @@ class Supervisor:
         """
         if self.stopping or not self._replanner.configure(values):
             return
-        if self._port is not None and "backend_adapter" not in self.members:
-            self._port.move(self.plan.settings.worker.host)  # the file may have named it
         self._programs.replan(self.plan)
         self._tell_reload()
         self._add_members()
+
+    def _accept(self, plan: Plan) -> None:
+        if self._port is not None:
+            self._port.move(plan.settings.worker.host)  # the file may have named it
 
     def reload(self) -> list[str]:
         """Read the settings again, and take the routes; returns the sections that were not taken.
@@ -387,11 +387,9 @@ class Supervisor:
             self._stop_began = self.loop.time()
             self._send(tidings.of_stop(self))
             self._stopping = self.loop.create_task(
-                stop_in_order(self.members, self.plan.settings, self._changed, reason)
+                stop_in_order(self.members, self.plan.settings, self._changed, reason, self._port)
             )
             self._stopping.add_done_callback(self._stopped)
-            if self._port is not None:  # later: no ingress is started any more that inherits it
-                self.loop.call_soon(self._port.close)
 
     def _stopped(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:

@@ -30,6 +30,7 @@ class Replanner:
         plan: what the run starts with.
         reread: reads the settings again, with what a worker.py amounts to; raises SettingsError.
         handoff: where children read them.
+        accept: has what a worker.py says the worker is before it is taken; raises SettingsError.
     """
 
     def __init__(
@@ -37,10 +38,12 @@ class Replanner:
         plan: Plan,
         reread: Callable[[dict[str, Any] | None], Plan],
         handoff: HandoffFile,
+        accept: Callable[[Plan], None],
     ) -> None:
         self.plan = plan
         self._reread = reread
         self._handoff = handoff
+        self._accept = accept
         self._given: dict[str, Any] | None = None
         self._values = b""  # what that was decoded from
 
@@ -65,7 +68,9 @@ class Replanner:
         if self.plan.configured:
             self._take(given, server=True)
         else:
-            self._write(self._reread(given))
+            plan = self._reread(given)
+            self._accept(plan)
+            self._write(plan)
         self._given, self._values = given, values
         return True
 

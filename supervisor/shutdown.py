@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from supervisor import lifecycle
+from supervisor.client_port import ClientPort
 from supervisor.member import Member
 from supervisor.messages import ChildState
 from supervisor.settings import Settings
@@ -27,7 +28,11 @@ _log = logging.getLogger("supervisor")
 
 
 async def stop_in_order(
-    members: Mapping[str, Member], settings: Settings, changed: asyncio.Event, reason: str
+    members: Mapping[str, Member],
+    settings: Settings,
+    changed: asyncio.Event,
+    reason: str,
+    port: ClientPort | None,
 ) -> None:
     """Stop every member.
 
@@ -35,6 +40,7 @@ async def stop_in_order(
         members: by name.
         changed: set whenever a member's state changed.
         reason: told to each of them.
+        port: closed once no ingress is started any more that inherits it.
     """
     doors = [name for name in members if name.startswith("ingress")]
     order = [
@@ -48,9 +54,13 @@ async def stop_in_order(
     for names, deadline_s in order:
         group = [members[name] for name in names if name in members]
         if names == ["backend_adapter"]:
-            await _returned(group, changed)
+            await _returned(group, changed, _returns)
+        elif names is doors:
+            await _returned(group, changed, _starts)
         for member in group:
             member.feed(lifecycle.Stop(deadline_s, reason))
+        if names is doors and port is not None:
+            port.close()
         try:
             async with asyncio.timeout(deadline_s + KILL_S):
                 while not all(member.gone for member in group):
@@ -61,20 +71,27 @@ async def stop_in_order(
             _log.error("cannot be killed, left behind: %s", ", ".join(left))
 
 
-async def _returned(group: list[Member], changed: asyncio.Event) -> None:
+async def _returned(
+    group: list[Member], changed: asyncio.Event, returns: Callable[[Member], bool]
+) -> None:
     """Wait for those who are just being restarted.
 
     What a process keeps beyond its life only its successor can finish: the adapter's sessions, of
-    whose end the model server is to hear.
+    whose end the model server is to hear; and who waits at the port for an ingress.
     """
     with suppress(TimeoutError):
         async with asyncio.timeout(LAST_WORDS_S):
-            while any(map(_returns, group)):
+            while any(map(returns, group)):
                 changed.clear()
                 await changed.wait()
 
 
-def _returns(member: Member) -> bool:
-    """It was told to end, or died, and another one comes."""
+def _starts(member: Member) -> bool:
+    """It died, or has ended, and another one comes."""
     starts = member.state is ChildState.STARTING and member.life.generation > 1
-    return starts or member.state in (ChildState.STOPPING, ChildState.BACKOFF)
+    return starts or member.state is ChildState.BACKOFF
+
+
+def _returns(member: Member) -> bool:
+    """Or it was told to end."""
+    return _starts(member) or member.state is ChildState.STOPPING

@@ -82,7 +82,8 @@ def _hears_of_stop(name: str) -> bool:
 
 def _note(supervisor: Supervisor, member: Member) -> ChildNote:
     life = member.life
-    return ChildNote(member.name, life.state, supervisor.mask(life.reason), life.restarts)
+    reason = supervisor.mask(life.reason)
+    return ChildNote(member.name, life.state, reason, life.restarts, life.generation)
 
 
 def _starts_model(supervisor: Supervisor) -> bool:

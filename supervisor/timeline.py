@@ -142,7 +142,10 @@ class Timeline:
                 self._tick(name, f"✓ {shown} {_elapsed(supervisor)}")
         elif state in _DOWN:
             self._down.setdefault(name, supervisor.loop.time())
-            reason = supervisor.mask(member.life.reason or member.last_exit)
+            reason = member.life.reason or member.last_exit
+            if name == "model" and (said := awaited.last_line(supervisor)):
+                reason += f" (its last line: {said})"
+            reason = supervisor.mask(reason)
             fell = (str(state), reason)
             if self._fell.get(name) not in (fell, _RECYCLED):
                 self._fell[name] = fell
@@ -189,7 +192,7 @@ class Timeline:
             drain_s = supervisor.plan.settings.worker.drain_s
             self._screen.say(
                 f" ■ stopping: {supervisor.stop_reason}; running requests have {drain_s:g} s"
-                " (again: now)"
+                "; a second signal ends them at once"
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import signal
 import threading
 import time
@@ -64,8 +65,8 @@ class Comers:
 
 
 @contextmanager
-def coming(worker: Worker) -> Iterator[Comers]:
-    """They come for as long as it is entered."""
+def coming(worker: Worker, until_the_end: bool = False) -> Iterator[Comers]:
+    """They come for as long as it is entered, and are answered; or the worker ends meanwhile."""
     comers = Comers(worker)
     threads = [threading.Thread(target=comers.come) for _ in range(CLIENTS)]
     for thread in threads:
@@ -73,7 +74,8 @@ def coming(worker: Worker) -> Iterator[Comers]:
     try:
         comers.until_more_are_answered()
         yield comers
-        comers.until_more_are_answered()
+        if not until_the_end:
+            comers.until_more_are_answered()
     finally:
         comers.going = False
         for thread in threads:
@@ -127,10 +129,12 @@ def test_row_23_who_waits_for_an_ingress_that_does_not_come_is_told(tmp_path: Pa
     ) as worker:
         long = {"inputs": "x", "parameters": {"max_new_tokens": 80}}
         with ThreadPoolExecutor(CLIENTS + 1) as pool:
-            runs = pool.submit(_asked, worker, "/generate_stream", long)
+            auth = worker.auth()  # the engine names no worker that is not ready
+            runs = pool.submit(_asked, worker, auth, "/generate_stream", long)
             wait_until(lambda: worker.members()["ingress-0"]["gauges"]["in_flight"])
             worker.command("restart", "ingress-0")
-            waiting = [pool.submit(_asked, worker, "/generate", {}) for _ in range(CLIENTS)]
+            wait_until(lambda: "draining: 1 " in _log(worker), what="it to accept nobody any more")
+            waiting = [pool.submit(_asked, worker, auth, "/generate", {}) for _ in range(CLIENTS)]
             # a queue of the kernel has them, and they have asked
             wait_until(lambda: _unread(worker) == CLIENTS, what="them to wait")
             assert worker.members()["ingress-0"]["state"] == "stopping"
@@ -139,10 +143,58 @@ def test_row_23_who_waits_for_an_ingress_that_does_not_come_is_told(tmp_path: Pa
             runs.result()
 
 
-def _asked(worker: Worker, route: str, payload: dict[str, Any]) -> int:
+@row(
+    23,
+    "SIGTERM just after the only ingress was killed, while clients wait for the next one",
+    seen="who waits is answered, or gets 503 `draining` with Retry-After",
+    does="waits up to 5 s for the next ingress, which tells them",
+)
+def test_row_23_who_waits_for_an_ingress_that_was_killed_is_told(tmp_path: Path) -> None:
+    with (
+        running(tmp_path, settings=("restart.first_delay_s=2",)) as worker,
+        ThreadPoolExecutor(CLIENTS) as pool,
+    ):
+        auth = worker.auth()
+        worker.wait_replaced("ingress-0", worker.kill("ingress-0"))
+        worker.kill("ingress-0")  # after the second death its successor is not started at once
+        wait_until(lambda: worker.members()["ingress-0"]["state"] == "backoff", what="its death")
+        short = {"inputs": "x"}
+        waiting = [pool.submit(_asked, worker, auth, "/generate", short) for _ in range(CLIENTS)]
+        wait_until(lambda: _unread(worker) == CLIENTS, what="them to wait")
+        assert worker.stop() == 0
+        assert {one.result() for one in waiting} <= {200, 503}
+
+
+@row(
+    23,
+    "SIGTERM to all of our processes at once, as service managers send it, while clients connect",
+    seen="each request is answered, or gets 503 `draining`; then connections are refused; exit 0",
+    does="takes what comes within half a second for one wish; ingress waits a moment for the word"
+    " that no other one comes",
+)
+def test_row_23_a_signal_to_all_at_once(tmp_path: Path) -> None:
+    with running(tmp_path) as worker:
+        pids = [worker.pid("ingress-0"), worker.process.pid, *worker_pids(worker)]
+        with coming(worker, until_the_end=True) as comers:
+            for pid in pids:
+                os.kill(pid, signal.SIGTERM)
+            assert worker.process.wait(DEADLINE_S) == 0
+        assert set(comers.outcomes) <= {200, 503, "connect"}, comers.outcomes
+
+
+def worker_pids(worker: Worker) -> list[int]:
+    """Of the other processes of ours."""
+    return [worker.pid(name) for name in ("backend_adapter", "reporter")]
+
+
+def _log(worker: Worker) -> str:
+    return "\n".join(worker.command("logs", "ingress-0", "0")["lines"])
+
+
+def _asked(worker: Worker, auth: Any, route: str, payload: dict[str, Any]) -> int:
     client = http.client.HTTPConnection(urlsplit(worker.url).netloc, timeout=DEADLINE_S)
     with closing(client):
-        client.request("POST", route, json.dumps({"auth_data": worker.auth(), "payload": payload}))
+        client.request("POST", route, json.dumps({"auth_data": auth, "payload": payload}))
         with client.getresponse() as answer:
             with suppress(http.client.IncompleteRead):
                 answer.read()
@@ -166,8 +218,9 @@ def _restart(worker: Worker) -> None:
 @row(
     23,
     "one ingress is restarted (`restart ingress-0`), the only one or one of several",
-    seen="nobody is refused: who connects is answered by the next one, or by another; 503 `draining`"
-    " for who asks on a connection that closes",
+    seen="nobody is refused: who connects is answered by another, or by the next one, when what"
+    " runs has ended (`worker.drain_s` at most); 503 `draining` for who asks on a connection that"
+    " closes",
     does="lets it finish what runs",
 )
 @pytest.mark.parametrize("processes", [1, 2])

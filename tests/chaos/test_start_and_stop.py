@@ -296,7 +296,7 @@ def test_row_23_a_second_sigterm_ends_all_now(tmp_path: Path) -> None:
         wait_until(lambda: worker.status()["queue"].get("running") == 1, what="it to run")
         worker.process.terminate()
         wait_until(lambda: worker.status().get("stopping"), what="it to drain")
-        time.sleep(1.0)  # sooner it would be the same wish (process.SAME_SIGNAL_S)
+        time.sleep(1.0)  # sooner it would be the same wish (child.SAME_SIGNAL_S)
         assert worker.process.poll() is None
         worker.process.terminate()
         assert worker.process.wait(30) == ExitCode.CLEAN

@@ -234,6 +234,16 @@ def test_clients_that_leave_large_answers_over_tls_cost_nobody_else(tmp_path: Pa
         assert worker.members()["ingress-0"]["restarts"] == 0
 
 
+def test_the_first_request_after_a_restart_of_the_local_engine_is_taken(tmp_path: Path) -> None:
+    """It comes back with another key."""
+    with running(tmp_path) as worker:
+        for _ in range(3):
+            old = worker.pid("engine")
+            worker.command("restart", "engine")
+            worker.wait_replaced("engine", old)
+            assert post(worker, "/generate", {"inputs": "x"})[0] == 200
+
+
 def test_bodies_are_let_go_when_their_requests_end(tmp_path: Path) -> None:
     with running(tmp_path) as worker:
         pid = worker.pid("backend_adapter")

@@ -70,6 +70,7 @@ def test_the_first_word_names_the_command(argv: list[str], command: str, rest: l
         (["nonsense-word"], "neither a command nor a file"),
         (["--set", "worker.port"], "SECTION.NAME=VALUE"),
         (["init", "nothing-known"], "there are: vllm"),
+        (["init"], "for which model server? there are: vllm"),
         (["ask"], "give TEXT"),
         (["ask", "--payload", "{", "--engine", "http://127.0.0.1:1"], "--endpoint"),
         (["status", "--nonsense"], "unrecognized arguments"),
@@ -393,6 +394,8 @@ STREAMS = {
     "tgi": (b'data:{"token":{"text":"a "},"generated_text":null}\n\n'
             b'data:{"token":{"text":"b"},"generated_text":"a b"}\n\n', "a b"),
     "ollama": (b'{"message":{"content":"a "}}\n{"message":{"content":"b"},"done":true}\n', "a b"),
+    "none that we know": (b'data: {"tok": 1}\n\ndata: {"tok": 2}\n\n', '{"tok": 1}\n{"tok": 2}'),
+    "some that we know": (b'{"usage": 1}\n{"response":"b"}\n{"usage": 2}\n', "b"),
     "comments": (b": keep alive\n\nevent: x\n\n", ""),
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from contextlib import closing
 
 import pytest
 
-from supervisor.client_port import ClientPort, borrowed, unbindable
+from supervisor.client_port import ClientPort, borrowed, listen, unbindable
 from supervisor.ports import free_port
 from supervisor.settings_sources import SettingsError
 
@@ -31,7 +31,7 @@ def port(number: int) -> Iterator[ClientPort]:
 def served(port: ClientPort) -> socket.socket:
     """What a process that inherits it does with it."""
     (each,) = borrowed(map(os.dup, port.fds))
-    each.listen()
+    listen(each, 100)
     each.settimeout(10.0)
     return each
 
@@ -96,6 +96,20 @@ def test_it_can_move_to_another_host(port: ClientPort, number: int) -> None:
 def test_where_it_cannot_move_to_is_named(port: ClientPort, number: int) -> None:
     with pytest.raises(SettingsError, match=f"worker.host: cannot bind port {number} of 203.0.113"):
         port.move("203.0.113.1")
+    with socket.socket() as other:  # and it is still ours
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(OSError, match="in use"):
+            other.bind((HOST, number))
+    with served(port), socket.create_connection((HOST, number), 10.0):
+        pass
+
+
+def test_who_listens_already_is_noticed(number: int) -> None:
+    with closing(ClientPort(HOST, number)) as port:
+        (each,) = borrowed(map(os.dup, port.fds))
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with each, socket.create_server((HOST, number)), pytest.raises(OSError, match="in use"):
+            listen(each, 100)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +128,7 @@ def test_every_address_is_served(number: int) -> None:
         families = {info[0] for info in socket.getaddrinfo(None, number, type=socket.SOCK_STREAM)}
         assert {each.family for each in had} == families
         for each in had:
-            each.listen()
+            listen(each, 100)
             with socket.socket(each.family) as client:
                 client.connect(("::1" if each.family == socket.AF_INET6 else HOST, number))
         for each in had:

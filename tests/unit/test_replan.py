@@ -22,7 +22,12 @@ class Scene:
         self.read = 0
         self.flags = {"hooks.file": "worker.py", **flags}
         self.handoff = HandoffFile("run", str(directory))
-        self.replanner = Replanner(self.reread({}), self.reread, self.handoff)
+        self.refused = ""
+        self.replanner = Replanner(self.reread({}), self.reread, self.handoff, self.accept)
+
+    def accept(self, plan: Plan) -> None:
+        if self.refused:
+            raise SettingsError([Fault("worker.host", self.refused)])
 
     def reread(self, given: dict[str, Any] | None) -> Plan:
         self.read += 1
@@ -103,3 +108,15 @@ def test_what_cannot_be_written_was_not_taken(tmp_path: Path) -> None:
         assert isinstance(caught.value.faults[0], Fault)
     (tmp_path / "gone").mkdir()
     assert scene.says(18000, "/a")
+
+
+def test_what_is_not_accepted_is_not_taken_and_may_be_said_again(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.refused = "cannot bind it"
+    for _ in range(2):
+        with pytest.raises(SettingsError, match="cannot bind it"):
+            scene.says(5000, "/a")
+    assert not scene.replanner.plan.configured
+    scene.refused = ""
+    assert scene.says(5000, "/a")
+    assert scene.replanner.plan.configured
