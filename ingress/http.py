@@ -43,6 +43,8 @@ BACKLOG = 4096
 QUIET_TURNS = 4
 #: … and seconds after which a port that still gets some is closed all the same.
 HEAR_S = 0.25
+#: Seconds that TLS handshakes may still take when the port closes.
+GREET_S = 1.0
 
 
 class Server:
@@ -186,6 +188,11 @@ class Server:
         if last:
             await self._close_port()
         self._stop_listening()
+        with suppress(TimeoutError):  # who is in the middle of a TLS handshake is told, too
+            async with asyncio.timeout(min(deadline_s, GREET_S)):
+                while shared.handshakes:
+                    self._changed.clear()
+                    await self._changed.wait()
         for connection in list(shared.connections):
             connection.leave(at_once=False)
         try:

@@ -449,6 +449,26 @@ def test_a_handshake_that_ends_while_the_worker_drains(paths: tuple[str, str]) -
     uvloop.run(main())
 
 
+def test_a_drain_waits_a_moment_for_handshakes(paths: tuple[str, str]) -> None:
+    put(paths, *FIRST)
+    trust = client_context(FIRST[0])
+
+    async def main() -> None:
+        server = Server(Hello(), LimitSettings(), asyncio.get_running_loop())
+        port = await server.listen("127.0.0.1", 0, make_context(*paths))
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        await wait_until_async(lambda: server.connections == 1)
+        drained = asyncio.create_task(server.drain(DEADLINE_S))
+        await asyncio.wait_for(writer.start_tls(trust), DEADLINE_S)
+        assert await drained
+        server.close()  # as the process ends
+        answer = await asyncio.wait_for(reader.read(), DEADLINE_S)
+        assert b'"kind":"draining"' in answer
+        writer.close()
+
+    uvloop.run(main())
+
+
 def test_closing_cuts_handshakes(paths: tuple[str, str]) -> None:
     put(paths, *FIRST)
 
