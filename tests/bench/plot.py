@@ -25,7 +25,7 @@ def draw(rows: Sequence[Row], directory: Path) -> list[Path]:
     shown = [row for row in rows if len(row.figures) > 1]
     for unit in dict.fromkeys(row.unit for row in shown):
         some = [row for row in shown if row.unit == unit]
-        figure, axes = pyplot.subplots(figsize=(8, 0.6 + 0.55 * len(some)), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(9.5, 0.6 + 0.55 * len(some)), layout="constrained")
         names = [name for name in COLUMNS if any(name in row.figures for row in some)]
         height = 0.8 / len(names)
         for number, name in enumerate(names):
@@ -40,7 +40,7 @@ def draw(rows: Sequence[Row], directory: Path) -> list[Path]:
         axes.invert_yaxis()
         axes.set_xscale("log")
         axes.set_xlabel(unit)
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.02, 1.0))
         for spine in ("top", "right"):
             axes.spines[spine].set_visible(False)
         for kind in ("png", "svg"):
