@@ -63,7 +63,8 @@ def _reply(body: Any, *, ok: bool = True) -> CommandReply:
 def _member(supervisor: Supervisor, name: str) -> Member:
     members = supervisor.members
     if name not in members:
-        said = "there is no" if name != "model" else "something else starts and keeps the logs of"
+        foreign = name == "model" and supervisor.plan.configured
+        said = "something else starts and keeps the logs of" if foreign else "there is no"
         raise LookupError(f"{said} {name!r}; there are: {', '.join(members)}")
     return members[name]
 

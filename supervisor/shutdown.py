@@ -55,7 +55,7 @@ async def stop_in_order(
         group = [members[name] for name in names if name in members]
         if names == ["backend_adapter"]:
             await _returned(group, changed, _returns)
-        elif names is doors:
+        elif names is doors and port is not None:
             await _returned(group, changed, _starts)
         for member in group:
             member.feed(lifecycle.Stop(deadline_s, reason))

@@ -114,7 +114,9 @@ def _take_ports(plan: Plan) -> ClientPort | None:
     for host, number, name in wanted:
         while not is_free(host, number):
             _wait_for(number, name, end)
-    while worker.processes == 1:
+    if worker.processes > 1:
+        return None
+    while True:
         try:
             return ClientPort(worker.host, worker.port)
         except OSError as error:
@@ -122,7 +124,6 @@ def _take_ports(plan: Plan) -> ClientPort | None:
                 fault = unbindable(worker.host, worker.port, error)
                 raise _NoPort(ExitCode.SETTINGS, fault) from None
         _wait_for(worker.port, "worker.port", end)
-    return None
 
 
 def _wait_for(port: int, name: str, end: float) -> None:

@@ -142,14 +142,12 @@ class Timeline:
                 self._tick(name, f"✓ {shown} {_elapsed(supervisor)}")
         elif state in _DOWN:
             self._down.setdefault(name, supervisor.loop.time())
-            reason = member.life.reason or member.last_exit
-            if name == "model" and (said := awaited.last_line(supervisor)):
-                reason += f" (its last line: {said})"
-            reason = supervisor.mask(reason)
+            reason = supervisor.mask(member.life.reason or member.last_exit)
             fell = (str(state), reason)
             if self._fell.get(name) not in (fell, _RECYCLED):
                 self._fell[name] = fell
-                self._screen.say(f" ✗ {name}: {reason}{_outlook(state)}", Tone.BAD)
+                said = _last_words(supervisor) if name == "model" else ""
+                self._screen.say(f" ✗ {name}: {reason}{said}{_outlook(state)}", Tone.BAD)
         elif state is ChildState.STOPPING and self._fell.get(name) != _RECYCLED:
             self._down.setdefault(name, supervisor.loop.time())
             self._fell[name] = _RECYCLED
@@ -194,6 +192,12 @@ class Timeline:
                 f" ■ stopping: {supervisor.stop_reason}; running requests have {drain_s:g} s"
                 "; a second signal ends them at once"
             )
+
+
+def _last_words(supervisor: Supervisor) -> str:
+    """The model server's last line often says why it ended."""
+    line = supervisor.mask(awaited.last_line(supervisor))
+    return f" (its last line: {line[:MAX_QUOTE]})" if line else ""
 
 
 def _typed(command: str, supervisor: Supervisor) -> str:

@@ -23,7 +23,7 @@ from supervisor.settings import (
     Settings,
     Workload,
 )
-from supervisor.timeline import PROGRESS_S, Timeline
+from supervisor.timeline import MAX_QUOTE, PROGRESS_S, Timeline
 from tests.kit.clock import FakeClock, FakeTimer
 
 POLICY = Policy(10, 600, 0.25, 30, 60, 3600, 10)
@@ -265,6 +265,21 @@ def test_a_death_is_said_once_and_so_is_the_return() -> None:
     run.verdict(healthy=True, ready=True, max_perf=212.3)
     assert run.screen.said(r"✓ model is back after 2.0 s") == 1
     assert run.screen.said("ready again") == 1
+
+
+def test_what_a_model_server_said_last_is_told_with_its_death_once_and_not_at_any_length() -> None:
+    run = Run()
+    run.get_ready()
+    model = run.members["model"]
+    model.capture = Output()
+    model.ring.extend(["12:00 no such file: weights " + "x" * 1000, ""])
+    run.feed("model", lifecycle.Exited("exit 2"))
+    said = r"✗ model: exit 2 \(its last line: 12:00 no such file: weights x+\); starting it again"
+    assert run.screen.said(said) == 1
+    model.ring.extend(["12:01 no such file"])
+    run.tell("model")
+    assert run.screen.said("✗ model") == 1
+    assert max(map(len, run.screen.lines)) < 2 * MAX_QUOTE
 
 
 def test_a_restart_that_was_asked_for_is_no_failure() -> None:
