@@ -51,6 +51,7 @@ class Deadlines:
 
     def tidy(self) -> None:
         """A job has gone."""
-        if len(self._heap) > 2 * len(self._jobs) + _SLACK:
+        entries = len(self._heap)
+        if entries > _SLACK and entries > 2 * len(self._jobs) + _SLACK:
             armed = [job for job in self._jobs.values() if job.armed != math.inf]
             self._heap[:] = sorted((job.armed, job.order, job.key) for job in armed)

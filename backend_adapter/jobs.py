@@ -28,6 +28,9 @@ class State(enum.Enum):
     BEGUN = "begun"  #: its response has begun: it can no longer be sent again
 
 
+_WAITING = State.WAITING  # an enum's members are looked up slowly
+
+
 class Job:
     """One job. ``submit`` is its message; the queue reads its terms and ignores its payload."""
 
@@ -60,7 +63,7 @@ class Job:
         #: it may go on a kept connection, and be sent once more behind the queue's back where what
         #: it meets there may belong to another's answer; said at each dispatch
         self.resend = False
-        self.state = State.WAITING
+        self.state = _WAITING
         self.queued_at = 0.0  #: since when it waits, this time
         self.waited_s = 0.0  #: how long it had waited before its last dispatch
         self.dispatched_at = 0.0  #: 0: never

@@ -11,7 +11,7 @@ jobs in a blocked lane cost neither memory nor time. A lane is two lines, one of
 of the others, which share its slots. Two facts hold between calls:
 
 - the first entry of a line's heap belongs to a waiting job;
-- the head of every line that has a waiting job and a free slot, and is not held, is in ``_ready``.
+- the head of every line that has a waiting job and a free slot, and is not held, is in ``ready``.
   Such a head is older than the rest of its line, so it surfaces there before any other job of it.
 
 Not known here: time, deadlines, and why a job comes or goes.
@@ -65,7 +65,8 @@ class Lanes:
         self._max_running = max_running
         self._lanes: dict[str, Lane] = {}
         self._waiting: dict[int, Job] = {}  #: by order
-        self._ready: list[int] = []
+        #: orders that were offered, and may be stale; empty: it is nobody's turn
+        self.ready: list[int] = []
         self._holding = False
         self.running = 0
         self.waiting_bytes = 0
@@ -118,9 +119,9 @@ class Lanes:
     def start_at_once(self, job: Job) -> bool:
         """Give a new job a slot, in place of ``put``. False: none is free for it now."""
         lane = job.lane
-        if self.running >= self._max_running or lane.full:
+        if self.running >= self._max_running or 0 < lane.limit <= lane.running:
             return False
-        if (self._ready and self.next() is not None) or (self._holding and job.submit.hosted):
+        if (self.ready and self.next() is not None) or (self._holding and job.submit.hosted):
             return False
         lane.running += 1
         self.running += 1
@@ -128,9 +129,9 @@ class Lanes:
 
     def next(self) -> Job | None:
         """The job whose turn it is; it stays until ``start`` or ``withdraw``. None: nobody's."""
-        if not self._ready or self.running >= self._max_running:
+        if not self.ready or self.running >= self._max_running:
             return None
-        ready = self._ready
+        ready = self.ready
         while ready:
             job = self._waiting.get(ready[0])
             held = self._holding and job is not None and job.submit.hosted
@@ -148,10 +149,9 @@ class Lanes:
     def release(self, job: Job) -> None:
         """Take the slot back from a running job."""
         lane = job.lane
-        was_full = lane.full
         lane.running -= 1
         self.running -= 1
-        if was_full:
+        if lane.limit == lane.running + 1:
             self._offer_both(lane)
 
     def withdraw(self, job: Job) -> None:
@@ -186,10 +186,10 @@ class Lanes:
         """Put up the line's head if it may run. Offering it twice does no harm."""
         if not self._may_run(line):
             return
-        heappush(self._ready, line.heap[0])
-        if len(self._ready) > 4 * len(self._lanes) + _SLACK:
+        heappush(self.ready, line.heap[0])
+        if len(self.ready) > 4 * len(self._lanes) + _SLACK:
             lines = [line for lane in self._lanes.values() for line in lane.lines]
-            self._ready[:] = sorted(each.heap[0] for each in lines if self._may_run(each))
+            self.ready[:] = sorted(each.heap[0] for each in lines if self._may_run(each))
 
     def _may_run(self, line: Line) -> bool:
         held = line.hosted and self._holding

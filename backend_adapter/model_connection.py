@@ -121,7 +121,8 @@ class Connection(asyncio.Protocol):
 
     def start(self, request: Request) -> None:
         """Write the request. The connection is idle and usable."""
-        transport = self._open_transport()
+        transport = self._transport
+        assert transport is not None
         self.request = request
         request.connection = self
         request.sent_at = self._loop.time()
@@ -155,16 +156,16 @@ class Connection(asyncio.Protocol):
 
     def pause(self) -> None:
         """Read no more for now: the model server's socket fills up and slows it down."""
-        if not self._paused and self.usable:
+        if not self._paused and self._transport is not None and self.usable:
             self._paused = True
-            self._open_transport().pause_reading()
+            self._transport.pause_reading()
 
     def resume(self) -> None:
         """Read on. The pause does not count as silence."""
-        if self._paused and self.usable:
+        if self._paused and self._transport is not None and self.usable:
             self._paused = False
             self._last_at = self._loop.time()
-            self._open_transport().resume_reading()
+            self._transport.resume_reading()
 
     def overdue(self, now: float, first_byte_timeout_s: float, idle_timeout_s: float) -> str:
         """What the model server has exceeded, for people; empty: nothing. 0: no limit."""
@@ -357,9 +358,11 @@ class Connection(asyncio.Protocol):
     def _release(self, good: bool) -> None:
         """The response is complete; ``good``: as far as it goes, another request may follow it."""
         # A server that answers before it has read the body leaves the rest of it in our buffer.
-        unread = self._open_transport().get_write_buffer_size() > 0
+        transport = self._transport
+        assert transport is not None
+        unread = transport.get_write_buffer_size() > 0
         unread = unread or (self._feeder is not None and not self._feeder.done)
-        reusable = good and not unread and self.usable
+        reusable = good and not unread and not transport.is_closing()
         if self._paused:
             self.resume()
         self._detach()
@@ -393,8 +396,3 @@ class Connection(asyncio.Protocol):
             self._last_words.close()
             self._last_words = None
         return request
-
-    def _open_transport(self) -> asyncio.Transport:
-        if self._transport is None:
-            raise RuntimeError("the connection is used before it was made")
-        return self._transport

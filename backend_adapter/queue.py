@@ -26,6 +26,7 @@ from backend_adapter.refusals import MIN_RETRY_S
 from reporter.messages import Totals
 
 NOTHING: Sequence[Command] = ()
+_WAITING, _RUNNING, _BEGUN = State.WAITING, State.RUNNING, State.BEGUN  # slow to look up
 #: A hosted job that comes back more often may have reached a model server all the same.
 MAX_TURNED_BACK = 3
 
@@ -102,7 +103,7 @@ class Queue:
         """The head of the response has arrived: from now on the job cannot be sent again."""
         job = self._running_job(key, "began")
         if job is not None:
-            job.state = State.BEGUN
+            job.state = _BEGUN
 
     def finished(self, key: Key, ok: bool, now: float) -> Sequence[Command]:
         """The whole response has arrived; ``ok`` says whether it counts as served."""
@@ -114,9 +115,7 @@ class Queue:
             self._served += job.submit.workload
         else:
             self._errored += job.submit.workload
-        commands: list[Command] = []
-        self._dispatch(now, commands)
-        return commands
+        return self._dispatched(now) if self._lanes.ready else NOTHING
 
     def lost(
         self, key: Key, sent: int, reason: str, now: float, *, behind: bool = False
@@ -143,7 +142,7 @@ class Queue:
         elif self._up:
             self.backend_down(reason)
         spent = sent and (job.attempts >= self._max_attempts or not job.submit.redeliver)
-        if spent or job.state is State.BEGUN:
+        if spent or job.state is _BEGUN:
             text = refusals.not_again(job, reason) if spent else reason
             return self.broken(key, "model_failed", text, now)
         if self._failed or (self._hosted_failed and job.submit.hosted):
@@ -184,9 +183,7 @@ class Queue:
         """The model server takes requests: dispatch goes on."""
         self._up = True
         self._failed = False
-        commands: list[Command] = []
-        self._dispatch(now, commands)
-        return commands
+        return self._dispatched(now)
 
     def backend_down(self, reason: str) -> None:
         """The model server takes no requests for now: dispatch is held, waiting jobs wait.
@@ -209,9 +206,7 @@ class Queue:
         self._hosted_up = True
         self._hosted_failed = False
         self._lanes.let_hosted()
-        commands: list[Command] = []
-        self._dispatch(now, commands)
-        return commands
+        return self._dispatched(now)
 
     def hosted_down(self) -> None:
         """It is away, and comes again: hosted jobs wait, the others go on."""
@@ -238,7 +233,7 @@ class Queue:
         commands: list[Command] = []
         while (at := self.next_deadline()) is not None and at <= now:
             job = self._deadlines.pop()
-            if job.state is State.WAITING:
+            if job.state is _WAITING:
                 commands.append(self._give_up(job, now))
             else:
                 commands.append(Abort(job))
@@ -341,7 +336,7 @@ class Queue:
         return Fail(job, kind, message)
 
     def _cancel(self, job: Job, commands: list[Command]) -> None:
-        if job.state is not State.WAITING:
+        if job.state is not _WAITING:
             commands.append(Abort(job))
         self._retire(job)
         self._cancelled += job.submit.workload
@@ -351,7 +346,7 @@ class Queue:
         del self._jobs[job.key]
         self.held_bytes -= job.size_bytes
         self.outstanding -= job.submit.workload
-        if job.state is State.WAITING:
+        if job.state is _WAITING:
             self._lanes.withdraw(job)
         else:
             self._lanes.release(job)
@@ -362,20 +357,25 @@ class Queue:
 
     def _running_job(self, key: Key, event: str) -> Job | None:
         job = self._jobs.get(key)
-        if job is not None and job.state is State.WAITING:
+        if job is not None and job.state is _WAITING:
             raise RuntimeError(f"{event} of job {key}, which is waiting: it was not dispatched")
         return job
 
     def _enqueue(self, job: Job, now: float) -> Sequence[Command]:
         submit = job.submit
-        job.state = State.WAITING
+        job.state = _WAITING
         job.queued_at = now
         job.deadline = min(now + submit.max_queue_time_s - job.waited_s, submit.expires_at)
         self._lanes.put(job)
         commands: list[Command] = []
         self._dispatch(now, commands)
-        if job.state is State.WAITING:
+        if job.state is _WAITING:
             self._deadlines.arm(job)
+        return commands
+
+    def _dispatched(self, now: float) -> Sequence[Command]:
+        commands: list[Command] = []
+        self._dispatch(now, commands)
         return commands
 
     def _dispatch(self, now: float, commands: list[Command]) -> None:
@@ -390,7 +390,7 @@ class Queue:
     def _run(self, job: Job, now: float) -> Dispatch:
         """It has a slot."""
         submit = job.submit
-        job.state = State.RUNNING
+        job.state = _RUNNING
         job.waited_s += now - job.queued_at
         job.dispatched_at = now
         # a second attempt takes a new connection: no doubt, and no silent third

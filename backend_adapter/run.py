@@ -212,8 +212,9 @@ class Run(Sink):
     def release(self) -> None:
         """It has ended. Run and request know each other: apart, their memory is free at once."""
         self._held.clear()
-        self._owner.leaving -= self._leaving
-        self._leaving = False
+        if self._leaving:
+            self._leaving = False
+            self._owner.leaving -= 1
         self.request.release()
 
     # ------------------------------------------------------------------ inside

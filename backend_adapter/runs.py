@@ -206,7 +206,8 @@ class Runs:
         # what it refused (4xx) was no work: a client may claim any workload for that
         worked = job.submit.workload if status < 400 else 0.0
         self._capacity.ended(worked, job.dispatched_at, now)
-        self.carry_out(self._queue.finished(job.key, status < 500, now))
+        if commands := self._queue.finished(job.key, status < 500, now):
+            self.carry_out(commands)
 
     def delivered(self, run: Run) -> None:
         """The terminal message has been sent."""

@@ -40,6 +40,8 @@ from supervisor.messages import Message
 MAX_DEPARTED = 20_000
 #: Closes an event of a stream that was cut in its middle; between two events it means nothing.
 _EVENT_END = b"\n\n"
+# an enum's members are looked up slowly
+_SUCCESS, _ERROR = Outcome.SUCCESS, Outcome.ERROR
 
 
 def _nobody(message: Message) -> bool:
@@ -161,13 +163,20 @@ class Answers:
         job = self._admission.settle(message.id)
         if job is None:
             return
-        job.status = message.status
-        job.started_at = message.started_at
-        job.first_byte_at = now
-        job.sent_bytes = len(message.body)
-        exchange, job.exchange.context = job.exchange, None
-        exchange.respond(message.status, message.headers, message.body)
-        self._close(job, _outcome(job), now)
+        status, body, exchange = message.status, message.body, job.exchange
+        exchange.context = None
+        exchange.respond(status, message.headers, body)
+        if job.key:
+            self._ledger.close(
+                job.key,
+                _outcome(status),
+                now,
+                route=job.route,
+                status=status,
+                started_at=message.started_at,
+                first_byte_at=now,
+                sent_bytes=len(body),
+            )
 
     def _on_head(self, message: Head, now: float) -> None:
         job = self._admission.get(message.id)
@@ -212,7 +221,7 @@ class Answers:
         self._admission.settle(job.submit.id)
         exchange, job.exchange.context = job.exchange, None
         exchange.finish()
-        self._close(job, _outcome(job), now)
+        self._close(job, _outcome(job.status), now)
 
     def _on_failed(self, message: Failed, now: float) -> None:
         job = self._admission.settle(message.id)
@@ -278,5 +287,5 @@ class Answers:
         )
 
 
-def _outcome(job: Job) -> Outcome:
-    return Outcome.SUCCESS if job.status < 500 else Outcome.ERROR
+def _outcome(status: int) -> Outcome:
+    return _SUCCESS if status < 500 else _ERROR

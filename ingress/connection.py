@@ -285,10 +285,11 @@ class Connection(Sender):
         if self.counted_bytes:
             shared.intake.budget.take(-self.counted_bytes)
             self.counted_bytes = 0
-        if self._exchange is not None:
-            shared.intake.drop(self._exchange)
-            self._exchange = None
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
             shared.active -= 1
+            if exchange.file is not None:
+                shared.intake.drop(exchange)
 
     def refuse(self, problem: Problem, counted: bool = True) -> None:
         """Answer a request that the application will never see, and close, unless it is over."""
@@ -380,8 +381,7 @@ class Connection(Sender):
             self._transport.abort()
             return
         self._close_if_flushed()
-        exchange = self._exchange
-        if exchange is not None:
+        if (exchange := self._exchange) is not None:
             if self._state == BODY:
                 patience_s, size = shared.limits.body_timeout_s, self._framer.body_bytes
                 if too_slow(size, exchange.arrived_at, patience_s, now):

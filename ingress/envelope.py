@@ -145,6 +145,8 @@ def decode_unsigned(body: bytes | bytearray | memoryview | mmap) -> Envelope:
 
 def _check_utf8(body: bytes | bytearray | memoryview | mmap) -> None:
     """Raise UnicodeDecodeError for what is no UTF-8: msgspec does not look at what it skips."""
+    if type(body) is bytes and body.isascii():
+        return
     if len(body) <= _PIECE_BYTES:
         str(body, "utf-8")
         return

@@ -71,6 +71,7 @@ class Framer(Generic[R]):
         "_head_complete",
         "_header_bytes",
         "_header_count",
+        "_in_steps",
         "_known",
         "_limits",
         "_new_request",
@@ -98,6 +99,7 @@ class Framer(Generic[R]):
         self._header_bytes = limits.header_bytes
         self._new_request = new_request
         self._parser = httptools.HttpRequestParser(self)
+        self._in_steps = True
         self.next()
 
     def close(self) -> None:
@@ -110,13 +112,17 @@ class Framer(Generic[R]):
         self.request = self._new_request()
         #: A byte of it has come.
         self.begun = False
+        #: Bytes of its head so far.
+        self.head_bytes = 0
         #: Bytes of its body held so far.
         self.body_bytes = 0
+        if not self._in_steps:  # ``whole`` touches nothing else
+            return
+        #: ``head`` has had it.
+        self._in_steps = False
         #: Collects a body that comes in pieces.
         self._body: Body | None = None
         self._target = b""
-        #: Bytes of its head so far.
-        self.head_bytes = 0
         self._head_complete = False
         self._noted_connection = False
         self._expect = b""
@@ -148,13 +154,14 @@ class Framer(Generic[R]):
                 start = size - len(data[start:].lstrip(_HEAD_END))
                 if start == size:
                     return -1
-            self.begun = True
+            self.begun = self._in_steps = True
             probe = data
             end = data.find(_HEAD_END, start)
             stop = end + 4 if end >= 0 else size
         piece = data if stop - start == size else data[start:stop]
         if fresh and end >= 0 and (known := self._known.find(piece)) is not None:
             self._recall(known, len(piece))
+            self._recalled = True
             return stop
         try:
             self._parser.feed_data(piece)
@@ -201,7 +208,6 @@ class Framer(Generic[R]):
             request.method, request.path, request.query, request.host, request.content_type,
             request.content_encoding, request.keep_alive, request.http10, size, request.headers,
         ) = known  # fmt: skip
-        self._recalled = True
         self.head_bytes = head_bytes
         request.content_length = size
         request.has_body = size > 0

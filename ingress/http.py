@@ -43,8 +43,10 @@ BACKLOG = 4096
 QUIET_TURNS = 4
 #: … and seconds after which a port that still gets some is closed all the same.
 HEAR_S = 0.25
-#: Seconds that TLS handshakes may still take when the port closes.
+#: Seconds that TLS handshakes may still take when the port closes …
 GREET_S = 1.0
+#: … and those who were told that it does, to ask, to read that, and to leave.
+PART_S = 1.0
 
 
 class Server:
@@ -201,10 +203,21 @@ class Server:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
+            return False
+        finally:
             for connection in list(shared.connections):
                 connection.leave(at_once=True)
-            return False
         return True
+
+    async def see_off(self) -> None:
+        """After a drain: wait for who was told to go elsewhere. A connection that ends before its
+        client has asked looks like a failure to it.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PART_S):
+                while self._shared.connections:
+                    self._changed.clear()
+                    await self._changed.wait()
 
     async def hear_out(self) -> None:
         """A drain left those who wait to others, and none comes: they are told so."""

@@ -202,6 +202,7 @@ class Ingress:
         self._answers.close_departed()
         self._send_accounts()
         await self._accounts.settle(end)
+        await asyncio.gather(self._server.see_off(), self._webhooks.see_off())
 
     def _give_up(self) -> None:
         _log.warning("cutting off %d requests: worker.drain_s is over", len(self._admission.jobs))

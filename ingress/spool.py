@@ -344,9 +344,9 @@ def payload_of(
     payload: msgspec.Raw, body: Bytes, file: SpoolFile | None
 ) -> tuple[bytes, FilePart | None]:
     """The same of a part of it, which ``payload`` shows."""
-    if isinstance(body, mmap.mmap) and file is not None:
-        return b"", file.part(body, payload)
-    return bytes(payload), None
+    if file is None or not isinstance(body, mmap.mmap):
+        return bytes(payload), None
+    return b"", file.part(body, payload)
 
 
 def no_room(reason: str) -> Problem:

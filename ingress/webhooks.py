@@ -88,6 +88,10 @@ class WebhookPort:
         self._port = 0
         await self._server.drain(deadline_s)
 
+    async def see_off(self) -> None:
+        """Wait a moment for who was told to go elsewhere."""
+        await self._server.see_off()
+
     def close(self) -> None:
         """Cut everything."""
         self._port = 0

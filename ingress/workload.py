@@ -13,6 +13,7 @@ It must not know who sends the payload nor where it goes.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -28,19 +29,20 @@ def quantised(value: float, default: float) -> float:
     """Return ``value`` as a workload; ``default`` where it is no positive number up to 2**40."""
     if not 0 < value <= MAX_WORKLOAD:
         value = default
-    return max(round(value * _PARTS), 1) / _PARTS
+    parts = round(value * _PARTS)
+    return parts / _PARTS if parts > 1 else LEAST_WORKLOAD
 
 
 class Meter:
     """Measures the requests of one route; compiled once, used for every request."""
 
-    __slots__ = ("_decode", "_default", "_depth", "_most")
+    __slots__ = ("_decode", "_default", "_dig", "_most")
 
     def __init__(self, workload: Workload) -> None:
         keys = workload.field.split(".") if workload.field else []
         self._default = quantised(workload.default, workload.default)
         self._most = quantised(workload.most, workload.most)
-        self._depth = len(keys)
+        self._dig = attrgetter(".".join(["inner"] * len(keys))) if keys else None
         shape: Any = int | float | None
         for key in reversed(keys):
             shape = msgspec.defstruct(
@@ -59,16 +61,13 @@ class Meter:
         The default stands in where the field is missing, no number (numeric text and booleans are
         none), or not positive.
         """
-        if not self._depth:
+        dig = self._dig
+        if dig is None:
             return self._default
         try:
-            value = self._decode(payload)
-        except (ValueError, RecursionError):
+            value = dig(self._decode(payload))
+        except (ValueError, RecursionError, AttributeError):  # the last: there is null on the way
             return self._default
-        for _ in range(self._depth):
-            if value is None:
-                return self._default
-            value = value.inner
         if value is None:
             return self._default
         return quantised(value, self._default) if value < self._most else self._most

@@ -248,7 +248,9 @@ class Load:
         """The producer's process is gone: what it had open ends as Cancelled."""
         ledger = self._ledgers.pop(producer)
         for request in ledger.open:
-            changed.add_row(request.request_idx, Outcome.CANCELLED, request.entered_at, 0.0, 0.0)
+            changed.add_row(
+                request.request_idx, Outcome.CANCELLED.value, request.entered_at, 0.0, 0.0
+            )
         over = msgspec.structs.replace(
             ledger.totals,
             cancelled=ledger.totals.cancelled + pending(ledger.totals),

@@ -242,12 +242,13 @@ class Reporter:
 
     def _step(self) -> None:
         now = time.monotonic()
-        if now >= self._outbox.wake_at():
-            for command in self._outbox.step(now):
-                self._carry_out(command)
         address = self._keyring.step(now)
         if address is not None:
             self._runtime.spawn(self._fetch_key(address))
+        # an engine that hears of us sends clients, signed with the key that is not known yet
+        if now >= self._outbox.wake_at() and not self._keyring.hurries:
+            for command in self._outbox.step(now):
+                self._carry_out(command)
 
     def _carry_out(self, command: outbox.Command) -> None:
         match command:

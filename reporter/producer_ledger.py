@@ -26,6 +26,8 @@ MAX_REQNUMS = 8192
 UNTOLD_IDX = -1
 #: Batches under way without an acknowledgement before new ones wait.
 MAX_UNACKED = 64
+# an enum's members are looked up slowly
+_SUCCESS, _ERROR, _CANCELLED = Outcome.SUCCESS, Outcome.ERROR, Outcome.CANCELLED
 
 
 class ProducerLedger:
@@ -118,11 +120,11 @@ class ProducerLedger:
         if key in self._inside:
             self._inside.discard(key)
             self.inside -= workload
-        if outcome is Outcome.SUCCESS:
+        if outcome is _SUCCESS:
             self.served += workload
-        elif outcome is Outcome.ERROR:
+        elif outcome is _ERROR:
             self.errored += workload
-        elif outcome is Outcome.CANCELLED:
+        elif outcome is _CANCELLED:
             self.cancelled += workload
         else:
             self.rejected += workload

@@ -42,30 +42,43 @@ def pack(header: Header, messages: Sequence[Message] = ()) -> bytes:
 
 def pack_all(number: Callable[[], Header], messages: list[Message]) -> Iterator[bytes]:
     """As many batches as it takes, in order; ``number`` gives the header of the next one."""
+    if not messages:
+        return
+    header = number()
+    if len(messages) <= BATCH_LIMIT and _body_bytes(messages[0]) <= ALONE_BYTES:
+        frame = pack(header, messages)
+        if len(frame) <= ALONE_BYTES:  # then no body in it is long: mostly nobody need look at each
+            yield frame
+            return
     parts = list(_parts(messages))
     parts.reverse()
     while parts:
-        part, header = parts.pop(), number()
+        part = parts.pop()
         while len(frame := pack(header, part)) > BATCH_BYTES and len(part) > 1:
             middle = len(part) // 2
             parts.append(part[middle:])
             part = part[:middle]
         yield frame
+        if parts:
+            header = number()
+
+
+def _body_bytes(message: Message) -> int:
+    return len(message.body) if message.bulky else 0  # type: ignore[attr-defined]
 
 
 def _parts(messages: list[Message]) -> Iterator[list[Message]]:
-    """Runs of messages whose bodies fit one batch: no body is encoded twice to learn its size."""
+    """Runs of messages, of which there are some, whose bodies fit one batch, by their sizes."""
     start = size = 0
     for at, message in enumerate(messages):
-        more = len(message.body) if message.bulky else 0  # type: ignore[attr-defined]
+        more = _body_bytes(message)
         if more > ALONE_BYTES:
             more = BATCH_BYTES + 1  # nothing has room beside it
         if at > start and (size + more > BATCH_BYTES or at - start == BATCH_LIMIT):
             yield messages[start:at]
             start, size = at, 0
         size += more
-    if messages:
-        yield messages[start:]
+    yield messages[start:]
 
 
 class Backlog:

@@ -55,7 +55,7 @@ class ClientEnd:
 
     def send(self, message: Message) -> bool:
         """Have it leave with the next ``flush``. False, and nothing is kept: no session stands."""
-        if not self.link.up:
+        if not self.link.peer:
             return False
         self.out.messages.append(message)
         return True

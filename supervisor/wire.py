@@ -156,7 +156,6 @@ class _Endpoint:
             self._loop.call_soon(self._drain)
 
     def _flush_soon(self) -> None:
-        self._unflushed += 1
         if self._unflushed >= EAGER_MESSAGES:
             self._unflushed = 0
             self._flush_end()
@@ -236,7 +235,9 @@ class Client(_Endpoint):
         """Send within this tick. False, and nothing is kept: no session stands."""
         if not self._end.send(message):
             return False
-        self._flush_soon()
+        self._unflushed += 1
+        if not self._flushing or self._unflushed >= EAGER_MESSAGES:
+            self._flush_soon()
         return True
 
     def _reconnect(self) -> None:
@@ -301,7 +302,9 @@ class Server(_Endpoint):
         """Send to a client within this tick. False, and nothing is kept: no session stands."""
         if not self._end.send(name, message):
             return False
-        self._flush_soon()
+        self._unflushed += 1
+        if not self._flushing or self._unflushed >= EAGER_MESSAGES:
+            self._flush_soon()
         return True
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 from tests.chaos.table import row
@@ -178,6 +180,13 @@ def test_row_23_a_signal_to_all_at_once(tmp_path: Path) -> None:
         assert set(comers.outcomes) <= {200, 503, "connect"}, comers.outcomes
 
 
+def _wait_for_it(worker: Worker) -> None:
+    """Until ingress has taken the one connection that there is."""
+    wait_until(
+        lambda: worker.members()["ingress-0"]["gauges"]["connections"] == 1, what="its connection"
+    )
+
+
 def _log(worker: Worker) -> str:
     return "\n".join(worker.command("logs", "ingress-0", "0")["lines"])
 
@@ -204,6 +213,32 @@ def _restart(worker: Worker) -> None:
     old = worker.pid("ingress-0")
     worker.command("restart", "ingress-0")
     worker.wait_replaced("ingress-0", old)
+
+
+@row(
+    23,
+    "ingress ends while a client has connected, and not asked yet",
+    seen="503 `draining` with Retry-After, and no reset",
+    does="leaves the connection to its client for a second",
+)
+@pytest.mark.parametrize("ask", [False, True])
+def test_row_23_who_has_connected_and_not_asked_is_told(ask: bool, tmp_path: Path) -> None:
+    with running(tmp_path) as worker:
+        place = urlsplit(worker.url)
+        assert place.hostname is not None and place.port is not None
+        old = worker.pid("ingress-0")
+        with socket.create_connection((place.hostname, place.port), DEADLINE_S) as client:
+            _wait_for_it(worker)
+            if ask:  # a part of it
+                client.sendall(b"POST /generate HTTP/1.1\r\nhost:")
+            worker.command("restart", "ingress-0")
+            assert client.recv(65_536).startswith(b"HTTP/1.1 503 ")
+            told_at = time.monotonic()
+            wait_until(lambda: time.monotonic() > told_at + 0.3 or not psutil.pid_exists(old))
+            assert psutil.pid_exists(old)
+            client.sendall(b" x\r\n\r\n" if ask else b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert client.recv(65_536) == b""
+        worker.wait_replaced("ingress-0", old)
 
 
 @row(

@@ -12,12 +12,12 @@ from tests.bench.hot_path import Rig, opcodes
 #: (least, most) bytecodes for a request in a batch of 32, by step; one interpreter's, as each
 #: version has other bytecodes. Whether the capacity is just being counted makes some 220.
 BANDS = {
-    "ingress takes": (700, 1120),
-    "ingress sends": (20, 60),
-    "adapter takes": (400, 760),
-    "adapter hears the model": (400, 980),
-    "adapter sends": (20, 60),
-    "ingress answers": (250, 480),
+    "ingress takes": (700, 1060),
+    "ingress sends": (2, 8),
+    "adapter takes": (400, 740),
+    "adapter hears the model": (400, 900),
+    "adapter sends": (2, 8),
+    "ingress answers": (250, 430),
     "ingress accounts": (2, 12),
 }
 

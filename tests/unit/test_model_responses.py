@@ -162,7 +162,7 @@ def test_of_a_body_in_a_file_two_pieces_are_held_at_most(tmp_path: Path, head_by
                 await until(lambda: sent.connection is not None)
                 for _ in range(20):  # turns of the loop, in each of which more could be sent
                     await asyncio.sleep(0)
-                held = sent.connection._open_transport().get_write_buffer_size()
+                held = sent.connection._transport.get_write_buffer_size()
                 assert (
                     0 < held <= len(head) + memory_budget.PIECE_BYTES + memory_budget.PATIENCE_BYTES
                 )

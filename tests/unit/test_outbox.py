@@ -47,6 +47,17 @@ def test_the_first_report_goes_at_once_then_every_ten_seconds() -> None:
     assert outbox.step(30.0) == [PostStatus(A)]
 
 
+def test_a_post_that_was_under_way_when_its_engine_came_back_makes_none_wait() -> None:
+    delivery = Delivery([A, B], 2, 5.0)
+    delivery.begin(0.0)
+    delivery.hasten()
+    delivery.failed_at(0.1)
+    assert delivery.due_at == 0.1
+    assert delivery.begin(0.1) == A
+    delivery.failed_at(0.2)
+    assert delivery.due_at == 5.2
+
+
 def test_a_change_is_reported_at_once_but_not_more_than_once_a_second() -> None:
     outbox = quiet(A)
     outbox.changed()
@@ -129,18 +140,18 @@ def test_rows_leave_when_they_are_acknowledged() -> None:
     assert outbox.step(3.5) == [PostRequests(A, rows(3, 1))]
 
 
-def test_many_rows_go_without_a_pause_a_thousand_a_post() -> None:
+def test_many_rows_go_without_a_pause_so_many_a_post() -> None:
     outbox = quiet(A)
-    outbox.add(rows(1, 2_500))
+    outbox.add(rows(1, 9_000))
     sizes = []
     for _ in range(2):
         post = outbox.step(0.0)[-1]
         assert isinstance(post, PostRequests)
         sizes.append(len(post.rows))
         outbox.requests_done(True, 0.0)
-    assert sizes == [1_000, 1_000]
-    assert outbox.step(0.5) == [DropRows(2_000)]
-    assert outbox.step(1.0) == [PostRequests(A, rows(2_001, 500))]
+    assert sizes == [4_000, 4_000]
+    assert outbox.step(0.5) == [DropRows(8_000)]
+    assert outbox.step(1.0) == [PostRequests(A, rows(8_001, 1_000))]
 
 
 def test_the_two_kinds_do_not_wait_for_each_other() -> None:

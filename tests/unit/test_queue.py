@@ -487,7 +487,7 @@ def entries(queue: Queue) -> int:
     """Entries in all heaps of the queue."""
     lanes = queue._lanes
     heaps = sum(len(line.heap) for lane in lanes._lanes.values() for line in lane.lines)
-    return heaps + len(lanes._ready) + len(queue._deadlines._heap)
+    return heaps + len(lanes.ready) + len(queue._deadlines._heap)
 
 
 def test_what_was_cancelled_leaves_nothing_behind() -> None:
