@@ -323,8 +323,7 @@ class Connection(Sender):
         """End the connection after a broken answer; ``reset`` where a close would look regular."""
         self._forget_exchange()
         if reset and self._below is not None:
-            # Without the closing words of TLS, which would vouch for a complete answer.
-            self._enter(CLOSED)
+            self._enter(CLOSED)  # TLS's closing words would vouch for a complete answer
             self._transport.abort()
         else:
             self.close()
@@ -344,16 +343,17 @@ class Connection(Sender):
         if self._state == CLOSED and not self.unsent_bytes:
             self._transport.close()
 
-    def abort(self) -> None:
-        """Close at once; an exchange under way ends in ``on_disconnect``."""
-        self._transport.abort()
-
     def leave(self, at_once: bool) -> None:
         """The worker stops: close, or tell who has just connected, or (later) is still sending."""
         if self._state == IDLE and not self._held and self._asked:
             self.close()
         elif self._state == IDLE or (at_once and self._state <= STORING):
-            self.refuse(Problem(ErrorKind.DRAINING), counted=self._state != IDLE)
+            self.refuse(Problem(ErrorKind.DRAINING, retry_after_s=1.0), self._state != IDLE)
+
+    @property
+    def lingers(self) -> bool:
+        """It was refused, and its client has not closed it yet."""
+        return self._state == LINGER
 
     def _linger(self) -> None:
         self._enter(LINGER)

@@ -215,7 +215,7 @@ class Server:
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(PART_S):
-                while self._shared.connections:
+                while any(connection.lingers for connection in self._shared.connections):
                     self._changed.clear()
                     await self._changed.wait()
 

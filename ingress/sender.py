@@ -93,6 +93,10 @@ class Sender(asyncio.Protocol):
         head_only = request.method == b"HEAD"
         self._transport.writelines(prefixes.whole(status, headers, ending, body, head_only))
 
+    def abort(self) -> None:
+        """Close at once; an exchange under way ends in ``on_disconnect``."""
+        self._transport.abort()
+
     def guard(self, on: bool) -> None:
         """While it is on, whatever ends the connection, this process's own death included, resets
         it: for an answer whose end is the connection's."""

@@ -4,8 +4,8 @@
 - Known: once an hour. A key that does not answer to its signatures any more is suspect: it is
   fetched anew, at most once per 5 s however many suspect it.
 - A failed fetch never forgets the key that is known.
-- Where another key is certain (its owner was started anew), what is under way does not count: it
-  may have asked the one before.
+- An engine that may be another one is asked before it hears of this worker: from then on it sends
+  clients, who are signed with its own key.
 """
 
 from __future__ import annotations
@@ -26,10 +26,7 @@ class Keyring:
         addresses: the engine's base URLs; none: nothing is ever fetched.
     """
 
-    __slots__ = (
-        "_addresses", "_due_at", "_failures", "_fetched_at", "_overtaken", "hurries", "in_flight",
-        "pem",
-    )  # fmt: skip
+    __slots__ = ("_addresses", "_due_at", "_failures", "_fetched_at", "in_flight", "pem", "stale")
 
     def __init__(self, addresses: Sequence[str]) -> None:
         self._addresses = tuple(addresses)
@@ -37,10 +34,8 @@ class Keyring:
         self._failures = 0  #: in a row
         self._fetched_at = -math.inf  #: when the last fetch began
         self.in_flight = False
-        #: the key that is known is not its owner's any more
-        self.hurries = False
-        self._overtaken = False  #: by that news, while it was in flight
         self.pem = ""  #: PEM text; "" while unknown
+        self.stale = False  #: it is to be fetched before the engine is told anything
 
     def wake_at(self) -> float:
         """Monotonic time of the next fetch; inf while one is in flight."""
@@ -56,29 +51,31 @@ class Keyring:
 
     def fetched(self, pem: str, now: float) -> bool:
         """The engine's key arrived. True: it is new, tell everyone."""
+        self.in_flight = False
+        return self.learnt(pem, now)
+
+    def learnt(self, pem: str, now: float) -> bool:
+        """The same of a key that was fetched beside all this."""
         self._failures = 0
-        self._ended(now + REFRESH_EVERY_S)
+        self._due_at = now + REFRESH_EVERY_S
         changed = pem != self.pem
         self.pem = pem
         return changed
 
     def failed(self, now: float) -> None:
         """No key came, or no valid one."""
+        self.in_flight = False
         pause_s = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self._failures, 10))
         self._failures += 1
-        self._ended(now + (max(pause_s, SUSPECT_EVERY_S) if self.pem else pause_s))
-
-    def _ended(self, due_at: float) -> None:
-        self.in_flight = False
-        self.hurries = self._overtaken
-        self._due_at = -math.inf if self._overtaken else due_at
-        self._overtaken = False
+        self._due_at = now + (max(pause_s, SUSPECT_EVERY_S) if self.pem else pause_s)
 
     def hasten(self) -> None:
         """Whoever has the key's other half was started anew: fetch it at once."""
         self._due_at = -math.inf
-        self.hurries = bool(self._addresses)
-        self._overtaken = self.in_flight
+
+    def doubt(self) -> None:
+        """The engine was away, or is: it may come back as another one."""
+        self.stale = bool(self.pem)
 
     def suspect(self) -> None:
         """Signatures stopped verifying, or somebody lacks the key."""

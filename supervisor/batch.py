@@ -27,6 +27,8 @@ BATCH_LIMIT = 1_000
 BATCH_BYTES = 2**19
 #: A body above this travels alone: who keeps a view of it keeps nobody else's bytes.
 ALONE_BYTES = 2**16
+#: Where the first and the last body are as short, all of them mostly are.
+SHORT_BYTES = ALONE_BYTES // 32
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -45,7 +47,8 @@ def pack_all(number: Callable[[], Header], messages: list[Message]) -> Iterator[
     if not messages:
         return
     header = number()
-    if len(messages) <= BATCH_LIMIT and _body_bytes(messages[0]) <= ALONE_BYTES:
+    ends = messages[0], messages[-1]
+    if len(messages) <= BATCH_LIMIT and max(map(_body_bytes, ends)) <= SHORT_BYTES:
         frame = pack(header, messages)
         if len(frame) <= ALONE_BYTES:  # then no body in it is long: mostly nobody need look at each
             yield frame

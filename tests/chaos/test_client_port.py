@@ -232,7 +232,9 @@ def test_row_23_who_has_connected_and_not_asked_is_told(ask: bool, tmp_path: Pat
             if ask:  # a part of it
                 client.sendall(b"POST /generate HTTP/1.1\r\nhost:")
             worker.command("restart", "ingress-0")
-            assert client.recv(65_536).startswith(b"HTTP/1.1 503 ")
+            told = client.recv(65_536)
+            assert told.startswith(b"HTTP/1.1 503 ")
+            assert b"\r\nretry-after: 1\r\n" in told
             told_at = time.monotonic()
             wait_until(lambda: time.monotonic() > told_at + 0.3 or not psutil.pid_exists(old))
             assert psutil.pid_exists(old)

@@ -495,6 +495,8 @@ def test_row_18_the_state_directory_is_deleted(tmp_path: Path) -> None:
             capture_output=True, text=True, timeout=90, check=False,
         )  # fmt: skip
         assert second.returncode == ExitCode.ALREADY_RUNNING, second.stderr
+        until_written(state, worker, 21)
         old = worker.kill("reporter")
         worker.wait_replaced("reporter", old)
-        until_told(worker, 21)
+        assert serve(worker, auth, 1) == {"ok": 1}
+        until_told(worker, 22)

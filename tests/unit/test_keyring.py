@@ -67,25 +67,3 @@ def test_the_key_of_an_engine_that_was_started_anew_is_fetched_at_once() -> None
     keyring.hasten()
     assert keyring.step(0.1) == "http://a"
     assert keyring.fetched("two", 0.2)
-
-
-def test_what_was_under_way_when_the_engine_was_started_anew_does_not_count() -> None:
-    keyring = Keyring(["http://a"])
-    keyring.step(0.0)
-    keyring.hasten()  # this may have asked the one before
-    keyring.fetched("one", 0.1)
-    assert keyring.hurries
-    assert keyring.step(0.1) == "http://a"
-    keyring.hasten()
-    keyring.failed(0.2)
-    assert keyring.hurries
-    assert keyring.step(0.2) == "http://a"
-    keyring.fetched("two", 0.3)
-    assert not keyring.hurries
-    assert keyring.step(10.0) is None
-
-
-def test_where_no_key_is_wanted_nobody_waits_for_one() -> None:
-    keyring = Keyring([])
-    keyring.hasten()
-    assert not keyring.hurries
