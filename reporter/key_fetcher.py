@@ -63,9 +63,11 @@ class KeyFetcher:
         try:
             pem = await self._engine.fetch_key(address)
         except EngineError as error:
-            ring.doubt()
-            # one that answers, or is slow, or has no key, may hear of us all the same
-            return error if error.kind == "unreachable" else None
+            if error.kind == "unreachable":
+                ring.doubt()
+                return error
+            ring.suspect()  # one that is slow, or has no key, may hear of us all the same
+            return None
         if ring.learnt(pem, time.monotonic()):
             self._on_key(pem)
         return None

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from reporter.engine_client import EngineClient
 from reporter.key_fetcher import KeyFetcher
+from reporter.keyring import SUSPECT_EVERY_S
 from supervisor.demo.signing import Signer
 from supervisor.settings import EngineSettings
 
@@ -71,13 +72,14 @@ def test_another_engines_key_is_known_before_that_hears_of_anything() -> None:
     play(scene)
 
 
-def test_an_engine_without_a_key_may_hear_of_us_and_is_asked_again() -> None:
+def test_an_engine_without_a_key_may_hear_of_us_and_is_asked_again_beside_that() -> None:
     async def scene(engine: Engine, fetcher: KeyFetcher, keys: list[str], site: object) -> None:
         fetcher.ring.doubt()
         engine.status = 500
         assert await fetcher.renew(fetcher.ring._addresses[0]) is None
-        assert fetcher.ring.stale
+        assert not fetcher.ring.stale
         assert fetcher.ring.pem == engine.pem
+        assert fetcher.ring.wake_at() <= SUSPECT_EVERY_S
 
     play(scene)
 
