@@ -136,7 +136,7 @@ class Answers:
             self._admission.settle(job.submit.id)
             self._cancel(job)
             text = "the worker stopped before the answer was complete; send the request elsewhere"
-            self._fail(job, Problem(ErrorKind.DRAINING, text), now)
+            self._fail(job, Problem(ErrorKind.DRAINING, text, 1.0), now)
 
     def close_departed(self) -> None:
         """The adapter will not say any more when they began."""

@@ -210,12 +210,12 @@ class Server:
         return True
 
     async def see_off(self) -> None:
-        """After a drain: wait for who was told to go elsewhere. A connection that ends before its
-        client has asked looks like a failure to it.
+        """After a drain: wait for who was told to go elsewhere, and for slow readers. A connection
+        that ends before its client has asked looks like a failure to it.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(PART_S):
-                while any(connection.lingers for connection in self._shared.connections):
+                while any(one.lingers or one.unsent_bytes for one in self._shared.connections):
                     self._changed.clear()
                     await self._changed.wait()
 

@@ -30,7 +30,6 @@ class Delivery:
         "_due_at",
         "_failed_addresses",
         "_home_at",
-        "_hurries",
         "_index",
         "_retry_s",
         "_tries",
@@ -49,7 +48,6 @@ class Delivery:
         self._failed_addresses = 0  #: in a row
         self._home_at = 0.0
         self._due_at = -math.inf
-        self._hurries = False  #: what is in flight must not make the next one wait
         self.in_flight = False
         self.posted = 0  #: posts that were accepted
         self.failed = 0  #: posts that were not
@@ -70,7 +68,6 @@ class Delivery:
             self._index = 0
             self._home_at = now + HOME_AFTER_S
         self.in_flight = True
-        self._hurries = False
         return self._addresses[self._index]
 
     def succeeded(self) -> None:
@@ -86,15 +83,9 @@ class Delivery:
         self.in_flight = False
         self.failed += 1
         self._tries_left -= 1
-        if self._hurries:
-            self._tries_left = self._tries
-            self._due_at = now
-        elif self._tries_left:
+        if self._tries_left:
             self._due_at = now + self._retry_s
-        else:
-            self._next_address(now)
-
-    def _next_address(self, now: float) -> None:
+            return
         self._tries_left = self._tries
         self._failed_addresses += 1
         self._index = (self._index + 1) % len(self._addresses)
@@ -104,6 +95,5 @@ class Delivery:
         self._due_at = now if rest else now + pause_s
 
     def hasten(self) -> None:
-        """Whatever pause is running ends, and there is none after the post that is."""
+        """Whatever pause is running ends."""
         self._due_at = -math.inf
-        self._hurries = self.in_flight

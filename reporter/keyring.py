@@ -4,8 +4,6 @@
 - Known: once an hour. A key that does not answer to its signatures any more is suspect: it is
   fetched anew, at most once per 5 s however many suspect it.
 - A failed fetch never forgets the key that is known.
-- An engine that may be another one is asked before it hears of this worker: from then on it sends
-  clients, who are signed with its own key.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ class Keyring:
         addresses: the engine's base URLs; none: nothing is ever fetched.
     """
 
-    __slots__ = ("_addresses", "_due_at", "_failures", "_fetched_at", "in_flight", "pem", "stale")
+    __slots__ = ("_addresses", "_due_at", "_failures", "_fetched_at", "in_flight", "pem")
 
     def __init__(self, addresses: Sequence[str]) -> None:
         self._addresses = tuple(addresses)
@@ -35,7 +33,6 @@ class Keyring:
         self._fetched_at = -math.inf  #: when the last fetch began
         self.in_flight = False
         self.pem = ""  #: PEM text; "" while unknown
-        self.stale = False  #: it is to be fetched before the engine is told anything
 
     def wake_at(self) -> float:
         """Monotonic time of the next fetch; inf while one is in flight."""
@@ -52,10 +49,6 @@ class Keyring:
     def fetched(self, pem: str, now: float) -> bool:
         """The engine's key arrived. True: it is new, tell everyone."""
         self.in_flight = False
-        return self.learnt(pem, now)
-
-    def learnt(self, pem: str, now: float) -> bool:
-        """The same of a key that was fetched beside all this."""
         self._failures = 0
         self._due_at = now + REFRESH_EVERY_S
         changed = pem != self.pem
@@ -72,10 +65,6 @@ class Keyring:
     def hasten(self) -> None:
         """Whoever has the key's other half was started anew: fetch it at once."""
         self._due_at = -math.inf
-
-    def doubt(self) -> None:
-        """The engine was away, or is: it may come back as another one."""
-        self.stale = bool(self.pem)
 
     def suspect(self) -> None:
         """Signatures stopped verifying, or somebody lacks the key."""

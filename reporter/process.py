@@ -19,7 +19,7 @@ from reporter import key_file, outbox
 from reporter.engine_client import EngineClient, EngineError
 from reporter.faults import Faults
 from reporter.health_pages import HealthPages, HealthPagesError, View
-from reporter.key_fetcher import KeyFetcher
+from reporter.keyring import Keyring
 from reporter.ledger import pending
 from reporter.load import Applied, Facts, Load
 from reporter.messages import (
@@ -46,6 +46,8 @@ LOCAL_ENGINE = "engine"
 #: Longest time between two looks at what is due.
 STEP_EVERY_S = 0.1
 HOUSEKEEPING_EVERY_S = 1.0
+#: A key that is missing for longer than this is an error that the engine should hear of.
+KEY_PATIENCE_S = 10.0
 _GB = 2**30
 #: Between two tries to open the pages.
 PAGES_RETRY_S = 5.0
@@ -68,10 +70,7 @@ class Reporter:
         self._store = Store(Path(settings.worker.state_dir))
         self._engine = EngineClient(settings.engine, settings.worker.id, runtime.mask)
         self._wants_key = settings.auth.mode == "signature"
-        self._key = KeyFetcher(
-            settings.engine.addresses if self._wants_key else (),
-            self._engine, self._tell_key, self._tell_lack,
-        )  # fmt: skip
+        self._keyring = Keyring(settings.engine.addresses if self._wants_key else ())
         self._metrics = Metrics(route.path for route in settings.route)
         self._pages = HealthPages(
             settings.worker.admin_host, settings.worker.admin_port, self._view, self._render
@@ -85,6 +84,7 @@ class Reporter:
         self._told_ready = False  #: the engine has accepted a report that says so
         self._last_error: EngineError | None = None  #: of the newest post
         self._last_post_at = 0.0
+        self._started_at = time.monotonic()
         self._server: wire.Server
 
     # ------------------------------------------------------------------ the runtime's side
@@ -133,10 +133,9 @@ class Reporter:
     def on_control(self, message: Any) -> None:
         """How the other processes are."""
         if isinstance(message, ChildNote) and message.name == LOCAL_ENGINE:
-            self._key.ring.doubt()
             if message.state == ChildState.READY and message.generation > 1:
                 self._load.tell_load_time_again()
-                self._key.ring.hasten()
+                self._keyring.hasten()
                 self._outbox.changed()
                 self._outbox.status.hasten()
         elif isinstance(message, ChildNote):
@@ -207,13 +206,13 @@ class Reporter:
             elif isinstance(message, ModelReport):
                 self._on_model(message)
             elif isinstance(message, KeySuspect):
-                self._key.ring.suspect()
+                self._keyring.suspect()
             else:
                 assert_never(message)
 
     def _on_producer(self, peer: str) -> None:
-        if self._key.ring.pem:
-            self._server.send(peer, PublicKey(self._key.ring.pem))
+        if self._keyring.pem:
+            self._server.send(peer, PublicKey(self._keyring.pem))
 
     def _on_model(self, report: ModelReport) -> None:
         if report != self._model:
@@ -246,9 +245,9 @@ class Reporter:
         if now >= self._outbox.wake_at():
             for command in self._outbox.step(now):
                 self._carry_out(command)
-        address = self._key.ring.step(now)
+        address = self._keyring.step(now)
         if address is not None:
-            self._runtime.spawn(self._key.fetch(address))
+            self._runtime.spawn(self._fetch_key(address))
 
     def _carry_out(self, command: outbox.Command) -> None:
         match command:
@@ -264,13 +263,9 @@ class Reporter:
                 assert_never(command)
 
     async def _post_status(self, address: str) -> None:
-        away = await self._key.renew(address)
         facts, faults = self._facts(), self._faults.snapshot()
         report = self._load.status_report(facts)
-        if away is None:
-            accepted = await self._accepted(self._engine.post_status(address, report.body))
-        else:
-            accepted = self._not_accepted(away)
+        accepted = await self._accepted(self._engine.post_status(address, report.body))
         if accepted:
             self._store.commit([self._load.report_acknowledged(report)])
             if self._faults.told(faults):
@@ -282,7 +277,7 @@ class Reporter:
         else:
             # who was away may have forgotten us, and have another key
             self._load.tell_load_time_again()
-            self._key.ring.doubt()
+            self._keyring.suspect()
         self._outbox.status_done(accepted, time.monotonic())
 
     async def _post_requests(self, command: outbox.PostRequests) -> None:
@@ -294,16 +289,13 @@ class Reporter:
         try:
             await post
         except EngineError as error:
-            return self._not_accepted(error)
+            if str(error) != str(self._last_error):
+                _log.warning("%s", error)
+            self._last_error = error
+            return False
         self._last_error = None
         self._last_post_at = time.monotonic()
         return True
-
-    def _not_accepted(self, error: EngineError) -> bool:
-        if str(error) != str(self._last_error):
-            _log.warning("%s", error)
-        self._last_error = error
-        return False
 
     async def _load_rows(self, command: outbox.LoadRows) -> None:
         rows = await asyncio.wrap_future(self._store.page(command.after_id, command.limit))
@@ -326,20 +318,27 @@ class Reporter:
 
     def _is_ready(self) -> bool:
         """Requests can be answered: the model server is ready and signatures can be checked."""
-        return self._model.ready and (bool(self._key.ring.pem) or not self._wants_key)
+        return self._model.ready and (bool(self._keyring.pem) or not self._wants_key)
 
     # ------------------------------------------------------------------ the engine's key
 
-    def _tell_lack(self, reason: str) -> None:
-        if self._faults.set("engine-key", reason):
+    async def _fetch_key(self, address: str) -> None:
+        try:
+            pem = await self._engine.fetch_key(address)
+        except EngineError as error:
+            now = time.monotonic()
+            self._keyring.failed(now)
+            if not self._keyring.pem and now - self._started_at > KEY_PATIENCE_S:
+                _log.warning("no public key yet: %s", error)
+                if self._faults.set("engine-key", str(error)):
+                    self._outbox.changed()
+            return
+        if self._keyring.fetched(pem, time.monotonic()):
+            self._faults.clear("engine-key")
             self._outbox.changed()
-
-    def _tell_key(self, pem: str) -> None:
-        self._faults.clear("engine-key")
-        self._outbox.changed()
-        key_file.write(self._runtime.address(EVENTS_SOCKET), pem)
-        for peer in self._server.peers:
-            self._server.send(peer, PublicKey(pem))
+            key_file.write(self._runtime.address(EVENTS_SOCKET), pem)
+            for peer in self._server.peers:
+                self._server.send(peer, PublicKey(pem))
 
     # ------------------------------------------------------------------ pages and upkeep
 

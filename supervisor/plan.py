@@ -29,6 +29,8 @@ from supervisor.settings_rules import LOOPBACK
 
 #: (member, generation, kind, pattern, line)
 OnMatch = Callable[[str, int, str, str, str], None]
+#: Private key of the local engine, in the run's directory: it stays the same when that restarts.
+ENGINE_KEY = "local_engine.pem"
 #: Our own processes and the modules that they are.
 _OURS = {
     "reporter": "reporter",
@@ -198,7 +200,9 @@ class Programs:
             cwd = os.getcwd()
         elif name == "engine":
             port = self._plan.local_engine_port
-            argv = python_module(environ, "supervisor.demo.engine", "--port", str(port))
+            key = os.path.join(self._runtime_dir, ENGINE_KEY)  # the same for each life of it
+            args = ("--port", str(port), "--key", key)
+            argv = python_module(environ, "supervisor.demo.engine", *args)
             cwd = os.getcwd()
         else:
             environ |= model.env

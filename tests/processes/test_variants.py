@@ -235,13 +235,15 @@ def test_clients_that_leave_large_answers_over_tls_cost_nobody_else(tmp_path: Pa
 
 
 def test_the_first_request_after_a_restart_of_the_local_engine_is_taken(tmp_path: Path) -> None:
-    """It comes back with another key."""
+    """It comes back with the same key: who was signed for by the one before is let in, too."""
     with running(tmp_path) as worker:
+        auth = worker.auth()
         for _ in range(3):
             old = worker.pid("engine")
             worker.command("restart", "engine")
             worker.wait_replaced("engine", old)
             assert post(worker, "/generate", {"inputs": "x"})[0] == 200
+            assert post(worker, "/generate", {"inputs": "x"}, auth_data=auth)[0] == 200
 
 
 def test_bodies_are_let_go_when_their_requests_end(tmp_path: Path) -> None:

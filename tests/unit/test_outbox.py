@@ -47,17 +47,6 @@ def test_the_first_report_goes_at_once_then_every_ten_seconds() -> None:
     assert outbox.step(30.0) == [PostStatus(A)]
 
 
-def test_a_post_that_was_under_way_when_its_engine_came_back_makes_none_wait() -> None:
-    delivery = Delivery([A, B], 2, 5.0)
-    delivery.begin(0.0)
-    delivery.hasten()
-    delivery.failed_at(0.1)
-    assert delivery.due_at == 0.1
-    assert delivery.begin(0.1) == A
-    delivery.failed_at(0.2)
-    assert delivery.due_at == 5.2
-
-
 def test_a_change_is_reported_at_once_but_not_more_than_once_a_second() -> None:
     outbox = quiet(A)
     outbox.changed()
