@@ -22,7 +22,7 @@ from reporter.records import (
     SaveOpen,
 )
 
-# plain texts: SQLite, and whoever looks up an enum's member, would take three times as long
+# plain texts: SQLite looks for a way to adapt those of any other class, and that row by row
 _OUTCOMES = tuple(outcome.value for outcome in Outcome)
 _ERROR = Outcome.ERROR.value
 _WORKED = frozenset((Outcome.SUCCESS.value, _ERROR))
