@@ -133,8 +133,9 @@ class Reporter:
     def on_control(self, message: Any) -> None:
         """How the other processes are."""
         if isinstance(message, ChildNote) and message.name == LOCAL_ENGINE:
-            if message.state == ChildState.READY and message.generation > 1:
-                self._load.tell_load_time_again()
+            if message.state == ChildState.READY:
+                if message.generation > 1:
+                    self._load.tell_load_time_again()
                 self._keyring.hasten()
                 self._outbox.changed()
                 self._outbox.status.hasten()

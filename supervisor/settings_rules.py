@@ -8,15 +8,16 @@ business (``settings_sources.py``): a place is only a text here.
 from __future__ import annotations
 
 import binascii
+import contextlib
 import math
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import msgspec
 
-from supervisor.settings import Settings
+from supervisor.settings import Section, Settings
 
 #: Levels of tables and lists in one value.
 MAX_DEPTH = 32
@@ -80,11 +81,39 @@ def unfit(value: Any) -> str:
     return ""
 
 
+class _Unknown(Exception):
+    """A rule asked for what is wrong in itself."""
+
+
+class _View:
+    """The tree, or a section of it: whoever reads what is not known is stopped.
+
+    Args:
+        of: what is read.
+        path: its own path and a dot; empty: the tree.
+        unknown: paths, of whole sections or of single settings.
+    """
+
+    __slots__ = ("_of", "_path", "_unknown")
+
+    def __init__(self, of: Section, path: str, unknown: Set[str]) -> None:
+        self._of = of
+        self._path = path
+        self._unknown = unknown
+
+    def __getattr__(self, name: str) -> Any:
+        path = self._path + name
+        if path in self._unknown:
+            raise _Unknown
+        value = getattr(self._of, name)
+        return _View(value, f"{path}.", self._unknown) if isinstance(value, Section) else value
+
+
 def across(
     settings: Settings,
     places: Mapping[str, str],
     environ: Mapping[str, str],
-    faulty: Set[str] = frozenset(),
+    unknown: Set[str] = frozenset(),
 ) -> list[Fault]:
     """Faults of a tree whose fields are right one by one.
 
@@ -92,14 +121,16 @@ def across(
         settings: the tree, before ``derive``.
         places: ``section.name`` or ``route[n].name`` → where it was set.
         environ: the variables that ``derive`` reads.
-        faulty: sections that lack what was wrong in them; rules that read one are left out.
+        unknown: sections and settings (``section.name``) that lack what was wrong in them; a rule
+            goes as far as it needs none of them.
     """
-    return [
-        Fault(places.get(path, path), message, hint)
-        for read, rules in _RULES
-        if not read & faulty
-        for path, message, hint in rules(settings, environ)
-    ]
+    view = cast(Settings, _View(settings, "", unknown))
+    found: list[Fault] = []
+    for rule in _RULES:
+        with contextlib.suppress(_Unknown):
+            for path, message, hint in rule(view, environ):
+                found.append(Fault(places.get(path, path), message, hint))
+    return found
 
 
 def unreloadable(running: Settings, wanted: Settings) -> list[Fault]:
@@ -114,24 +145,31 @@ def unreloadable(running: Settings, wanted: Settings) -> list[Fault]:
 _Found = Iterator[tuple[str, str, str]]
 
 
-def _model(settings: Settings, _: Mapping[str, str]) -> _Found:
-    model = settings.model
-    if model.url.startswith(UNIX):
-        if _broken(model.url):
+def _model_url(settings: Settings, _: Mapping[str, str]) -> _Found:
+    url = settings.model.url
+    if url.startswith(UNIX):
+        if _broken(url):
             yield "model.url", "model.url holds a blank", "unix:///run/model.sock"
-    elif model.url:
-        if reason := _url_fault(model.url, ("http",)):
+    elif url:
+        if reason := _url_fault(url, ("http",)):
             yield "model.url", f"model.url {reason}", 'url = "http://127.0.0.1:18000"'
-        elif urlsplit(model.url).path not in ("", "/"):
+        elif urlsplit(url).path not in ("", "/"):
             yield "model.url", "model.url must be http://host:port", "no https, no path"
-    elif settings.route or model.command:
+    elif settings.model.command or settings.route:
         yield "model.url", "model.url is missing", 'url = "http://127.0.0.1:18000"'
-    if model.health.startswith("/"):
-        if _broken(model.health):
-            hint = "no blanks, and other than ASCII as %XX"
-            yield "model.health", f"{model.health!r} is no path", hint
-    elif model.health and _url_fault(model.health, ("http",), query=True):
+
+
+def _model_health(settings: Settings, _: Mapping[str, str]) -> _Found:
+    health = settings.model.health
+    if health.startswith("/"):
+        if _broken(health):
+            yield "model.health", f"{health!r} is no path", "no blanks, and other than ASCII as %XX"
+    elif health and _url_fault(health, ("http",), query=True):
         yield "model.health", "model.health is neither a path nor an http URL", 'health = "/health"'
+
+
+def _model_log(settings: Settings, _: Mapping[str, str]) -> _Found:
+    model = settings.model
     if model.ready_log and not model.command and not model.log_file:
         yield (
             "model.ready_log",
@@ -140,7 +178,7 @@ def _model(settings: Settings, _: Mapping[str, str]) -> _Found:
         )
 
 
-def _routes(settings: Settings, _: Mapping[str, str]) -> _Found:
+def _paths(settings: Settings, _: Mapping[str, str]) -> _Found:
     seen: set[str] = set()
     for index, route in enumerate(settings.route):
         place = f"route[{index}].path"
@@ -152,16 +190,27 @@ def _routes(settings: Settings, _: Mapping[str, str]) -> _Found:
             hint = "a path on the model server"
             yield f"route[{index}].upstream", f"{route.upstream!r} is no path", hint
         seen.add(route.path)
+
+
+def _functions(settings: Settings, _: Mapping[str, str]) -> _Found:
+    if settings.hooks.file:
+        return
     users = [f"route[{n}]" for n, r in enumerate(settings.route) if r.prepare or r.hosted]
     users += ["benchmark.sampled"] if settings.benchmark.sampled else []
     users += ["model.lifecycle"] if settings.model.lifecycle else []
-    if users and not settings.hooks.file:
+    if users:
         yield users[0], "needs functions of a worker.py, and none is used", "set hooks.file"
-    if not seen and (settings.model.command or settings.model.url):
+
+
+def _some_route(settings: Settings, _: Mapping[str, str]) -> _Found:
+    if not settings.route and (settings.model.command or settings.model.url):
         yield "route", "no route is configured", "add a [[route]] with a path"
-    wanted = settings.benchmark.route
-    if wanted and wanted not in seen:
-        hint = near(wanted, seen) or "name a configured path"
+
+
+def _measured_route(settings: Settings, _: Mapping[str, str]) -> _Found:
+    wanted, paths = settings.benchmark.route, {route.path for route in settings.route}
+    if wanted and wanted not in paths:
+        hint = near(wanted, paths) or "name a configured path"
         yield "benchmark.route", "benchmark.route is not a configured route", hint
 
 
@@ -183,31 +232,47 @@ def _is_key(text: str) -> bool:
     return len(raw) == 32
 
 
-def _addresses(settings: Settings, _: Mapping[str, str]) -> _Found:
+def _engines(settings: Settings, _: Mapping[str, str]) -> _Found:
     for address in settings.engine.addresses:
         if reason := _url_fault(address, _WEB):
             shown = "an address" if "@" in address else repr(address)
             yield "engine.addresses", f"{shown} {reason}", "https://run.example.com"
-    worker = settings.worker
-    if worker.public_url and (reason := _url_fault(worker.public_url, _WEB)):
+
+
+def _public(settings: Settings, _: Mapping[str, str]) -> _Found:
+    url = settings.worker.public_url
+    if url and (reason := _url_fault(url, _WEB)):
         yield "worker.public_url", f"worker.public_url {reason}", "https://192.0.2.1:3000"
-    yield from _ports(settings)
 
 
-def _ports(settings: Settings) -> _Found:
+def _ports(settings: Settings, _: Mapping[str, str]) -> _Found:
     """Every port that this machine is to serve has one owner."""
-    worker, owners = settings.worker, {settings.worker.port: "worker.port"}
-    wanted = [("worker.http_port", worker.http_port), ("worker.admin_port", worker.admin_port)]
-    if not settings.engine.addresses:
-        wanted.append(("engine.local_port", settings.engine.local_port))
-    if settings.model.url and not _url_fault(settings.model.url, ("http",)):
-        url = urlsplit(settings.model.url)
-        if url.hostname in LOOPBACK:
-            wanted.append(("model.url", url.port or 80))
-    for name, port in wanted:
-        if port > 0 and port in owners:
-            yield name, f"{name} and {owners[port]} are the same port {port}", "choose another"
-        owners.setdefault(port, name)
+    owners: dict[int, str] = {}
+    for name, port_of in _PORTS.items():
+        with contextlib.suppress(_Unknown):
+            port = port_of(settings)
+            if port > 0 and port in owners:
+                yield name, f"{name} and {owners[port]} are the same port {port}", "choose another"
+            owners.setdefault(port, name)
+
+
+def _model_port(settings: Settings) -> int:
+    url = settings.model.url
+    if not url or _url_fault(url, ("http",)) or urlsplit(url).hostname not in LOOPBACK:
+        return 0
+    return urlsplit(url).port or 80
+
+
+#: Who serves a port of this machine; 0: none.
+_PORTS: dict[str, Callable[[Settings], int]] = {
+    "worker.port": lambda settings: settings.worker.port,
+    "worker.http_port": lambda settings: settings.worker.http_port,
+    "worker.admin_port": lambda settings: settings.worker.admin_port,
+    "engine.local_port": lambda settings: (
+        0 if settings.engine.addresses else settings.engine.local_port
+    ),
+    "model.url": _model_port,
+}
 
 
 def _platform(settings: Settings, environ: Mapping[str, str]) -> _Found:
@@ -227,14 +292,10 @@ def _platform(settings: Settings, environ: Mapping[str, str]) -> _Found:
         yield "$PUBLIC_IPADDR", "is no address", "192.0.2.1"
 
 
-#: The sections that some rules read, and the rules.
-_RULES: tuple[tuple[frozenset[str], Callable[[Settings, Mapping[str, str]], _Found]], ...] = (
-    (frozenset(("model", "route")), _model),
-    (frozenset(("model", "route", "benchmark", "hooks")), _routes),
-    (frozenset(("auth",)), _clients),
-    (frozenset(("engine", "worker", "model")), _addresses),
-    (frozenset(("worker", "tls")), _platform),
-)
+_RULES: tuple[Callable[[Settings, Mapping[str, str]], _Found], ...] = (
+    _model_url, _model_health, _model_log, _paths, _functions, _some_route, _measured_route,
+    _clients, _engines, _public, _ports, _platform,
+)  # fmt: skip
 
 
 def _broken(text: str) -> bool:

@@ -67,13 +67,13 @@ class _Reader:
         self.values: dict[str, dict[str, Any]] = {}
         self.routes: list[dict[str, Any]] = []
         self.places: dict[str, str] = {}
-        self._faulty: set[str] = set()
+        self._unjudged: set[str] = set()
         self._known = {name: fields_of(name, kind) for name, kind in sections().items()}
 
-    def fault(self, section: str, place: str, message: str, hint: str = "") -> None:
-        """``section`` is the one that can not be judged any further; empty: none can."""
+    def fault(self, path: str, place: str, message: str, hint: str = "") -> None:
+        """``path``: the section or setting that cannot be judged any further; empty: none can."""
         self.faults.append(Fault(place, message, hint))
-        self._faulty |= {section} if section else set(self._known)
+        self._unjudged |= {path} if path else set(self._known)
 
     def file(self, path: Path) -> None:
         try:
@@ -139,10 +139,12 @@ class _Reader:
                     self.places[f"route[{index}].{name}"] = place
             if good:
                 self.routes.append(route)
+            else:
+                self._unjudged.add("route")
 
     def check(self, field: Field, value: Any, place: str) -> bool:
         if reason := unfit(value):
-            self.fault(field.section, place, f"{field.path} {reason}", field.description)
+            self.fault(field.path, place, f"{field.path} {reason}", field.description)
             return False
         try:
             msgspec.convert(value, field.kind)
@@ -150,7 +152,7 @@ class _Reader:
             said = str(error)
             if not field.secret:
                 said = f"{_GOT.sub('', said)}, not {_short(value)}"
-            self.fault(field.section, place, f"{field.path}: {said}", field.description)
+            self.fault(field.path, place, f"{field.path}: {said}", field.description)
             return False
         return True
 
@@ -165,7 +167,7 @@ class _Reader:
         except ValueError as error:
             shown = "the value" if field.secret else _short(text)
             self.fault(
-                field.section,
+                field.path,
                 place,
                 f"{field.path}: {shown} does not fit: {error}",
                 field.description,
@@ -188,6 +190,8 @@ class _Reader:
         for index, route in enumerate(routes):
             if all(self.check(known[name], value, place) for name, value in route.items()):
                 self.routes.append(route)
+            else:
+                self._unjudged.add("route")
             for name in route:
                 self.places[f"route[{index}].{name}"] = f"{place}: {route.get('path')}"
 
@@ -199,7 +203,7 @@ class _Reader:
                 self.values.setdefault("auth", {})["mode"] = mode
             except ValueError as error:
                 what = f"{_short(unsecured)} does not fit: {error}"
-                self.fault("auth", "$UNSECURED", what, "true: signatures are not checked")
+                self.fault("auth.mode", "$UNSECURED", what, "true: signatures are not checked")
         for field in self._single():
             if text := environ.get(field.variable, ""):
                 self.text(field, text, f"${field.variable}")
@@ -230,14 +234,14 @@ class _Reader:
 
     def unfinished(self, *sections: str) -> None:
         """What these say is known later; until then they are not judged."""
-        self._faulty |= set(sections)
+        self._unjudged |= set(sections)
 
     def tree(self, environ: Mapping[str, str], files: bool) -> Settings:
         settings = msgspec.convert({**self.values, "route": self.routes}, Settings)
-        self.faults += across(settings, self.places, environ, self._faulty)
-        if files and settings.tls.enabled and "tls" not in self._faulty:
+        self.faults += across(settings, self.places, environ, self._unjudged)
+        if files and settings.tls.enabled and self._knows("tls", "enabled", "cert", "key"):
             self._certificate(settings.tls)
-        if files and settings.model.command and "model" not in self._faulty:
+        if files and settings.model.command and self._knows("model", "command", "cwd", "env"):
             self._program(settings.model, environ)
         if self.faults:
             mask = masker(secrets_of(settings, environ))
@@ -245,6 +249,9 @@ class _Reader:
                 Fault(each.place, mask(each.message), mask(each.hint)) for each in self.faults
             )
         return settings
+
+    def _knows(self, section: str, *names: str) -> bool:
+        return not self._unjudged & {section, *(f"{section}.{name}" for name in names)}
 
     def _program(self, model: ModelSettings, environ: Mapping[str, str]) -> None:
         """What is not there now would only fail again and again."""

@@ -26,9 +26,12 @@ from tests.kit.wait import wait_until_async
 class Scene:
     """A reporter, an engine that accepts everything, and the adapter's end of the events."""
 
-    def __init__(self, reporter: Reporter, adapter: wire.Client, told: list[Any]) -> None:
+    def __init__(
+        self, reporter: Reporter, adapter: wire.Client, engine: web.TCPSite, told: list[Any]
+    ) -> None:
         self.reporter = reporter
         self.adapter = adapter
+        self.engine = engine
         self.told = told
 
     async def model(self, report: ModelReport) -> None:
@@ -43,7 +46,13 @@ class Scene:
         await wait_until_async(lambda: any(map(good, self.told[seen:])), what=what)
 
 
-def play(tmp_path: Path, scene: Callable[[Scene], Awaitable[None]], admin_port: int = 0) -> None:
+def play(
+    tmp_path: Path,
+    scene: Callable[[Scene], Awaitable[None]],
+    admin_port: int = 0,
+    *,
+    engine_listens: bool = True,
+) -> None:
     async def main() -> None:
         told: list[Any] = []
 
@@ -56,13 +65,15 @@ def play(tmp_path: Path, scene: Callable[[Scene], Awaitable[None]], admin_port: 
         app.router.add_post("/{page:.*}", take)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        engine = web.TCPSite(runner, "127.0.0.1", port := free_port("127.0.0.1"))
+        if engine_listens:
+            await engine.start()
         settings = Settings(
             worker=WorkerSettings(
                 state_dir=str(tmp_path / "state"), admin_port=admin_port, public_url="http://w"
             ),
             auth=AuthSettings(mode="none"),
-            engine=EngineSettings(addresses=[f"http://127.0.0.1:{runner.addresses[0][1]}"]),
+            engine=EngineSettings(addresses=[f"http://127.0.0.1:{port}"], retry_s=30.0),
         )
         runtime = Runtime("reporter", Handoff("run", str(tmp_path), os.getpid(), settings))
         reporter = Reporter(runtime)
@@ -71,7 +82,7 @@ def play(tmp_path: Path, scene: Callable[[Scene], Awaitable[None]], admin_port: 
             runtime.address(EVENTS_SOCKET), "backend_adapter", FromReporter, lambda _: None
         )
         try:
-            await scene(Scene(reporter, adapter, told))
+            await scene(Scene(reporter, adapter, engine, told))
         finally:
             adapter.close()
             for timer in runtime._timers.values():
@@ -131,6 +142,22 @@ def test_a_worker_that_stops_is_not_ready(tmp_path: Path) -> None:
         assert view.reason == "the worker is stopping: drain asked for"
 
     play(tmp_path, scene)
+
+
+def test_an_engine_that_starts_after_the_reporter_hears_of_it_at_once(tmp_path: Path) -> None:
+    """The worker is ready when the engine knows; a pause between two tries would delay that."""
+
+    async def scene(play: Scene) -> None:
+        status = play.reporter._outbox.status
+        await wait_until_async(lambda: status.failed, what="a post that nobody takes")
+        assert not play.told
+        await play.engine.start()
+        play.reporter.on_control(
+            ChildNote("engine", ChildState.READY, "", restarts=0, generation=1)
+        )
+        await wait_until_async(lambda: play.told, 5.0, "the engine to hear of the worker")
+
+    play(tmp_path, scene, engine_listens=False)
 
 
 def test_pages_that_cannot_be_served_are_told_once_and_tried_again(tmp_path: Path) -> None:

@@ -291,10 +291,43 @@ max_jobs = 0
     assert got["worker.toml:4"].message == "model.url must be http://host:port"
 
 
-def test_rules_are_not_asked_about_a_section_with_faults(tmp_path: Path) -> None:
-    """A model.url that was refused is not said to be missing as well."""
-    path = toml(tmp_path, '[model]\nurl = 3\n[[route]]\npath = "/a"\n[benchmark]\nroute = "/b"\n')
-    assert set(faults(path)) == {"worker.toml:2"}
+def test_rules_are_not_asked_about_what_is_wrong_already(tmp_path: Path) -> None:
+    """A model.url that was refused is not said to be missing as well; what it has nothing to do
+    with is judged.
+    """
+    path = toml(
+        tmp_path,
+        """\
+[model]
+url = 3
+health = "health"
+[[route]]
+path = "/a"
+[benchmark]
+route = "/b"
+[engine]
+addresses = ["run.example.com"]
+[worker]
+port = "x"
+http_port = 3002
+""",
+    )
+    found = faults(path)
+    assert set(found) == {*(f"worker.toml:{n}" for n in (2, 3, 7, 9, 11)), "worker.admin_port"}
+    assert "are the same port 3002" in found["worker.admin_port"].message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[[route]]\npath = 3\n[benchmark]\nroute = "/b"\n',
+        '[[route]]\npath = "/a"\nconcurrncy = 3\n[benchmark]\nroute = "/a"\n',
+        '[model]\nurll = "http://127.0.0.1:1"\n[[route]]\npath = "/a"\n',
+        '[model]\ncommand = 3\nready_log = ["ready"]\n',
+    ],
+)
+def test_one_fault_makes_no_second_one(tmp_path: Path, text: str) -> None:
+    assert len(faults(toml(tmp_path, text))) == 1
 
 
 @pytest.mark.parametrize(
