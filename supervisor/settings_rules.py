@@ -47,12 +47,17 @@ class Fault(msgspec.Struct, frozen=True):
         return f"{self.place}: {self.message}" + (f" ({self.hint})" if self.hint else "")
 
 
-def near(word: str, words: Iterable[str]) -> str:
-    """A hint that names the most similar of ``words``, or nothing."""
+def nearest(word: str, words: Iterable[str]) -> str:
+    """The most similar of ``words``, or nothing."""
     import difflib  # nobody slips in a worker that runs
 
-    close = difflib.get_close_matches(word, list(words), 1)
-    return f"did you mean {close[0]}?" if close else ""
+    return next(iter(difflib.get_close_matches(word, list(words), 1)), "")
+
+
+def near(word: str, words: Iterable[str]) -> str:
+    """A hint that names the most similar of ``words``, or nothing."""
+    close = nearest(word, words)
+    return f"did you mean {close}?" if close else ""
 
 
 def unfit(value: Any) -> str:
@@ -81,39 +86,39 @@ def unfit(value: Any) -> str:
     return ""
 
 
-class _Unknown(Exception):
-    """A rule asked for what is wrong in itself."""
+class _Refused(Exception):
+    """A rule asked for a setting that was refused."""
 
 
 class _View:
-    """The tree, or a section of it: whoever reads what is not known is stopped.
+    """The tree, or a section of it; reading what was refused raises ``_Refused``.
 
     Args:
-        of: what is read.
-        path: its own path and a dot; empty: the tree.
-        unknown: paths, of whole sections or of single settings.
+        of: the tree or section that it stands for.
+        path: its path and a dot; empty: the tree.
+        refused: paths of whole sections and of single settings.
     """
 
-    __slots__ = ("_of", "_path", "_unknown")
+    __slots__ = ("_of", "_path", "_refused")
 
-    def __init__(self, of: Section, path: str, unknown: Set[str]) -> None:
+    def __init__(self, of: Section, path: str, refused: Set[str]) -> None:
         self._of = of
         self._path = path
-        self._unknown = unknown
+        self._refused = refused
 
     def __getattr__(self, name: str) -> Any:
         path = self._path + name
-        if path in self._unknown:
-            raise _Unknown
+        if path in self._refused:
+            raise _Refused
         value = getattr(self._of, name)
-        return _View(value, f"{path}.", self._unknown) if isinstance(value, Section) else value
+        return _View(value, f"{path}.", self._refused) if isinstance(value, Section) else value
 
 
 def across(
     settings: Settings,
     places: Mapping[str, str],
     environ: Mapping[str, str],
-    unknown: Set[str] = frozenset(),
+    refused: Set[str] = frozenset(),
 ) -> list[Fault]:
     """Faults of a tree whose fields are right one by one.
 
@@ -121,13 +126,13 @@ def across(
         settings: the tree, before ``derive``.
         places: ``section.name`` or ``route[n].name`` → where it was set.
         environ: the variables that ``derive`` reads.
-        unknown: sections and settings (``section.name``) that lack what was wrong in them; a rule
-            goes as far as it needs none of them.
+        refused: sections and settings (``section.name``) that hold defaults in place of what was
+            refused; a rule stops where it would read one.
     """
-    view = cast(Settings, _View(settings, "", unknown))
+    view = cast(Settings, _View(settings, "", refused))
     found: list[Fault] = []
     for rule in _RULES:
-        with contextlib.suppress(_Unknown):
+        with contextlib.suppress(_Refused):
             for path, message, hint in rule(view, environ):
                 found.append(Fault(places.get(path, path), message, hint))
     return found
@@ -245,18 +250,23 @@ def _public(settings: Settings, _: Mapping[str, str]) -> _Found:
         yield "worker.public_url", f"worker.public_url {reason}", "https://192.0.2.1:3000"
 
 
-def _ports(settings: Settings, _: Mapping[str, str]) -> _Found:
+def _ports(settings: Settings, environ: Mapping[str, str]) -> _Found:
     """Every port that this machine is to serve has one owner."""
     owners: dict[int, str] = {}
     for name, port_of in _PORTS.items():
-        with contextlib.suppress(_Unknown):
-            port = port_of(settings)
+        with contextlib.suppress(_Refused):
+            port = port_of(settings, environ)
             if port > 0 and port in owners:
                 yield name, f"{name} and {owners[port]} are the same port {port}", "choose another"
             owners.setdefault(port, name)
 
 
-def _model_port(settings: Settings) -> int:
+def _engine_port(settings: Settings, environ: Mapping[str, str]) -> int:
+    remote = settings.engine.addresses or _has_engine(environ)
+    return 0 if remote else settings.engine.local_port
+
+
+def _model_port(settings: Settings, _: Mapping[str, str]) -> int:
     url = settings.model.url
     if not url or _url_fault(url, ("http",)) or urlsplit(url).hostname not in LOOPBACK:
         return 0
@@ -264,13 +274,11 @@ def _model_port(settings: Settings) -> int:
 
 
 #: Who serves a port of this machine; 0: none.
-_PORTS: dict[str, Callable[[Settings], int]] = {
-    "worker.port": lambda settings: settings.worker.port,
-    "worker.http_port": lambda settings: settings.worker.http_port,
-    "worker.admin_port": lambda settings: settings.worker.admin_port,
-    "engine.local_port": lambda settings: (
-        0 if settings.engine.addresses else settings.engine.local_port
-    ),
+_PORTS: dict[str, Callable[[Settings, Mapping[str, str]], int]] = {
+    "worker.port": lambda settings, _: settings.worker.port,
+    "worker.http_port": lambda settings, _: settings.worker.http_port,
+    "worker.admin_port": lambda settings, _: settings.worker.admin_port,
+    "engine.local_port": _engine_port,
     "model.url": _model_port,
 }
 
@@ -349,6 +357,11 @@ def _public_url(settings: Settings, environ: Mapping[str, str]) -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port or settings.worker.port}"
 
 
+def _has_engine(environ: Mapping[str, str]) -> bool:
+    """This is an instance, which has the platform's engine."""
+    return bool(environ.get("CONTAINER_ID") and environ.get("MASTER_TOKEN"))
+
+
 def derive(settings: Settings, environ: Mapping[str, str], state_dir: str) -> Settings:
     """Fill in what several variables make, and write every base URL without a last slash.
 
@@ -363,7 +376,7 @@ def derive(settings: Settings, environ: Mapping[str, str], state_dir: str) -> Se
         public = _public_url(settings, environ)
     replace = msgspec.structs.replace
     addresses = settings.engine.addresses
-    if not addresses and environ.get("CONTAINER_ID") and environ.get("MASTER_TOKEN"):
+    if not addresses and _has_engine(environ):
         addresses = [PLATFORM_ENGINE]
     return replace(
         settings,

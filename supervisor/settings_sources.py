@@ -23,7 +23,7 @@ import msgspec
 from supervisor.log_lines import masker
 from supervisor.settings import ModelSettings, Settings, TlsSettings
 from supervisor.settings_fields import PREFIX, Field, fields, fields_of, from_text, sections
-from supervisor.settings_rules import Fault, across, derive, near, secrets_of, unfit
+from supervisor.settings_rules import Fault, across, derive, near, nearest, secrets_of, unfit
 from supervisor.toml_lines import Lines
 
 __all__ = [
@@ -67,13 +67,13 @@ class _Reader:
         self.values: dict[str, dict[str, Any]] = {}
         self.routes: list[dict[str, Any]] = []
         self.places: dict[str, str] = {}
-        self._unjudged: set[str] = set()
+        self._refused: set[str] = set()
         self._known = {name: fields_of(name, kind) for name, kind in sections().items()}
 
     def fault(self, path: str, place: str, message: str, hint: str = "") -> None:
-        """``path``: the section or setting that cannot be judged any further; empty: none can."""
+        """``path``: the section or setting that no rule may read now; empty: none of them."""
         self.faults.append(Fault(place, message, hint))
-        self._unjudged |= {path} if path else set(self._known)
+        self._refused |= {path} if path else set(self._known)
 
     def file(self, path: Path) -> None:
         try:
@@ -97,7 +97,8 @@ class _Reader:
             place = lines.find(section)
             if section not in self._known:
                 hint = near(section, self._known) or f"there are: {', '.join(self._known)}"
-                self.fault(section, place, f"unknown section [{section}]", hint)
+                meant = nearest(section, self._known) or section
+                self.fault(meant, place, f"unknown section [{section}]", hint)
             elif section == "route":
                 if isinstance(content, list) and all(isinstance(c, dict) for c in content):
                     self._file_routes(content, lines)
@@ -140,11 +141,15 @@ class _Reader:
             if good:
                 self.routes.append(route)
             else:
-                self._unjudged.add("route")
+                self._refused.add("route")
+
+    def _unfit(self, field: Field, place: str, message: str) -> None:
+        # a secret that is not kept cannot be masked: nothing may be judged, and shown, any more
+        self.fault("" if field.secret else field.path, place, message, field.description)
 
     def check(self, field: Field, value: Any, place: str) -> bool:
         if reason := unfit(value):
-            self.fault(field.path, place, f"{field.path} {reason}", field.description)
+            self._unfit(field, place, f"{field.path} {reason}")
             return False
         try:
             msgspec.convert(value, field.kind)
@@ -152,7 +157,7 @@ class _Reader:
             said = str(error)
             if not field.secret:
                 said = f"{_GOT.sub('', said)}, not {_short(value)}"
-            self.fault(field.path, place, f"{field.path}: {said}", field.description)
+            self._unfit(field, place, f"{field.path}: {said}")
             return False
         return True
 
@@ -166,12 +171,7 @@ class _Reader:
             value = from_text(text, field.kind)
         except ValueError as error:
             shown = "the value" if field.secret else _short(text)
-            self.fault(
-                field.path,
-                place,
-                f"{field.path}: {shown} does not fit: {error}",
-                field.description,
-            )
+            self._unfit(field, place, f"{field.path}: {shown} does not fit: {error}")
             return
         self.set(field, value, place)
 
@@ -191,7 +191,7 @@ class _Reader:
             if all(self.check(known[name], value, place) for name, value in route.items()):
                 self.routes.append(route)
             else:
-                self._unjudged.add("route")
+                self._refused.add("route")
             for name in route:
                 self.places[f"route[{index}].{name}"] = f"{place}: {route.get('path')}"
 
@@ -217,12 +217,13 @@ class _Reader:
         for field in known:
             if field.own_variable in environ:
                 self.text(field, environ[field.own_variable], f"${field.own_variable}")
-        own = {field.own_variable for field in known}
-        own |= {HANDOFF_VARIABLE, RUN_VARIABLE, CHILD_VARIABLE}
+        paths = {field.own_variable: field.path for field in known}
+        own = {*paths, HANDOFF_VARIABLE, RUN_VARIABLE, CHILD_VARIABLE}
         for variable in environ:
             if variable.startswith(PREFIX) and variable not in own:
                 hint = near(variable, own) or "docs/settings.md lists every setting"
-                self.faults.append(Fault(f"${variable}", "no such setting", hint))
+                meant = paths.get(nearest(variable, own), variable)
+                self.fault(meant, f"${variable}", "no such setting", hint)
 
     def flag(self, path: str, text: str, flag: str) -> None:
         known = {f.path: f for f in self._single()}
@@ -230,15 +231,15 @@ class _Reader:
             self.text(known[path], text, flag)
         else:
             hint = near(path, known) or "docs/settings.md lists every setting"
-            self.faults.append(Fault(flag, f"there is no setting {path!r}", hint))
+            self.fault(nearest(path, known) or path, flag, f"there is no setting {path!r}", hint)
 
     def unfinished(self, *sections: str) -> None:
         """What these say is known later; until then they are not judged."""
-        self._unjudged |= set(sections)
+        self._refused |= set(sections)
 
     def tree(self, environ: Mapping[str, str], files: bool) -> Settings:
         settings = msgspec.convert({**self.values, "route": self.routes}, Settings)
-        self.faults += across(settings, self.places, environ, self._unjudged)
+        self.faults += across(settings, self.places, environ, self._refused)
         if files and settings.tls.enabled and self._knows("tls", "enabled", "cert", "key"):
             self._certificate(settings.tls)
         if files and settings.model.command and self._knows("model", "command", "cwd", "env"):
@@ -251,7 +252,7 @@ class _Reader:
         return settings
 
     def _knows(self, section: str, *names: str) -> bool:
-        return not self._unjudged & {section, *(f"{section}.{name}" for name in names)}
+        return not self._refused & {section, *(f"{section}.{name}" for name in names)}
 
     def _program(self, model: ModelSettings, environ: Mapping[str, str]) -> None:
         """What is not there now would only fail again and again."""

@@ -144,8 +144,8 @@ def test_a_worker_that_stops_is_not_ready(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
-def test_an_engine_that_starts_after_the_reporter_hears_of_it_at_once(tmp_path: Path) -> None:
-    """The worker is ready when the engine knows; a pause between two tries would delay that."""
+def test_an_engine_that_starts_after_the_reporter_hears_of_it_soon(tmp_path: Path) -> None:
+    """The worker is ready when the engine knows; the pause between two tries would delay that."""
 
     async def scene(play: Scene) -> None:
         status = play.reporter._outbox.status

@@ -24,11 +24,12 @@ def toml(tmp_path: Path, text: str) -> Path:
 
 
 def faults(
-    path: Path | None, environ: dict[str, str] | None = None, **flags: str
+    path: Path | None, environ: dict[str, str] | None = None, files: bool = False, **flags: str
 ) -> dict[str, Fault]:
     """Every fault, by its place without the directory."""
+    told = {name.replace("__", "."): text for name, text in flags.items()}
     with pytest.raises(SettingsError) as caught:
-        load(path, environ or {}, {name.replace("__", "."): text for name, text in flags.items()})
+        load(path, environ or {}, told, files=files)
     assert str(caught.value) == "\n".join(map(str, caught.value.faults))
     by_place = {each.place.rsplit("/", 1)[-1]: each for each in caught.value.faults}
     assert len(by_place) == len(caught.value.faults)
@@ -317,17 +318,55 @@ http_port = 3002
     assert "are the same port 3002" in found["worker.admin_port"].message
 
 
+A_ROUTE = '[[route]]\npath = "/a"\n'
+A_MODEL = '[model]\nurl = "http://127.0.0.1:1"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "flags"),
+    [
+        (A_MODEL + '[[route]]\npath = 3\n[benchmark]\nroute = "/b"\n', {}, {}),
+        (A_MODEL + A_ROUTE + 'concurrncy = 3\n[benchmark]\nroute = "/a"\n', {}, {}),
+        ('[model]\nurll = "http://127.0.0.1:1"\n' + A_ROUTE, {}, {}),
+        ('[model]\ncommand = 3\nready_log = ["ready"]\n', {}, {}),
+        ('[modle]\nurl = "http://127.0.0.1:1"\n' + A_ROUTE, {}, {}),
+        (A_MODEL + '[[routs]]\npath = "/a"\n[benchmark]\nroute = "/a"\n', {}, {}),
+        (A_ROUTE, {"LIGHTERMAN_MODEL_URLL": "http://127.0.0.1:1"}, {}),
+        (A_ROUTE, {}, {"model__urll": "http://127.0.0.1:1"}),
+        (
+            "[engine]\ntries = 0\n[worker]\nport = 3100\n",
+            {"CONTAINER_ID": "1", "MASTER_TOKEN": "t", "VAST_TCP_PORT_3100": "3100"},
+            {},
+        ),
+        ("[tls]\nenabled = true\ncert = 3\n", {}, {}),
+        (A_MODEL + 'command = ["./serve"]\ncwd = 3\n' + A_ROUTE, {}, {}),
+        (A_MODEL.replace('1"', '1"\nenv = { API_KEY = 3 }') + '[[route]]\npath = "/?"\n', {}, {}),
+    ],
+)
+def test_one_fault_makes_no_second_one(
+    tmp_path: Path, text: str, environ: dict[str, str], flags: dict[str, str]
+) -> None:
+    assert len(faults(toml(tmp_path, text), environ, files=True, **flags)) == 1
+
+
+def test_a_wrong_route_of_a_worker_py_makes_no_second_fault() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(None, {}, given={"route": [{"path": 7}], "model": {"url": "http://127.0.0.1:1"}})
+    assert len(caught.value.faults) == 1
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        '[[route]]\npath = 3\n[benchmark]\nroute = "/b"\n',
-        '[[route]]\npath = "/a"\nconcurrncy = 3\n[benchmark]\nroute = "/a"\n',
-        '[model]\nurll = "http://127.0.0.1:1"\n[[route]]\npath = "/a"\n',
-        '[model]\ncommand = 3\nready_log = ["ready"]\n',
+        '[model]\nenv = { API_KEY = "s3kret-value", N = 3 }\nhealth = "/h s3kret-value"\n',
+        '[model]\ncommand = ["m", "--api-key=s3kret-value", 3]\nhealth = "/h s3kret-value"\n',
+        '[engine]\ntoken = "s3kret-value\\u0000"\naddresses = ["https://e/?t=s3kret-value"]\n',
     ],
 )
-def test_one_fault_makes_no_second_one(tmp_path: Path, text: str) -> None:
-    assert len(faults(toml(tmp_path, text))) == 1
+def test_a_secret_that_was_refused_is_shown_by_no_rule(tmp_path: Path, text: str) -> None:
+    """What is not kept could not be masked in the words about other settings."""
+    found = faults(toml(tmp_path, text))
+    assert found and "s3kret" not in str(found)
 
 
 @pytest.mark.parametrize(
