@@ -3,10 +3,10 @@
 Responsible for the file alone. It blocks, it raises ``sqlite3.Error`` and ``OSError`` as they come,
 and it belongs to one thread: ``store.py`` is what the loop may touch.
 
-Law: the file is whole. A commit is one transaction (WAL, synchronous=NORMAL: it survives the kill
-of any process; after a power cut the last moments may be missing). A file that is no database, or
-another version's, is moved aside, and an earlier one that was moved aside goes. One that somebody
-removed takes nothing any more: ``write`` raises, and the next call makes a new file.
+Law: the file is whole. A commit is one transaction, forced to the disk (WAL, synchronous=FULL): it
+survives the kill of any process, and a power cut. A file that is no database, or another version's,
+is moved aside, and an earlier one that was moved aside goes. One that somebody removed takes
+nothing any more: ``write`` raises, and the next call makes a new file.
 Bound: ``max_rows`` rows, some 80 MB for a million; beyond it the oldest go, counted.
 """
 
@@ -222,7 +222,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA journal_size_limit = 16777216")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()

@@ -6,8 +6,9 @@ an earlier life is left in the file once a later one's batches have been sent, o
 take the dead for the living.
 
 The file lies beside the events socket, in the run's own directory, and is not forced to the disk:
-it outlives a process, not the run. What cannot be written costs only this. Bound: ``MAX_BYTES`` and
-one batch; beyond, what was confirmed meanwhile is left out.
+it outlives processes, all of a run's too (``inheritance.py``), not a power cut. What cannot be
+written costs only this. Bound: ``MAX_BYTES`` and one batch; beyond, what was confirmed meanwhile is
+left out.
 
 It must not know what is accounted, nor when it is sent.
 """
@@ -19,10 +20,12 @@ import os
 import struct
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 
 from reporter.messages import Events
+from supervisor.run_dir import ACCOUNTS_PREFIX
 
 MAX_BYTES = 8 * 2**20
 _SIZE = struct.Struct("<I")
@@ -40,7 +43,7 @@ class Daybook:
 
     def __init__(self, address: str, name: str) -> None:
         directory = os.path.dirname(address.removeprefix("ipc://"))
-        self._path = os.path.join(directory, f"accounts_{name}")
+        self._path = os.path.join(directory, f"{ACCOUNTS_PREFIX}{name}")
         self._fd = -1
         self._size = 0
         self._torn = False  #: something could not be written: nothing more until it is made anew
@@ -117,6 +120,11 @@ class Daybook:
         if not self._torn:
             _log.warning("accounts would not survive a crash now: %s", error.strerror)
         self._torn = True
+
+
+def read(path: Path) -> list[Events]:
+    """What such a file holds, oldest first. Raises OSError."""
+    return _batches(path.read_bytes())
 
 
 def _frame(events: Events) -> bytes:

@@ -15,7 +15,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, assert_never
 
-from reporter import key_file, outbox
+from reporter import inheritance, key_file, outbox
 from reporter.engine_client import EngineClient, EngineError
 from reporter.faults import Faults
 from reporter.health_pages import HealthPages, HealthPagesError, View
@@ -92,7 +92,7 @@ class Reporter:
     async def start(self) -> None:
         """Take up the accounts where they were left, then listen."""
         runtime = self._runtime
-        state: State = await runtime.loop.run_in_executor(None, self._store.load)
+        state: State = await runtime.loop.run_in_executor(None, inheritance.settle, self._store)
         adopted = self._load.adopt(state)
         self._outbox = Outbox(runtime.settings.engine, state.rows, state.more_rows)
         self._applied(adopted)
@@ -304,7 +304,7 @@ class Reporter:
 
     def _facts(self) -> Facts:
         settings, model = self._runtime.settings, self._model
-        self._was_ready = self._was_ready or self._is_ready()
+        self._was_ready |= self._is_ready()
         return Facts(
             worker_id=settings.worker.id,
             version=settings.engine.version,

@@ -47,7 +47,8 @@ class Store:
     """
 
     def __init__(self, directory: Path, max_rows: int = MAX_ROWS) -> None:
-        self._file = AccountsFile(directory.absolute() / FILE_NAME, max_rows)
+        self.directory = directory.absolute()
+        self._file = AccountsFile(self.directory / FILE_NAME, max_rows)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._lock = threading.Lock()
         self._waiting: list[tuple[Sequence[Change], Future[bool]]] = []

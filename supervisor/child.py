@@ -15,7 +15,6 @@ import fcntl
 import gc
 import logging
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -25,7 +24,7 @@ from typing import Any, NoReturn, Protocol
 import uvloop
 
 import supervisor
-from supervisor import file_limit, log_lines, process_tree, settings_sources, spool_dir, wire
+from supervisor import file_limit, log_lines, process_tree, run_dir, settings_sources, wire
 from supervisor.allocator import TRIM_EVERY_S, Trimmer, keep_some
 from supervisor.exit_codes import ExitCode
 from supervisor.messages import Beat, Drain, FromSupervisor, Message, Reload
@@ -223,21 +222,20 @@ class Runtime:
         self.loop.add_reader(pidfd, self._orphaned)
 
     def _orphaned(self) -> NoReturn:
-        end_run(self.handoff.run_id, self.handoff.runtime_dir)
-        spool_dir.remove(self.handoff.settings, self.handoff.runtime_dir)
+        end_run(self.handoff)
         os._exit(ExitCode.ORPHANED)
 
 
-def end_run(run_id: str, runtime_dir: str) -> None:
+def end_run(handoff: Handoff) -> None:
     """Kill every other process of a run and remove its directory, which holds the engine's token.
 
     All children begin at the same moment. Two that killed each other would leave the rest alive, so
     one has its turn at a time: the first kills those who wait for theirs.
     """
     with suppress(OSError):  # no directory: somebody has done it all
-        fcntl.flock(os.open(runtime_dir, os.O_RDONLY), fcntl.LOCK_EX)
-    process_tree.sweep(run_id, exclude=(os.getpid(),))
-    shutil.rmtree(runtime_dir, ignore_errors=True)
+        fcntl.flock(os.open(handoff.runtime_dir, os.O_RDONLY), fcntl.LOCK_EX)
+    process_tree.sweep(handoff.run_id, exclude=(os.getpid(),))
+    run_dir.remove(handoff.runtime_dir, handoff.settings, handoff.run_id)
 
 
 def enter(name: str) -> Handoff:

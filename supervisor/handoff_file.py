@@ -8,7 +8,6 @@ to make the directory. It must not know what a setting means.
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import suppress
 
 import msgspec
@@ -18,19 +17,6 @@ from supervisor.settings_sources import Handoff, write_handoff
 
 #: Name of the file for the process that holds the worker.py.
 HOOKS_HANDOFF = "hooks.msgpack"
-#: Name of a run's private directory begins so.
-RUNTIME_PREFIX = "lighterman-"
-#: A socket's address has room for 107 bytes; the name of the file needs the rest.
-MAX_DIR_BYTES = 87
-
-
-def make_runtime_dir() -> str:
-    """A run's private directory, mode 0700: in TMPDIR, or in /tmp where that is too long a path."""
-    path = tempfile.mkdtemp(prefix=RUNTIME_PREFIX)
-    if len(os.fsencode(path)) > MAX_DIR_BYTES:
-        os.rmdir(path)
-        path = tempfile.mkdtemp(prefix=RUNTIME_PREFIX, dir="/tmp")
-    return path
 
 
 class HandoffFile:

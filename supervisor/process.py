@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import signal
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
@@ -22,7 +21,7 @@ from supervisor.child import CONTROL_SOCKET, SAME_SIGNAL_S, STRAY_SIGNALS
 from supervisor.client_port import ClientPort
 from supervisor.commands import obey
 from supervisor.exit_codes import ExitCode
-from supervisor.handoff_file import HandoffFile, make_runtime_dir
+from supervisor.handoff_file import HandoffFile
 from supervisor.log_lines import masker
 from supervisor.logs import Tail
 from supervisor.member import Member
@@ -41,10 +40,11 @@ from supervisor.messages import (
 )
 from supervisor.plan import Plan, Programs
 from supervisor.replan import Replanner
+from supervisor.run_dir import make as make_run_dir
+from supervisor.run_dir import remove as remove_run_dir
 from supervisor.run_lock import RunLock
 from supervisor.settings_sources import SettingsError
 from supervisor.shutdown import DRAIN_MARGIN_S, stop_in_order
-from supervisor.spool_dir import remove as remove_spool
 
 #: Between two looks at a log file that something else writes.
 FOLLOW_EVERY_S = 0.2
@@ -93,7 +93,7 @@ class Supervisor:
         self._changed = asyncio.Event()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._last_look = self.started_at
-        self._runtime_dir = make_runtime_dir()
+        self._runtime_dir = make_run_dir()
         self._handoff = HandoffFile(self.run_id, self._runtime_dir)
         self._replanner = Replanner(plan, reread, self._handoff, self._accept)
         self._told_wait: tidings.Tiding | None = None
@@ -107,8 +107,7 @@ class Supervisor:
         """Run until everything has stopped; returns the exit code."""
         process_tree.become_subreaper()
         with ExitStack() as undo:
-            undo.callback(shutil.rmtree, self._runtime_dir, ignore_errors=True)
-            undo.callback(remove_spool, self.plan.settings, self._runtime_dir)
+            undo.callback(remove_run_dir, self._runtime_dir, self.plan.settings, self.run_id)
             self.control = wire.Server(
                 wire.ipc_address(self._runtime_dir, CONTROL_SOCKET), ToSupervisor,
                 self._on_messages, on_up=self._on_child_up,

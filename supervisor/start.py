@@ -20,12 +20,11 @@ from typing import Any
 
 import uvloop
 
-from supervisor import core_files, log_lines, process_tree, settings_sources, spool_dir
+from supervisor import core_files, log_lines, process_tree, run_dir, settings_sources, spool_dir
 from supervisor.beacon import Beacon
 from supervisor.client_port import ClientPort, unbindable
 from supervisor.console import Console
 from supervisor.exit_codes import ExitCode
-from supervisor.handoff_file import RUNTIME_PREFIX
 from supervisor.plan import Plan
 from supervisor.ports import is_free
 from supervisor.process import Supervisor
@@ -80,11 +79,11 @@ def start(source: Source, color: bool) -> int:
 def _sweep(left: dict[str, Any], plan: Plan) -> None:
     """Of a run that died whole, with everyone who could have swept it, nothing may stay."""
     run_id, runtime_dir = left.get("run_id"), left.get("runtime_dir")
-    if isinstance(run_id, str) and run_id:
-        process_tree.sweep(run_id)
-    if isinstance(runtime_dir, str) and Path(runtime_dir).name.startswith(RUNTIME_PREFIX):
-        shutil.rmtree(runtime_dir, ignore_errors=True)
-        spool_dir.remove(plan.settings, runtime_dir)
+    if not isinstance(run_id, str) or not run_id:
+        return spool_dir.remove_own(plan.settings)
+    process_tree.sweep(run_id)
+    if isinstance(runtime_dir, str) and Path(runtime_dir).name.startswith(run_dir.PREFIX):
+        run_dir.remove(runtime_dir, plan.settings, run_id)
     spool_dir.remove_own(plan.settings)
 
 

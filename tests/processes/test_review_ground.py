@@ -61,7 +61,9 @@ def test_a_child_of_ours_lives_before_the_model_server_does(tmp_path: Path) -> N
 _ORPHAN = """
 import sys
 from supervisor.child import end_run
-end_run(sys.argv[1], sys.argv[2])
+from supervisor.settings import Settings
+from supervisor.settings_sources import Handoff
+end_run(Handoff(sys.argv[1], sys.argv[2], 0, Settings()))
 """
 
 

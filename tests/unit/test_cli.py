@@ -17,11 +17,10 @@ from typing import Any
 import pytest
 
 import supervisor
-from supervisor import beacon, cli, plain_http, settings_sources, templates, wire
+from supervisor import beacon, cli, plain_http, run_dir, settings_sources, templates, wire
 from supervisor.answer_text import AnswerError, text_of, texts_of_stream
 from supervisor.ask import AskError, choose_route, make_payload, masked
 from supervisor.exit_codes import ExitCode
-from supervisor.handoff_file import make_runtime_dir
 from supervisor.plan import make
 from supervisor.run_lock import RunLock
 from supervisor.settings_sources import Fault
@@ -462,7 +461,7 @@ def test_a_runs_directory_leaves_room_for_the_names_of_sockets(
     here = Path("/tmp", name) if name == "t" else tmp_path / name
     here.mkdir(parents=True, exist_ok=True)
     monkeypatch.setattr("tempfile.tempdir", str(here))
-    made = Path(make_runtime_dir())
+    made = Path(run_dir.make())
     try:
         assert made.parent == (here if name == "t" else Path("/tmp"))
         assert made.stat().st_mode & 0o777 == 0o700

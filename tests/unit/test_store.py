@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from reporter import accounts_file, records, store
+from reporter.accounts_file import AccountsFile
 from reporter.messages import Totals
 from reporter.store import FILE_NAME, Store
 
@@ -103,6 +104,19 @@ def test_what_is_committed_is_there_after_a_restart(stores: Stores) -> None:
     opened = stores.open()
     assert commit(opened, *EVERYTHING)
     assert stores.open().load() == STATE
+
+
+def test_a_commit_is_forced_to_the_disk(tmp_path: Path) -> None:
+    """In a log beside the file, and FULL: an fsync of the log before the commit is told."""
+    file = AccountsFile(tmp_path / "reports.sqlite", 10)
+    file.read()
+    try:
+        assert file._connection is not None
+        (mode,) = file._connection.execute("PRAGMA journal_mode").fetchone()
+        (level,) = file._connection.execute("PRAGMA synchronous").fetchone()
+        assert (mode, level) == ("wal", 2)
+    finally:
+        file.close()
 
 
 def test_changes_that_take_away(stores: Stores) -> None:

@@ -1,0 +1,70 @@
+"""A run's private directory: made when the run begins, removed when it is over, however it ended.
+
+Law: accounts that the reporter has not confirmed outlive the run. What lies there under their name
+is put into the state directory before the rest is removed; the next run's reporter takes it from
+there (``reporter/inheritance.py``). Who removes it may be any process of the run that sees the end,
+or the next start, and two of them may do it at once.
+
+It must not know what accounts are.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from supervisor import private_dir, spool_dir
+from supervisor.settings import Settings
+
+#: Name of a run's private directory begins so.
+PREFIX = "lighterman-"
+#: Names of the files in it that outlive the run begin so.
+ACCOUNTS_PREFIX = "accounts_"
+#: A socket's address has room for 107 bytes; the name of the file needs the rest.
+MAX_DIR_BYTES = 87
+_log = logging.getLogger("supervisor")
+
+
+def make() -> str:
+    """A run's private directory, mode 0700: in TMPDIR, or in /tmp where that is too long a path."""
+    path = tempfile.mkdtemp(prefix=PREFIX)
+    if len(os.fsencode(path)) > MAX_DIR_BYTES:
+        os.rmdir(path)
+        path = tempfile.mkdtemp(prefix=PREFIX, dir="/tmp")
+    return path
+
+
+def inheritance(state_dir: Path, run_id: str) -> Path:
+    """Where what a run has left for the next one lies. It may not exist."""
+    return state_dir / "inheritance" / os.path.basename(run_id)
+
+
+def remove(runtime_dir: str, settings: Settings, run_id: str) -> None:
+    """Remove what a run that is over has left, here and in its spool, but for what outlives it."""
+    for path in Path(runtime_dir).glob(f"{ACCOUNTS_PREFIX}*"):
+        try:
+            if path.suffix != ".new" and path.stat().st_size:
+                _keep(path, inheritance(Path(settings.worker.state_dir), run_id))
+        except FileNotFoundError:
+            pass  # somebody else does the same
+        except OSError as error:
+            _log.warning("accounts of the last moments are lost: %s", error.strerror)
+    shutil.rmtree(runtime_dir, ignore_errors=True)
+    spool_dir.remove(settings, runtime_dir)
+
+
+def _keep(path: Path, directory: Path) -> None:
+    """Whole or not at all; its time of writing goes along."""
+    private_dir.make(str(directory))
+    new = directory / f"{path.name}.{os.getpid()}.new"
+    try:
+        shutil.copy2(path, new)
+        new.replace(directory / path.name)
+    except OSError:
+        with suppress(OSError):
+            new.unlink()
+        raise
