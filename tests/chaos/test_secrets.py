@@ -339,7 +339,7 @@ def _requests(worker: Worker, engine: Parrot, client: Any, known: dict[str, str]
         ]  # fmt: skip
         if signed:
             made = strict_client.signed_headers(client, "alice", url + target, body)
-            known["own signature"] = made["Signature"][9:60]
+            known[f"own signature {len(known)}"] = made["Signature"][9:60]
             lines += [f"{name}: {value}" for name, value in made.items()]
         return "\r\n".join([*lines, "", ""]).encode() + body
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from supervisor import process_tree, settings_sources
 from supervisor.run_lock import read_running
+from tests.kit.planted import Planted
 from tests.kit.wait import DEADLINE_S, wait_until
 
 ANY_PORT = (
@@ -45,13 +46,20 @@ class RunningWorker:
         directory: working directory; the state directory lies in it.
         args: further arguments. The ports are free ones.
         env: variables.
+
+    Law: none of the secrets that it is given stands in anything that it or a command has printed,
+    nor in its state directory.
     """
+
+    #: variables that hold them; the engine's token is none: it would say that a model is configured
+    SECRETS: tuple[str, ...] = ("HF_TOKEN", "OPENAI_API_KEY")
 
     def __init__(self, directory: Path, *args: str, **env: str) -> None:
         self.directory = directory
         self.state_dir = str(directory / "state")
         self._args = [*ANY_PORT, "--state-dir", self.state_dir, *args]
-        self._env = environment(**env)
+        self._planted = Planted(*self.SECRETS)
+        self._env = environment(**self._planted.environ | env)
         self.process: subprocess.Popen[bytes]
         self.run_id = ""
         self._runtime_dir = ""
@@ -76,6 +84,7 @@ class RunningWorker:
         if self.run_id:
             process_tree.sweep(self.run_id, deadline_s=DEADLINE_S)
             shutil.rmtree(self._runtime_dir, ignore_errors=True)
+        self._planted.assert_absent(self.directory / "output", Path(self.state_dir))
 
     @property
     def output(self) -> str:
@@ -84,10 +93,12 @@ class RunningWorker:
 
     def say(self, *args: str) -> subprocess.CompletedProcess[str]:
         """Run one command against it."""
-        return subprocess.run(
+        told = subprocess.run(
             command(*args, "--state-dir", self.state_dir), cwd=self.directory, env=self._env,
             capture_output=True, text=True, timeout=90, check=False,
         )  # fmt: skip
+        self._planted.assert_absent_in(told.stdout + told.stderr, f"printed by {args}")
+        return told
 
     def facts(self) -> dict[str, Any]:
         """What it has published, once it has."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from supervisor import control_client, process_tree
 from supervisor.plan import free_port
+from tests.kit.planted import Planted
 from tests.kit.wait import DEADLINE_S, wait_until
 
 ROUTES = """
@@ -37,6 +38,9 @@ class Worker:
     ``toml`` stands before the routes; ``model_flags`` go to the demo model; ``settings`` are
     ``section.name=value`` flags. ``script``: text of a worker.py that is run instead, ``PORT`` in
     it is ``model_port``. ``before``: a command that the whole worker is run by.
+
+    It is given secrets in its environment, but for those that ``environ`` names itself; ``end``
+    looks for them in all that it has left.
     """
 
     def __init__(
@@ -72,7 +76,8 @@ class Worker:
             self.file.write_text(script.replace("PORT", str(self.model_port)))
         self._before = before
         self.settings = settings
-        self._environ = environ or {}
+        self.planted = Planted("MASTER_TOKEN", "HF_TOKEN", "OPENAI_API_KEY")
+        self._environ = self.planted.environ | (environ or {})
         self.process: subprocess.Popen[bytes]
         #: how often each member's pid was seen to change is what tests of restarts look at
         self.run_id = ""
@@ -203,7 +208,7 @@ def running(directory: Path, **options: Any) -> Iterator[Worker]:
 
 
 def end(worker: Worker) -> None:
-    """Stop it if it still runs, and everything that it started."""
+    """Stop it if it still runs, and everything that it started. It has told none of its secrets."""
     if worker.process.poll() is None:
         worker.process.terminate()
         try:
@@ -213,6 +218,7 @@ def end(worker: Worker) -> None:
             worker.process.wait()
     if worker.run_id:
         process_tree.sweep(worker.run_id)
+    worker.planted.assert_absent(worker.output, worker.state_dir)
 
 
 def get_json(url: str) -> Any:
