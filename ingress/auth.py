@@ -15,7 +15,9 @@ bearer in, so it is looked up by a hash (Python's, keyed anew in every process),
 letter by letter with one that is remembered: how long that takes says nothing of a guess.
 
 Replays are known to one process: a worker with several ingress processes, or one that restarted,
-can take a 2024 signature once more per process.
+takes a 2024 message once more per process, and before its first current one also one that lies
+behind every window. The file of used nonces (``nonce_file.py``) is no place for them: it forgets by
+time, and these messages say no time at which they end.
 
 It must not know HTTP, sockets or routes.
 """

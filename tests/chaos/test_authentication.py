@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,7 +79,9 @@ class Scene:
 
 
 @contextmanager
-def scene(directory: Path, scheme: Scheme, ready: bool = True) -> Iterator[Scene]:
+def scene(
+    directory: Path, scheme: Scheme, ready: bool = True, settings: tuple[str, ...] = ()
+) -> Iterator[Scene]:
     """``ready`` False: the engine does not tell its key, and the worker waits for it."""
     key = directory / "engine.pem"
     flags = ("--scheme", scheme, "--key", str(key))
@@ -90,6 +93,7 @@ def scene(directory: Path, scheme: Scheme, ready: bool = True) -> Iterator[Scene
             "settings": (
                 f"auth.scheme={scheme}",
                 f"engine.addresses=http://127.0.0.1:{engine.port}",
+                *settings,
             )
         }
         signer, stranger = Signer.from_file(key, scheme), Signer.generate(scheme)
@@ -315,7 +319,8 @@ def test_row_32_foreign_urls(today: Scene) -> None:
     "a request is sent a second time by somebody who saw it",
     seen="today's scheme signs the URL alone: it is answered, whatever else was changed; 2024's:"
     " 401 `replayed`, and 401 `bad_signature` where anything signed was changed",
-    does="takes each 2024 message once; whoever owns both ends can ask for more (`auth.clients`)",
+    does="takes each 2024 message once at each ingress process; whoever owns both ends can ask for"
+    " more (`auth.clients`)",
 )
 def test_row_32_replays_of_today(today: Scene) -> None:
     good = today.auth()
@@ -331,7 +336,8 @@ def test_row_32_replays_of_today(today: Scene) -> None:
     "2024's signature comes a second time, too late, with a change, or where today's is asked for",
     seen="401 `replayed`; 401 `bad_signature`; 422 `invalid_parameter` where a number changed its"
     " type",
-    does="remembers the messages of the last `auth.replay_window` requests",
+    does="remembers the messages of the last `auth.replay_window` requests, in each ingress process"
+    " by itself",
 )
 def test_row_32_replays_of_2024(tmp_path: Path) -> None:
     with scene(tmp_path, "2024") as at:
@@ -354,6 +360,43 @@ def test_row_32_replays_of_2024(tmp_path: Path) -> None:
             refused(at, {**fresh, "reqnum": 1003.0}, 422, "invalid_parameter", "reqnum")
         assert at.ask(fresh) == (200, "")
         assert at.ask(at.auth(reqnum=903)) == (200, "")  # late, but within the window
+
+
+@row(
+    32,
+    "2024's signature comes again at another ingress process, or at one that was started since",
+    seen="it is answered once by each of them; then 401 `replayed`",
+    does="shares these messages with no other process: a new one takes even an old one, as long as"
+    " it has taken none that is current",
+)
+def test_row_32_replays_of_2024_at_other_processes(tmp_path: Path) -> None:
+    with scene(tmp_path, "2024", settings=("worker.processes=2",)) as at:
+        doors = ("ingress-0", "ingress-1")
+        wait_until(
+            lambda: all(at.worker.members()[name]["state"] == "ready" for name in doors),
+            what="both doors",
+        )
+        newest, old = at.auth(reqnum=1000), at.auth(reqnum=7)
+
+        def answered(auth: Json, count: int) -> None:
+            """In the end by so many; the kernel spreads connections over both."""
+            seen: Counter[tuple[int, str]] = Counter()
+
+            def by_all() -> bool:
+                seen[at.ask(auth)] += 1
+                return seen[200, ""] == count
+
+            wait_until(by_all, what=f"{count} answers")
+            seen.update(at.ask(auth) for _ in range(20))
+            assert seen[200, ""] == count and set(seen) <= {(200, ""), (401, "replayed")}
+
+        answered(newest, 2)
+        assert {at.ask(old) for _ in range(20)} == {(401, "replayed")}  # behind either's window
+        killed = at.worker.kill("ingress-0")
+        at.worker.wait_replaced("ingress-0", killed)
+        answered(old, 1)  # the new one knows no window yet
+        answered(newest, 1)
+        assert {at.ask(old) for _ in range(20)} == {(401, "replayed")}
 
 
 @row(

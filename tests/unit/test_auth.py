@@ -105,6 +105,14 @@ def test_signature_of_2024_serves_one_request(key: RSAPrivateKey) -> None:
     assert verdict(authenticator(key, scheme="url"), signed_2024(key, 5)) == "bad_signature"
 
 
+def test_a_process_knows_of_no_message_that_another_took(key: RSAPrivateKey) -> None:
+    before, after = authenticator(key), authenticator(key)
+    newest, old = signed_2024(key, 1000), signed_2024(key, 7)
+    assert [verdict(before, auth) for auth in (newest, old)] == ["ok", "replayed"]
+    assert [verdict(after, auth) for auth in (old, newest)] == ["ok", "ok"]
+    assert [verdict(after, auth) for auth in (old, newest)] == ["replayed", "replayed"]
+
+
 def test_2024_signs_the_json_text_of_the_cost(key: RSAPrivateKey) -> None:
     door = authenticator(key)
     assert verdict(door, signed_2024(key, 1, cost="1.0")) == "ok"
