@@ -21,7 +21,7 @@ from tests.chaos.table import row
 from tests.kit.bad_requests import Requests
 from tests.kit.raw_client import Answer, Client
 from tests.kit.recording_model import RecordingModel
-from tests.kit.wait import DEADLINE_S
+from tests.kit.wait import DEADLINE_S, wait_until
 from tests.kit.worker import Worker, running
 
 #: What ingress may grow by over a whole table: the largest refused bodies are a megabyte.
@@ -255,6 +255,54 @@ def test_row_29_smuggling(bench: Bench) -> None:
 
 
 @row(
+    28,
+    "a key is there twice, in the body's envelope or in its payload",
+    seen="200 where the last `payload`, `auth_data` and `session_id` are good; else what the last"
+    " one gets",
+    does="forwards the bytes of the payload that it has checked, as they came, whether the body lay"
+    " in memory or in a file.",
+)
+@pytest.mark.parametrize("size", [100, 2**19], ids=["in memory", "in a file"])
+def test_row_28_the_last_of_a_key_counts(bench: Bench, size: int) -> None:
+    def payload(mark: str, filling: int) -> bytes:
+        pad = json.dumps("\u00e9" * (filling // 6))
+        return f'{{"mark": 1,\t"mark":"{mark}", "n":2, "pad": {pad} , "n": 3}}'.encode()
+
+    auth, forged = (
+        json.dumps(bench.auth | changes).encode() for changes in ({}, {"signature": "AAAA"})
+    )
+    first, last = payload("first", 0), payload("last", size)
+    for one, other in ((first, last), (payload("first", size), payload("last", 0))):
+        for body in (
+            b'{"payload": %b, "auth_data": %b, "payload": %b}' % (one, auth, other),
+            b'{"payload": 5, "auth_data": %b, "payload": %b, "more": %b}' % (auth, other, one),
+            b'{"pay\\u006coad": %b, "auth_data": %b, "payload": %b}' % (one, auth, other),
+            b'{"payload": %b, "auth_data": %b, "pay\\u006coad": %b}' % (one, auth, other),
+            b'{"auth_data": %b, "payload": %b, "auth_data": %b, "payload": %b}'
+            % (forged, one, auth, other),
+            b'{"session_id": "x", "auth_data": %b, "payload": %b, "session_id": null, "more": %b}'
+            % (auth, other, one),
+        ):
+            bench.model.requests.clear()
+            data = Requests(b"/generate", body).sized()
+            with Client(bench.worker) as client:
+                client.send(data[:-1])
+                if size > 2**18:  # limits.large_bytes
+                    wait_until(lambda: spooled(bench.worker), what="the body's file")
+                client.send(data[-1:])
+                assert client.answer().body == {"ok": 1}, body[:300]
+            wait_until(lambda: not spooled(bench.worker), what="the body's file to go")
+            assert [told for _, told in bench.model.requests] == [other], body[:300]
+    for body, kind in (
+        (b'{"auth_data": %b, "payload": %b, "auth_data": %b}' % (auth, last, forged),
+         ErrorKind.BAD_SIGNATURE),
+        (b'{"auth_data": %b, "payload": %b, "payload": 5}' % (auth, last),
+         ErrorKind.INVALID_PARAMETER),
+    ):  # fmt: skip
+        assert bench.refused(Requests(b"/generate", body).sized()).body["error"]["kind"] == kind
+
+
+@row(
     29,
     "what merely looks odd and has one reading",
     seen="200: it is served, once",
@@ -272,6 +320,11 @@ def test_row_29_what_has_one_reading_is_served_once(bench: Bench) -> None:
         for head, _ in bench.model.requests:
             assert head.lower().count(b"\r\ncontent-length:") == 1, name
             assert b"transfer" not in head.lower(), name
+
+
+def spooled(worker: Worker) -> list[Path]:
+    """Bodies that lie in files."""
+    return [path for path in (worker.state_dir / "spool").rglob("*") if path.is_file()]
 
 
 PIECE = 65_536

@@ -19,6 +19,7 @@ import pytest
 
 from backend_adapter.hook_messages import Prepared, Refused
 from backend_adapter.messages import FilePart
+from ingress.envelope import decode_unsigned
 from ingress.hooks import calls, names
 from ingress.hooks.config import (
     BenchmarkConfig,
@@ -248,6 +249,18 @@ def test_a_payload_that_is_only_looked_at_goes_on_as_it_came() -> None:
     taking = HandlerConfig("/a", workload_calculator=lambda d: d.pop("n"))
     answer = ask(taking, {"n": 3, "m": 1})
     assert isinstance(answer, Prepared) and (answer.body, answer.workload) == (b'{"m": 1}', 3.0)
+
+
+def test_of_a_key_that_is_there_twice_the_last_counts() -> None:
+    """As it does for the envelope, whose payload goes on where the hooks only looked at theirs."""
+    first, last = b'{"n":9,"n":8}', b'{"n":1,"n":3}'
+    body = b'{"payload":%b,"payload":%b}' % (first, last)
+    hooked = build(model(handlers=[HandlerConfig("/a", workload_calculator=lambda d: d["n"])]))
+    assert calls.prepare(hooked["/a"], 5, body)[0] == Prepared(5, 3.0, untouched=True)
+    assert bytes(decode_unsigned(body).payload) == last
+    taking = HandlerConfig("/a", request_parser=lambda d: {"m": d["n"]})
+    answer = calls.prepare(build(model(handlers=[taking]))["/a"], 5, body)[0]
+    assert isinstance(answer, Prepared) and answer.body == b'{"m": 3}'
 
 
 def test_a_body_whose_client_has_left_is_no_fault_of_the_hooks(
