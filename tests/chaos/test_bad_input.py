@@ -310,6 +310,36 @@ def test_row_28_the_last_of_a_key_counts(bench: Bench, size: int) -> None:
 
 @row(
     29,
+    "a Content-Length that is wrong by some bytes",
+    seen="422 invalid_json where it cuts the body, or takes in what follows; then 400"
+    " invalid_request for the bytes that begin no request, and the connection is closed. Too long,"
+    " and the client sends no more: the connection is closed without a word",
+    does="takes the number at its word, and never serves a body that came short of it; the model"
+    " server gets no byte of the request or of what follows it.",
+)
+def test_row_29_wrong_content_length(bench: Bench) -> None:
+    requests, behind = bench.requests("bad"), bench.requests("behind").sized()
+    size = len(requests.body)
+    bench.serves()
+    for off in (-size // 2, -1, 1, len(behind) // 2):
+        with Client(bench.worker) as client:
+            client.send(requests.plain(b"Content-Length: %d" % (size + off)) + behind)
+            cut, rest = client.answer(), client.answer()
+        told = [(answer.body["error"]["kind"], answer.closed) for answer in (cut, rest)]
+        assert told == [("invalid_json", False), ("invalid_request", True)], off
+        bench.reached()
+        bench.serves()
+    for off in (1, len(behind)):
+        with Client(bench.worker) as client:
+            client.send(requests.plain(b"Content-Length: %d" % (size + off)))
+            client.socket.shutdown(socket.SHUT_WR)
+            assert client.socket.recv(1) == b"", off
+        bench.reached()
+        bench.serves()
+
+
+@row(
+    29,
     "what merely looks odd and has one reading",
     seen="200: it is served, once",
     does="takes it as the RFCs read it, and keeps the connection.",
