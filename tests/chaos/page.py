@@ -24,11 +24,12 @@ _HEAD = """\
 
 # What can fail, what you see, what the worker does
 
-Each line is proven by the test in its last column, on real processes: `python -m tests.chaos` runs
-them all and prints how long each took; `python -m tests.chaos 12 22` runs the rows whose numbers
-you name (both after `pip install -e '.[test]'`). Kinds of errors are explained in
-[errors.md](errors.md), exit codes in [exit-codes.md](exit-codes.md), settings in
-[settings.md](settings.md).
+Each line is proven by the test in its last column, which runs the whole worker, as real processes,
+with a model server and an engine that are made for tests. Where it runs less, or imitates more, the
+column says so. `python -m tests.chaos` runs them all and prints how long each took;
+`python -m tests.chaos 12 22` runs the rows whose numbers you name (both after
+`pip install -e '.[test]'`). Kinds of errors are explained in [errors.md](errors.md), exit codes in
+[exit-codes.md](exit-codes.md), settings in [settings.md](settings.md).
 
 What the lines call the parts of the worker: `ingress` is the port that clients reach; the
 `backend_adapter` ("the adapter", "the queue process") queues requests and talks to the model
@@ -62,7 +63,8 @@ def text(table: list[Row]) -> str:
             for place, row in enumerate(same):
                 cells = ("" if place else str(number), row.failure, row.seen, row.does)
                 shown = " | ".join(_cell(cell) for cell in cells)
-                lines.append(f"| {shown} | `{row.test}` |\n")
+                on = f" ({row.on})" if row.on else ""
+                lines.append(f"| {shown} | `{row.test}`{on} |\n")
     return "".join(lines)
 
 

@@ -25,6 +25,8 @@ class Row:
         seen: what a person or a client sees: words, statuses, exit codes.
         does: what the worker does about it.
         test: name of the test.
+        on: what the test runs on, where that is less than the whole worker, or imitates more
+            than the model server and the engine.
     """
 
     number: int
@@ -32,9 +34,12 @@ class Row:
     seen: str
     does: str
     test: str
+    on: str = ""
 
 
-def row(number: int, failure: str, *, seen: str, does: str) -> Callable[[_Test], _Test]:
+def row(
+    number: int, failure: str, *, seen: str, does: str, on: str = ""
+) -> Callable[[_Test], _Test]:
     """Mark a test as the proof of a row.
 
     Raises:
@@ -45,7 +50,7 @@ def row(number: int, failure: str, *, seen: str, does: str) -> Callable[[_Test],
         name = test.__name__
         if not name.startswith(f"test_row_{number:02d}_"):
             raise ValueError(f"{name} is not named after its row, {number}")
-        ROWS.append(Row(number, failure, seen, does, name))
+        ROWS.append(Row(number, failure, seen, does, name, on))
         return test
 
     return mark

@@ -101,6 +101,7 @@ def until_well(worker: Worker) -> None:
     "these words.",
     does="leaves the model server alone while the GPU cannot be used, since a restart would not "
     "help, and starts it again when the GPU is back.",
+    on="an imitated NVML",
 )
 def test_row_27_a_gpu_that_fell_off_is_told_in_its_own_words(tmp_path: Path) -> None:
     nvml = FakeNvml(tmp_path, count=2)
@@ -144,6 +145,7 @@ def test_row_27_a_gpu_that_fell_off_is_told_in_its_own_words(tmp_path: Path) -> 
     "the GPU's index, name and the error. Requests that run go on.",
     does="sends nothing new to the model server, whose memory on the GPU is lost, and starts it "
     "again once no request runs on it, or none makes progress.",
+    on="an imitated NVML",
 )
 def test_row_27_an_uncorrectable_error_costs_one_restart_of_the_model(tmp_path: Path) -> None:
     nvml = FakeNvml(tmp_path)
@@ -175,6 +177,7 @@ def test_row_27_an_uncorrectable_error_costs_one_restart_of_the_model(tmp_path: 
     "Requests that run go on, heartbeats and pages too.",
     does="has a process of its own ask NVML (NVIDIA's management library), which can hang without "
     "harm; when it answers again, all is as it was",
+    on="an imitated NVML",
 )
 def test_row_27_a_hanging_driver_hangs_nothing_of_ours(tmp_path: Path) -> None:
     nvml = FakeNvml(tmp_path)
@@ -201,6 +204,7 @@ def test_row_27_a_hanging_driver_hangs_nothing_of_ours(tmp_path: Path) -> None:
     "NVML disappears, or what asks it dies",
     seen="the worker stays ready; `status --json` says in `gpu_watch` why no GPU can be asked.",
     does="serves on, since nothing says that a GPU is unwell, and asks again later.",
+    on="an imitated NVML",
 )
 def test_row_27_a_library_that_disappears_costs_nothing(tmp_path: Path) -> None:
     nvml = FakeNvml(tmp_path)

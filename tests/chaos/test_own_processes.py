@@ -220,6 +220,7 @@ def test_row_04_the_event_loop_is_blocked(tmp_path: Path) -> None:
     seen="nothing for 30 s; then as above",
     does="is patient for that long with the process of a worker.py, unless it is stopped "
     "(`kill -STOP`): then it holds nothing",
+    on="real processes, but no worker",
 )
 def test_row_04_a_worker_py_may_hold_the_lock() -> None:
     def patience_s(member: Member) -> float:

@@ -32,6 +32,7 @@ def run() -> Iterator[Run]:
     "somebody sends the model server signal 9, and nothing says who",
     seen="`killed by signal 9 (SIGKILL), not by this worker: perhaps out of memory`",
     does="knows which signals it has sent itself",
+    on="real processes, but no worker",
 )
 def test_row_09_a_kill_that_we_did_not_send_is_told_apart(run: Run) -> None:
     process = run.misbehave("sleep")
@@ -128,6 +129,7 @@ def test_row_10_a_foreign_holder_of_the_port_is_named(tmp_path: Path) -> None:
     seen="nothing",
     does="looks at /proc again for what appeared meanwhile, and kills whole process groups at "
     "once: no fork slips through that",
+    on="real processes, but no worker",
 )
 def test_row_10_what_forks_without_end_is_swept(run: Run) -> None:
     # bounded all the same: should this test be killed, the chain ends by itself
@@ -151,6 +153,7 @@ def test_row_10_what_forks_without_end_is_swept(run: Run) -> None:
     seen="nothing",
     does="reaps each by its number, 256 at once, and never just whoever ended: no exit status of a "
     "process that somebody waits for is lost",
+    on="real processes, but no worker",
 )
 def test_row_11_500_orphans_are_reaped_and_no_exit_is_lost(run: Run) -> None:
     watched = [run.misbehave("exit", str(code)) for code in range(8)]

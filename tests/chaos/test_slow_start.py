@@ -121,6 +121,7 @@ class SlowStart:
     seen="`starting` all the while; then `ready`, with a load time of 900 s in the report",
     does="sets one deadline for the whole start (`model.start_timeout_s`, an hour) and kills "
     "nothing before it, however many probes fail",
+    on="a simulated clock, no processes",
 )
 def test_row_07_fifteen_minutes() -> None:
     start = SlowStart()
@@ -144,6 +145,7 @@ def test_row_07_fifteen_minutes() -> None:
     seen="every 10 s a line with its latest output, what is still waited for, how the disk fills "
     "and what the network brings",
     does="compares the machine's figures with those of 10 s ago",
+    on="a simulated clock, no processes",
 )
 def test_row_07_what_grows_is_said_meanwhile() -> None:
     run = Run()
@@ -163,6 +165,7 @@ def test_row_07_what_grows_is_said_meanwhile() -> None:
     "the model server never finishes loading",
     seen="`not ready within 3600 s`",
     does="kills it at that deadline, and starts it again like one that crashed",
+    on="a simulated clock, no processes",
 )
 def test_row_07_never() -> None:
     start = SlowStart()

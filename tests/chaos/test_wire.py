@@ -241,6 +241,7 @@ def raw(path: str) -> None:
     "a message of an older version on a socket between the processes",
     seen="nothing: it is understood",
     does="fills what it does not have with defaults, and ignores fields that came later",
+    on="the messages alone, no processes",
 )
 def test_row_21_messages_of_another_version_are_understood() -> None:
     cancel = msgspec.msgpack.decode(_encode([2, 7, "a field of tomorrow"]), type=Submit | Cancel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,16 @@ def test_every_test_of_the_directory_is_in_the_table() -> None:
             if line.startswith(("def test_", "async def test_"))
         }
         assert tests <= told, f"{path.name}: not marked with @row"
+
+
+def test_a_row_whose_test_runs_no_worker_says_so() -> None:
+    """A worker has a directory: the test's own, or that of a fixture."""
+    told = {row.test for row in rows() if "no worker" in row.on or "no processes" in row.on}
+    for path in Path(PAGE.parents[1], "tests", "chaos").glob("test_*.py"):
+        without = set(re.findall(r"^def (test_\w+)\((?:run: Run)?\)", path.read_text(), re.M))
+        assert without <= told, f"{path.name}: say on= in @row"
+        told -= without
+    assert not told, "they do run one"
 
 
 def test_a_test_is_named_after_its_row() -> None:
