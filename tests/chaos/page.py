@@ -50,7 +50,7 @@ def rows() -> list[Row]:
     """Every row of every test file here, by number; those of one row in the order of the files."""
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
         importlib.import_module(f"tests.chaos.{path.stem}")
-    return sorted(ROWS, key=lambda row: row.number)
+    return sorted(ROWS, key=lambda row: (row.number, row.module))
 
 
 def text(table: list[Row]) -> str:

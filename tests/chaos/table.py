@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 _Test = TypeVar("_Test", bound=Callable[..., Any])
-#: Every row of the tests that were imported so far, in the order of the files.
+#: Every row of the tests that were imported so far.
 ROWS: list[Row] = []
 
 
@@ -24,6 +24,7 @@ class Row:
         failure: what goes wrong, a phrase.
         seen: what a person or a client sees: words, statuses, exit codes.
         does: what the worker does about it.
+        module: where the test stands.
         test: name of the test.
         on: what the test runs on, where that is less than the whole worker, or imitates more
             than the model server and the engine.
@@ -33,6 +34,7 @@ class Row:
     failure: str
     seen: str
     does: str
+    module: str
     test: str
     on: str = ""
 
@@ -50,7 +52,7 @@ def row(
         name = test.__name__
         if not name.startswith(f"test_row_{number:02d}_"):
             raise ValueError(f"{name} is not named after its row, {number}")
-        ROWS.append(Row(number, failure, seen, does, name, on))
+        ROWS.append(Row(number, failure, seen, does, test.__module__, name, on))
         return test
 
     return mark
