@@ -289,7 +289,7 @@ def test_row_28_the_last_of_a_key_counts(bench: Bench, size: int) -> None:
             b'{"session_id": "x", "auth_data": %b, "payload": %b, "session_id": null, "more": %b}'
             % (auth, other, one),
         ):
-            bench.model.requests.clear()
+            bench.reached()
             data = Requests(b"/generate", body).sized()
             with Client(bench.worker) as client:
                 client.send(data[:-1])
@@ -299,6 +299,7 @@ def test_row_28_the_last_of_a_key_counts(bench: Bench, size: int) -> None:
                 assert client.answer().body == {"ok": 1}, body[:300]
             wait_until(lambda: not spooled(bench.worker), what="the body's file to go")
             assert [told for _, told in bench.model.requests] == [other], body[:300]
+            bench.reached("last")
     for body, kind in (
         (b'{"auth_data": %b, "payload": %b, "auth_data": %b}' % (auth, last, forged),
          ErrorKind.BAD_SIGNATURE),
