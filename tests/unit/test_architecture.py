@@ -115,6 +115,73 @@ def test_one_room_reads_the_environment() -> None:
     assert readers == {"supervisor/settings_sources.py"}
 
 
+#: Last words of the names of what nobody may guess letter by letter, or compares to what is so.
+SECRETS = ("token", "signature", "digest", "mac", "secret", "password", "auth", "sha256")
+
+
+def last_word(side: ast.expr) -> str:
+    """The last word of the name of one side: of the variable, attribute, key, or call."""
+    match side:
+        case (
+            ast.Subscript(slice=ast.Constant(value=str(name)))
+            | ast.Call(func=ast.Attribute(attr="get"), args=[ast.Constant(value=str(name)), *_])
+        ):
+            return name.lower().rpartition("_")[2]
+        case ast.Attribute(value=inner, attr="encode" | "decode" | "lower" | "strip"):
+            return last_word(inner)  # what it is stays
+        case ast.Call(func=inner) | ast.Subscript(value=inner) | ast.Await(value=inner):
+            return last_word(inner)
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name.lower().rpartition("_")[2]
+        case _:
+            return ""
+
+
+def careless(tree: ast.AST) -> list[int]:
+    """Lines where a secret is compared in a time that tells how much of it was right."""
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Compare):
+            continue
+        sides = [node.left, *node.comparators]
+        for operator, left, right in zip(node.ops, sides, sides[1:], strict=False):
+            if isinstance(operator, ast.Eq | ast.NotEq) and any(
+                last_word(side).endswith(SECRETS) for side in (left, right)
+            ):
+                found.append(node.lineno)
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_secret_is_compared_letter_by_letter(path: Path) -> None:
+    assert not careless(parsed(path)), "hmac.compare_digest takes as long for any two"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "given == token",
+        "a != settings.engine.token",
+        "call['signature'] == b",
+        "call.get('signature') == b",
+        "hashlib.sha256(given).digest() == b",
+        "hashlib.sha256(given).hexdigest() != b",
+        "a == self._secret.encode()",
+        "given == b == self.api_token[1:]",
+        "session.auth == call.auth",
+    ],
+)
+def test_such_a_comparison_is_found(text: str) -> None:
+    assert careless(ast.parse(text)) == [1]
+
+
+@pytest.mark.parametrize(
+    "text", ["max_tokens == 1", "auth is None", "len(signature) == 64", "token in tokens", "a < b"]
+)
+def test_others_are_not(text: str) -> None:
+    assert careless(ast.parse(text)) == []
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_module_says_what_it_is_for(path: Path) -> None:
     doc = ast.get_docstring(parsed(path))
