@@ -210,7 +210,7 @@ def test_row_15_no_descriptors_left_in_ingress(tmp_path: Path) -> None:
         before = resource.prlimit(ingress, resource.RLIMIT_NOFILE)
         few = len(os.listdir(f"/proc/{ingress}/fd")) + 8
         resource.prlimit(ingress, resource.RLIMIT_NOFILE, (few, before[1]))
-        time.sleep(1.5)  # the limit is looked at once a second
+        wait_until(lambda: is_refused(worker.url), what="it to see that there are few")
         with Clients() as many:
             crowd = [many.of(worker.url) for _ in range(60)]
             seen = Counter(first_word(client) for client in crowd)
@@ -226,6 +226,17 @@ def test_row_15_no_descriptors_left_in_ingress(tmp_path: Path) -> None:
         assert kept.answer()[0] == 200
         assert worker.members()["ingress-0"]["restarts"] == 0
         wait_until(lambda: worker.status()["ready"], what="ready again")
+
+
+def is_refused(url: str) -> bool:
+    """A new client is told that there is no room for it, or closed; else it hears nothing."""
+    with Clients() as short:
+        client = short.of(url)
+        client.socket.settimeout(0.2)
+        try:
+            return first_word(client) in ("overloaded", "closed")
+        except TimeoutError:
+            return False
 
 
 def first_word(client: Client) -> str:
