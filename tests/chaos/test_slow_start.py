@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class SlowStart:
         self.probes = 0
         self.deadlines: list[float] = []  #: start deadlines that were set
         self.kills: list[str] = []
+        self.spawned: list[int] = []  #: generations, in their order
         self.report: words.Report | None = None
         self.life = lifecycle.Life("model", policy, self.clock.now)
         self._timers: dict[lifecycle.Timer, FakeTimer] = {}
@@ -68,8 +70,9 @@ class SlowStart:
         }
         for command in self.life.handle(event, self.clock.now, 0.5):
             match command:
-                case lifecycle.Spawn():
-                    self.feed(lifecycle.Spawned(4711))
+                case lifecycle.Spawn(generation):
+                    self.spawned.append(generation)
+                    self.feed(lifecycle.Spawned(4710 + generation))
                 case lifecycle.SetTimer(kind, delay_s):
                     self._timers[kind] = self.clock.call_later(
                         delay_s, lambda kind=kind: self.feed(answers[kind])
@@ -80,6 +83,10 @@ class SlowStart:
                     self._timers.pop(kind).cancel()
                 case lifecycle.Kill(reason):
                     self.kills.append(reason)
+                    exited = lifecycle.Exited("killed by signal 9")
+                    self.clock.call_later(0.1, partial(self.feed, exited))
+                case lifecycle.Sweep():
+                    self.feed(lifecycle.Swept())
                 case lifecycle.Announce(state, reason):
                     self.take(
                         self._judge.model_state(
@@ -171,8 +178,16 @@ def test_row_07_never() -> None:
     start = SlowStart()
     start.clock.advance(start.start_timeout_s - 1.0)
     assert start.life.state is ChildState.STARTING and not start.kills
+    assert start.spawned == [1]
     start.clock.advance(2.0)
     assert start.kills == ["not ready within 3600 s"]
+    assert start.spawned == [1, 2] and start.life.pid == 4712 and start.life.restarts == 1
+    assert start.life.state is ChildState.STARTING
+    assert start.deadlines == [start.start_timeout_s] * 2, "the next one has as long"
+    start.loaded = True
+    start.clock.advance(60.0)
+    assert start.life.state is ChildState.READY and len(start.kills) == 1
+    assert start.report is not None and start.report.ready and not start.report.error
 
 
 @row(
