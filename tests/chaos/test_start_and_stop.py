@@ -97,6 +97,42 @@ def test_row_08_wrong_settings_end_it_with_every_fault(tmp_path: Path) -> None:
     assert not (tmp_path / "state" / "run.lock").exists()
 
 
+@row(
+    8,
+    "settings are wrong, and the engine takes the connection and never answers",
+    seen="as above",
+    does="gives it up 10 s after it began to tell; a second address has what is left of them",
+)
+def test_row_08_an_engine_that_never_answers_is_given_up(tmp_path: Path) -> None:
+    (tmp_path / "worker.toml").write_text("[worker]\nport = 99999\n")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        socket.create_server(("127.0.0.1", 0)) as second,
+        (tmp_path / "said").open("wb") as said,
+    ):
+        addresses = [f"http://127.0.0.1:{each.getsockname()[1]}" for each in (silent, second)]
+        env = {"REPORT_ADDR": ",".join(addresses), "MASTER_TOKEN": "t0k3n", "CONTAINER_ID": "7"}
+        silent.settimeout(60.0)
+        process = subprocess.Popen(
+            command("--state-dir", str(tmp_path / "state")),
+            cwd=tmp_path, env=environment(**env), stdout=said, stderr=said,
+        )  # fmt: skip
+        try:
+            connection, _ = silent.accept()
+            began = time.monotonic()
+            with connection:
+                assert connection.recv(65_536).startswith(b"POST /worker_status/ ")
+                # 10 s are its own, the rest is this machine's, where others run: two times 10 s,
+                # for two addresses, would be too long
+                assert process.wait(60.0) == ExitCode.SETTINGS
+                assert time.monotonic() - began < 16.0
+        finally:
+            process.kill()
+            process.wait()
+    lines = (tmp_path / "said").read_text().splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["worker.toml:2:"], lines
+
+
 # ---------------------------------------------------------------------------- row 22
 
 
