@@ -6,18 +6,14 @@ import asyncio
 import os
 import re
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
-from supervisor import lifecycle, process_tree, script
+from supervisor import script
 from supervisor.exit_codes import ExitCode
-from supervisor.logs import Capture
-from supervisor.member import Member, Program
-from supervisor.plan import Plan
-from supervisor.process import Supervisor
-from supervisor.restart import Policy
-from supervisor.settings import Settings
 from tests.chaos.deaths import (
     BLOCK,
     SABOTAGE,
@@ -36,9 +32,10 @@ from tests.chaos.deaths import (
     until,
 )
 from tests.chaos.table import row
+from tests.compat.bench import Bench, kind_of, on_the_bench
 from tests.kit import demo_programs
 from tests.kit.load import Load, Outcome
-from tests.kit.wait import wait_until, wait_until_async
+from tests.kit.wait import wait_until
 from tests.kit.worker import Worker, post_json, running
 
 #: What runs a worker.py may be mute for 30 s, because it holds Python's lock; not because it is
@@ -214,48 +211,84 @@ def test_row_04_the_event_loop_is_blocked(tmp_path: Path) -> None:
         assert "generated_text" in post_json(f"{worker.url}/generate", body)
 
 
+#: A worker.py whose function can hold Python's lock, as a library's C code may.
+HOLDER = """
+import ctypes
+
+from vastai import HandlerConfig, Worker, WorkerConfig
+
+
+def parse(payload):
+    if payload.get("hold"):
+        ctypes.PyDLL(None).sleep(1000)
+    return payload
+
+
+Worker(
+    WorkerConfig(
+        model_server_url="http://127.0.0.1",
+        model_server_port=PORT,
+        model_healthcheck_url="/health",
+        handlers=[
+            HandlerConfig("/parsed", request_parser=parse, allow_parallel_requests=True),
+            HandlerConfig("/plain", allow_parallel_requests=True),
+        ],
+    )
+).run()
+"""
+
+
+@contextmanager
+def asked_without_a_pause(bench: Bench, route: str) -> Iterator[list[int]]:
+    """The statuses of requests, one after the other, in a thread until it is left."""
+    statuses: list[int] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            statuses.append(bench.ask(route, {"n": 1})[0])
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield statuses
+    finally:
+        over.set()
+        thread.join()
+
+
 @row(
     4,
-    "a library that a worker.py uses holds Python's lock, and the event loop with it",
-    seen="nothing for 30 s; then as above",
-    does="is patient for that long with the process of a worker.py, unless it is stopped "
-    "(`kill -STOP`): then it holds nothing",
-    on="real processes, but no worker",
+    "a library that a worker.py uses holds Python's lock for ever, and the event loop with it",
+    seen="a request that needs the worker.py gets a 504 `hook_timeout` meanwhile, the others are "
+    "answered; `status` says `no heartbeat for 30.5 s`",
+    does="is patient for 30 s with the process of a worker.py, unless it is stopped "
+    "(`kill -STOP`): then it holds nothing; kills it and starts it again, and no other",
 )
-def test_row_04_a_worker_py_may_hold_the_lock() -> None:
-    def patience_s(member: Member) -> float:
-        supervisor = SimpleNamespace(plan=Plan(Settings()))
-        return script.patience_s(cast(Supervisor, supervisor), member)
+def test_row_04_a_worker_py_that_holds_the_lock(tmp_path: Path) -> None:
+    with on_the_bench(tmp_path, HOLDER, "--set", "hooks.timeout_s=2") as bench:
+        bench.until_ready()
+        before = {member["name"]: member for member in bench.status()["members"]}
 
-    async def scene() -> None:
-        run_id = f"patience-{os.getpid()}"
-        program = Program(
-            ["sleep", "60"], dict(os.environ), "", lambda _, fd, ring: Capture(fd, ring=ring)
-        )
-        hooks, other = (
-            Member(
-                name, program, Policy(0, 600, 0, 1, 60, 30, 10), run_id,
-                on_change=lambda _: None, on_give_up=lambda _: None,
-            )
-            for name in ("hooks", "reporter")
-        )  # fmt: skip
-        try:
-            for member in (hooks, other):
-                member.feed(lifecycle.Start())
-                member.feed(lifecycle.BecameReady())
-            assert (patience_s(hooks), patience_s(other)) == (script.HELD_S, 3.0)
-            assert hooks.process is not None
-            os.kill(hooks.process.pid, signal.SIGSTOP)
-            await wait_until_async(lambda: patience_s(hooks) == 3.0, what="it to be stopped")
-            os.kill(hooks.process.pid, signal.SIGCONT)
-            await wait_until_async(lambda: patience_s(hooks) == script.HELD_S, what="it to go on")
-        finally:
-            process_tree.sweep(run_id)
-            for member in (hooks, other):
-                await wait_until_async(lambda m=member: m.process is None, what="its end")
-                member.close()
+        def replaced() -> dict[str, Any]:
+            member = bench.member("hooks")
+            again = member["pid"] not in (0, before["hooks"]["pid"])
+            return member if again and member["state"] == "ready" else {}
 
-    asyncio.run(scene())
+        with asked_without_a_pause(bench, "/plain") as statuses:
+            held = bench.ask("/parsed", {"hold": True})
+            assert kind_of(held) == (504, "hook_timeout"), held
+            answered = len(statuses)
+            assert bench.member("hooks")["pid"] == before["hooks"]["pid"]
+            wait_until(lambda: "no heartbeat for" in bench.output, 60.0, "its end")
+            assert len(statuses) > answered + 50, "others waited"
+            hooks = wait_until(replaced, 60.0, "another one")
+            assert bench.ask("/parsed", {})[0] == 200
+        assert set(statuses) == {200}
+        assert script.HELD_S <= mute_s(hooks) < script.HELD_S + 15.0
+        after = {member["name"]: member for member in bench.status()["members"]}
+        assert {n for n in after if after[n]["pid"] != before[n]["pid"]} == {"hooks"}
+        assert {n: m["restarts"] for n, m in after.items() if m["restarts"]} == {"hooks": 1}
 
 
 @row(
