@@ -41,6 +41,7 @@ def workload(payload):
         case "text": return "much"
         case "nan": return float("nan")
         case "negative": return -5
+        case "hang": time.sleep(1000)
     return 1.0
 
 async def form(request, response):
@@ -68,22 +69,25 @@ Worker(WorkerConfig(
 """
 
 
+ROUTES = ("/parsed", "/counted", "/formed", "/plain")
+
+
 class Others:
     """Requests of others without a pause, on routes with and without hooks; all must be good."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench, routes: tuple[str, ...]) -> None:
         self._bench = bench
         self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(r,)) for r in ROUTES]
-        self.answered = dict.fromkeys(ROUTES, 0)
+        self._threads = [threading.Thread(target=self._ask, args=(r,)) for r in routes]
+        self.answered = dict.fromkeys(routes, 0)
+        self.longest_s = dict.fromkeys(routes, 0.0)  #: that one of them took
         self.bad: list[Any] = []
-        self.longest_s = 0.0
 
     def _ask(self, route: str) -> None:
         while not self._over.is_set():
             began = time.monotonic()
             status, _, body = self._bench.ask(route, {"n": 1})
-            self.longest_s = max(self.longest_s, time.monotonic() - began)
+            self.longest_s[route] = max(self.longest_s[route], time.monotonic() - began)
             if status == 200:
                 self.answered[route] += 1
             else:
@@ -93,7 +97,7 @@ class Others:
         """Each route answers some more from now on, and none ever answered otherwise."""
         before = dict(self.answered)
         wait_until(
-            lambda: self.bad or all(self.answered[r] > before[r] + 2 for r in ROUTES),
+            lambda: self.bad or all(self.answered[r] > before[r] + 2 for r in before),
             60.0,
             f"the others' answers: {before}, {self.answered}",
         )
@@ -109,12 +113,9 @@ class Others:
             thread.start()
 
 
-ROUTES = ("/parsed", "/counted", "/formed", "/plain")
-
-
 @contextmanager
-def others(bench: Bench) -> Iterator[Others]:
-    flow = Others(bench)
+def others(bench: Bench, routes: tuple[str, ...] = ROUTES) -> Iterator[Others]:
+    flow = Others(bench, routes)
     flow.begin()
     try:
         yield flow
@@ -143,6 +144,7 @@ def test_row_26_hooks_that_raise_exit_or_return_nonsense(tmp_path: Path) -> None
                 answer = bench.ask("/formed", {}, {"x-do": what})
                 assert kind_of(answer) == (500, "hook_failed"), (what, answer)
             flow.go_on()
+        assert flow.longest_s["/plain"] < 3.0, flow.longest_s
         assert {member["restarts"] for member in bench.status()["members"]} == {0}
 
 
@@ -171,6 +173,7 @@ def test_row_26_hooks_that_hang(tmp_path: Path) -> None:
                 for args in (
                     ("/parsed", {"do": "hang"}, {}),
                     ("/parsed", {"do": "hang"}, {}),
+                    ("/counted", {"count": "hang"}, {}),
                     ("/formed", {}, {"x-do": "hang"}),
                 )
             ]
@@ -181,9 +184,14 @@ def test_row_26_hooks_that_hang(tmp_path: Path) -> None:
             for thread in asked:
                 thread.join(60)
             assert all(seen[0][route] > before[route] for route in ROUTES), "others waited"
-            assert [kind_of(answer) for answer in answers] == [(504, "hook_timeout")] * 3
+            assert [kind_of(answer) for answer in answers] == [(504, "hook_timeout")] * 4
             flow.go_on()
-        wait_until(lambda: "it has run for" in bench.said(), what="a word on where it stands")
+        assert flow.longest_s["/plain"] < 4.0, "one that needs no function waited for one"
+        stands = [n for n, line in enumerate(WORKER.splitlines(), 1) if "time.sleep(1000)" in line]
+        assert len(stands) == 2
+        for number in stands:
+            said = f"worker.py:{number}: it has run for"
+            wait_until(lambda s=said: s in bench.said(), what="a word on where it stands")
         assert {member["restarts"] for member in bench.status()["members"]} == {0}
 
 
@@ -199,15 +207,17 @@ def test_row_26_hooks_that_end_their_process(tmp_path: Path) -> None:
     with on_the_bench(tmp_path, WORKER, "--set", "hooks.timeout_s=20") as bench:
         bench.until_ready()
         others_pids = {m["name"]: m["pid"] for m in bench.status()["members"]}
-        answer = bench.ask("/parsed", {"do": "die"})
-        assert kind_of(answer) == (500, "hook_failed"), answer
-        asked = [threading.Thread(target=bench.ask, args=("/plain", {"n": n})) for n in range(3)]
-        for thread in asked:
-            thread.start()
-        died = bench.ask("/formed", {}, {"x-do": "die"})
-        assert kind_of(died) == (502, "model_failed") and b"worker.py (or" in died[2], died
-        for thread in asked:
-            thread.join()
+        with others(bench, ("/plain",)) as flow:
+            flow.go_on()
+            before = flow.answered["/plain"]
+            answer = bench.ask("/parsed", {"do": "die"})
+            assert kind_of(answer) == (500, "hook_failed"), answer
+            between = flow.answered["/plain"]
+            died = bench.ask("/formed", {}, {"x-do": "die"})
+            assert kind_of(died) == (502, "model_failed") and b"worker.py (or" in died[2], died
+            assert before + 2 < between < flow.answered["/plain"] - 2, "others waited"
+            flow.go_on()
+        assert flow.longest_s["/plain"] < 20.0, "one that needs no function waited for one"
         for route in ROUTES:
             assert bench.ask(route, {"n": 1})[0] == 200, route
         pids = {m["name"]: m["pid"] for m in bench.status()["members"]}
