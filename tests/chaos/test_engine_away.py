@@ -26,8 +26,10 @@ from tests.kit.worker import Worker, end, get_json, post_json, running
 
 SHORT: dict[str, Any] = {"inputs": "x", "parameters": {"max_new_tokens": 5}}
 WORK = 5.0
-#: What the reporter may grow while a thousand rows wait: it keeps 100,000 in some 25 MB.
+#: What the reporter may grow by itself, whatever waits: what it does for the first time.
 REPORTER_GROWS_BYTES = 24 * 2**20
+#: … and by each row that waits: a row takes some 350 bytes.
+ROW_BYTES = 1024
 
 
 def serve(worker: Worker, auth: dict[str, Any], count: int, at_once: int = 50) -> None:
@@ -81,9 +83,13 @@ class Engine:
         """Ended requests that this life of it was told of."""
         return list(get_json(f"{self.url}/demo/record")["requests"])
 
+    def reports(self) -> list[dict[str, Any]]:
+        """What this life of it was told of the worker's state, the oldest first."""
+        return list(get_json(f"{self.url}/demo/record")["status"])
+
     def work(self) -> float:
         """Served workload that it was told of."""
-        return float(sum(r["cur_perf"] for r in get_json(f"{self.url}/demo/record")["status"]))
+        return float(sum(report["cur_perf"] for report in self.reports()))
 
     def until_told(self, requests: int) -> None:
         """Each request once, its work to the unit."""
@@ -91,7 +97,7 @@ class Engine:
         wait_until(lambda: self.work() >= WORK * requests, 60.0, "all the work")
         assert len(self.rows()) == requests
         assert self.work() == WORK * requests
-        (newest,) = get_json(f"{self.url}/demo/record")["status"][-1:]
+        (newest,) = self.reports()[-1:]
         assert newest["cur_load"] == 0 and newest["num_requests_working"] == 0
 
 
@@ -119,7 +125,8 @@ def gauge(worker: Worker, name: str) -> Any:
     seen="requests are answered; `status` says why reports fail and how long ago the last one was"
     " taken; a worker that starts meanwhile is not ready, as it has no public key",
     does="keeps every ended request in the state directory, tries again with pauses of up to 30 s;"
-    " the reports that come after add up to the unit and name each request once",
+    " the first report that is taken again holds all the work to the unit, and each request is"
+    " named once",
 )
 def test_row_20_what_the_engine_missed_it_is_told_once(tmp_path: Path) -> None:
     with own_engine(tmp_path) as engine:
@@ -130,30 +137,48 @@ def test_row_20_what_the_engine_missed_it_is_told_once(tmp_path: Path) -> None:
             auth = worker.auth()
             serve(worker, auth, 10)
             engine.until_told(10)
+            # a report whose answer is lost would come again: this is about those that never came
+            count = len(engine.reports())
+            wait_until(lambda: gauge(worker, "posted") >= count, what="its answers")
             engine.go()
             before = rss(worker.pid("reporter"))
             serve(worker, auth, 1000)
             wait_until(lambda: gauge(worker, "rows_waiting") == 1000, what="the rows to wait")
-            assert rss(worker.pid("reporter")) - before < REPORTER_GROWS_BYTES
+            some = rss(worker.pid("reporter"))
+            serve(worker, auth, 3000)
+            wait_until(lambda: gauge(worker, "rows_waiting") == 4000, what="more rows to wait")
+            grown = rss(worker.pid("reporter")) - some
+            assert some - before < REPORTER_GROWS_BYTES and grown < 3000 * ROW_BYTES, grown
             wait_until(lambda: "Cannot connect" in gauge(worker, "last_post_error"), what="word")
             assert worker.status()["ready"]
             old = worker.kill("reporter")
             worker.wait_replaced("reporter", old)
             serve(worker, auth, 10)
-            wait_until(lambda: gauge(worker, "rows_waiting") == 1010, what="the rows to be there")
+            wait_until(lambda: gauge(worker, "rows_waiting") == 4010, what="the rows to be there")
             assert worker.stop() == 0, worker.printed
             worker.start()
-            wait_until(lambda: gauge_of(worker) == 1010, 60.0, "the rows of the worker before")
+            wait_until(lambda: gauge_of(worker) == 4010, 60.0, "the rows of the worker before")
             wait_until(lambda: "no public key" in worker.status().get("reason", ""), what="the key")
             engine.come()
             worker.wait_ready()
+            first = engine.reports()[0]
+            done = ended_work(WORK * 4010)
+            assert {name: first[name] for name in done} == done
             serve(worker, worker.auth(), 10)
-            engine.until_told(1020)
+            engine.until_told(4020)
             assert gauge(worker, "drift") == 0
         finally:
             if sys.exc_info()[0] is not None:
                 print(worker.printed[-8000:])
             end(worker)
+
+
+def ended_work(served: float) -> dict[str, Any]:
+    """What a report says of work that is all done, in a run that has taken no request itself."""
+    return {
+        "new_load": served, "cur_perf": served, "rej_load": 0.0, "cur_load": 0.0,
+        "num_requests_working": 0, "num_requests_recieved": 0, "working_request_idxs": [],
+    }  # fmt: skip
 
 
 def gauge_of(worker: Worker) -> Any:
