@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.chaos.table import row
 from tests.kit.flood import Reply, Sender, clients
-from tests.kit.memory import MIB, watched
+from tests.kit.memory import MIB, SMALL, watched
 from tests.kit.wait import wait_until
 from tests.kit.worker import running
 
@@ -52,13 +52,14 @@ async def announced(sender: Sender, go_on: asyncio.Event) -> Reply:
 )
 def test_row_19_a_frozen_adapter_and_a_flood(tmp_path: Path) -> None:
     settings = (
-        f"queue.max_jobs={MAX_JOBS}", "restart.missed_beats=100000", "limits.spool_bytes=0",
+        *SMALL, f"queue.max_jobs={MAX_JOBS}", "restart.missed_beats=100000",
+        "limits.spool_bytes=0", "limits.buffered_bytes=67108864", "limits.body_bytes=1048576",
     )  # fmt: skip
     with running(tmp_path, settings=settings) as worker, clients() as start:
         sender = Sender(worker.url, worker.auth())
-        adapter = worker.kill("backend_adapter", signal.SIGSTOP)
-        try:
-            with watched(worker) as peaks:
+        with watched(worker) as peaks:
+            adapter = worker.kill("backend_adapter", signal.SIGSTOP)
+            try:
                 go_on = asyncio.Event()
                 early = [start(announced(sender, go_on)) for _ in range(2 * MAX_JOBS)]
                 gauges = worker.members()["ingress-0"]["gauges"]
@@ -76,12 +77,13 @@ def test_row_19_a_frozen_adapter_and_a_flood(tmp_path: Path) -> None:
 
                 wait_until(all_but_those_that_wait, 60.0, "the others to be refused")
                 assert 0 < max(held) <= MAX_JOBS
-        finally:
-            worker.kill("backend_adapter", signal.SIGCONT)
-        replies = [task.result(60) for task in tasks]
+            finally:
+                worker.kill("backend_adapter", signal.SIGCONT)
+            replies = [task.result(60) for task in tasks]
         assert all(reply.kind == "ok" or refused(reply) for reply in replies)
         assert sum(reply.kind == "overloaded" for reply in replies) >= len(tasks) - MAX_JOBS
         assert peaks.grown("ingress-0") < 2 * MAX_JOBS * BODY + SLACK, peaks.highest
+        peaks.assert_as_stated()
         assert start(sender.post(10)).result(30).kind == "ok"
         assert worker.pid("backend_adapter") == adapter, "nobody has killed it"
         wait_until(lambda: worker.members()["ingress-0"]["gauges"]["in_flight"] == 0)

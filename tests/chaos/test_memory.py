@@ -21,7 +21,7 @@ import pytest
 from supervisor.ports import free_port
 from tests.chaos.table import row
 from tests.kit.flood import Reply, Sender, clients
-from tests.kit.memory import MIB, Peaks, watched
+from tests.kit.memory import MIB, SMALL, Peaks, watched
 from tests.kit.wait import wait_until
 from tests.kit.worker import ROUTES, Worker, post_json, running
 
@@ -37,7 +37,10 @@ def hoarder(directory: Path, *settings: str) -> Iterator[tuple[Worker, Sender, s
     command = [sys.executable, "-m", "tests.kit.hoarding_model", str(port)]
     url = f"http://127.0.0.1:{port}"
     toml = f'[model]\ncommand = {json.dumps(command)}\nurl = "{url}"\n'
-    limits = ("limits.buffered_bytes=16777216", "limits.body_bytes=33554432", *settings)
+    limits = (
+        *SMALL, "queue.max_jobs=1000", "limits.buffered_bytes=16777216",
+        "limits.body_bytes=33554432", *settings,
+    )  # fmt: skip
     routes = ROUTES.replace("[[route]]", "[[route]]\nmax_queue_time_s = inf")
     with running(directory, toml=toml, routes=routes, settings=limits) as worker:
         yield worker, Sender(worker.url, worker.auth()), url
@@ -117,6 +120,7 @@ def test_row_34_large_bodies_cost_disk_and_not_memory(tmp_path: Path) -> None:
         assert peaks.grown("ingress-0") < 16 * MIB + BODY + SLACK, peaks.highest
         assert peaks.grown("backend_adapter") < SLACK, peaks.highest
         assert peaks.grown("supervisor") + peaks.grown("reporter") < SLACK, peaks.highest
+        peaks.assert_as_stated()
         let_go(worker, peaks)
 
 
@@ -149,6 +153,7 @@ def test_row_34_small_bodies_are_counted_while_nobody_takes_them(tmp_path: Path)
         bodies = [json.loads(reply.body) for reply in replies]
         assert {(one["bytes"], one["digest"]) for one in bodies} == {sender.payload(15_000)}
         assert peaks.grown("ingress-0") < 2 * 16 * MIB + SLACK, peaks.highest
+        peaks.assert_as_stated()
         for task in crawling:  # their clients leave, and what they had announced is free
             task.cancel()
         let_go(worker, peaks)
@@ -162,7 +167,7 @@ def test_row_34_small_bodies_are_counted_while_nobody_takes_them(tmp_path: Path)
     " server",
 )
 def test_row_34_unread_streams_are_bounded(tmp_path: Path) -> None:
-    with hoarder(tmp_path, "limits.unsent_bytes=4194304") as (worker, sender, _), clients() as go:
+    with hoarder(tmp_path) as (worker, sender, _), clients() as go:
         request = sender.head(10, "/generate_stream") + b"".join(sender.pieces(10))
         with watched(worker) as peaks:
             for _ in range(80):
@@ -173,6 +178,7 @@ def test_row_34_unread_streams_are_bounded(tmp_path: Path) -> None:
         assert peaks.grown("ingress-0") < 2 * 4 * MIB + SLACK, peaks.highest
         # one read of each that is held, and what a busy ingress has not taken of its credit yet
         assert peaks.grown("backend_adapter") < 80 * (320 + 256) * 2**10 + SLACK, peaks.highest
+        peaks.assert_as_stated()
         assert wait_until(lambda: gauges(worker)["in_flight"]) <= left
 
 
@@ -192,7 +198,7 @@ def test_row_34_a_full_disk_refuses_large_bodies_only(tmp_path: Path) -> None:
     try:
         with hoarder(tmp_path, f"limits.spool_dir={disk}") as (worker, sender, model):
             post_json(f"{model}/release", {})
-            with clients() as start:
+            with clients() as start, watched(worker) as peaks:
                 for chunked in (False, True):
                     reply = start(sender.post(BODY, chunked=chunked)).result(30.0)
                     assert refused_for_memory(reply)
@@ -200,6 +206,7 @@ def test_row_34_a_full_disk_refuses_large_bodies_only(tmp_path: Path) -> None:
                     for size in (100, 2 * MIB):
                         reply = start(sender.post(size)).result(30.0)
                         assert json.loads(reply.body)["bytes"] == sender.payload(size)[0]
+            peaks.assert_as_stated()
             wait_until(lambda: gauges(worker)["spooled_bytes"] == 0)
             wait_until(lambda: not [path for path in disk.rglob("*") if path.is_file()])
     finally:
@@ -216,21 +223,23 @@ def test_row_34_a_full_disk_refuses_large_bodies_only(tmp_path: Path) -> None:
 )
 def test_row_34_no_file_of_a_body_is_left(tmp_path: Path) -> None:
     with hoarder(tmp_path) as (worker, sender, model), clients() as start:
-        tasks = [start(sender.post(BODY)) for _ in range(4)]
-        wait_until(lambda: gauges(worker, "backend_adapter")["running"] == 4)
-        adapter = worker.kill("backend_adapter")
-        worker.wait_replaced("backend_adapter", adapter)
-        assert len(spooled(worker)) == 4
-        post_json(f"{model}/release", {})
-        replies = [json.loads(task.result(60.0).body) for task in tasks]
-        assert {(one["bytes"], one["digest"]) for one in replies} == {sender.payload(BODY)}
-        post_json(f"{model}/hold", {})
+        with watched(worker) as peaks:
+            tasks = [start(sender.post(BODY)) for _ in range(4)]
+            wait_until(lambda: gauges(worker, "backend_adapter")["running"] == 4)
+            adapter = worker.kill("backend_adapter")
+            worker.wait_replaced("backend_adapter", adapter)
+            assert len(spooled(worker)) == 4
+            post_json(f"{model}/release", {})
+            replies = [json.loads(task.result(60.0).body) for task in tasks]
+            assert {(one["bytes"], one["digest"]) for one in replies} == {sender.payload(BODY)}
+            post_json(f"{model}/hold", {})
 
-        start(sender.post(BODY))
-        wait_until(lambda: gauges(worker, "backend_adapter")["running"] == 1)
-        ingress = worker.kill("ingress-0")
-        worker.wait_replaced("ingress-0", ingress)
-        wait_until(lambda: not spooled(worker))
+            start(sender.post(BODY))
+            wait_until(lambda: gauges(worker, "backend_adapter")["running"] == 1)
+            ingress = worker.kill("ingress-0")
+            worker.wait_replaced("ingress-0", ingress)
+            wait_until(lambda: not spooled(worker))
+        peaks.assert_as_stated()
 
         start(sender.post(BODY))
         wait_until(lambda: gauges(worker, "backend_adapter")["running"] == 1)
