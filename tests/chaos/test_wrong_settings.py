@@ -79,7 +79,7 @@ def test_row_08_wrong_settings_end_it_with_every_fault(tmp_path: Path) -> None:
     8,
     "settings are wrong, and the engine takes the connection and never answers",
     seen="as above",
-    does="gives it up 10 s after it began to tell; a second address has what is left of them",
+    does="gives up 10 s after it began to tell: that is for all addresses together",
 )
 def test_row_08_an_engine_that_never_answers_is_given_up(tmp_path: Path) -> None:
     (tmp_path / "worker.toml").write_text("[worker]\nport = 99999\n")
