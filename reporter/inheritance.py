@@ -30,14 +30,14 @@ _log = logging.getLogger("reporter")
 def settle(store: Store) -> State:
     """What the store holds, once it holds what an earlier run has left as well."""
     state = store.load()
-    directory = run_dir.inheritance(store.directory, state.run_id)
-    files = list(_files(directory)) if state.run_id else []
+    inheritance = run_dir.inheritance(store.directory)
+    files = list(_files(inheritance / state.run_id)) if state.run_id else []
     if files and store.commit(_changes(state, files)).result(LOAD_TIMEOUT_S):
         state = store.load()
         _log.info("accounts of the run before this one: %d batches", sum(len(b) for _, b in files))
     elif files:
         return state  # the disk takes nothing now; the next start may do it
-    shutil.rmtree(directory.parent, ignore_errors=True)
+    shutil.rmtree(inheritance, ignore_errors=True)
     return state
 
 

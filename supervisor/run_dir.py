@@ -38,17 +38,18 @@ def make() -> str:
     return path
 
 
-def inheritance(state_dir: Path, run_id: str) -> Path:
-    """Where what a run has left for the next one lies. It may not exist."""
-    return state_dir / "inheritance" / os.path.basename(run_id)
+def inheritance(state_dir: Path) -> Path:
+    """Where what runs have left for the next one lies, by their ids. It may not exist."""
+    return state_dir / "inheritance"
 
 
 def remove(runtime_dir: str, settings: Settings, run_id: str) -> None:
     """Remove what a run that is over has left, here and in its spool, but for what outlives it."""
+    directory = inheritance(Path(settings.worker.state_dir)) / os.path.basename(run_id)
     for path in Path(runtime_dir).glob(f"{ACCOUNTS_PREFIX}*"):
         try:
             if path.suffix != ".new" and path.stat().st_size:
-                _keep(path, inheritance(Path(settings.worker.state_dir), run_id))
+                _keep(path, directory)
         except FileNotFoundError:
             pass  # somebody else does the same
         except OSError as error:

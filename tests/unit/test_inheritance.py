@@ -131,8 +131,11 @@ def test_accounts_of_a_run_that_the_store_does_not_know_are_left_out(
     if run_id:
         confirmed(store, run_id=run_id)
     leave(tmp_path, ended(1, 1))
+    own = tmp_path / "state" / "own"
+    own.write_text("somebody's")
     assert told(inheritance.settle(store)) == []
     assert not (tmp_path / "state" / "inheritance").exists()
+    assert own.exists()
 
 
 def test_a_disk_that_takes_nothing_leaves_it_to_the_next_start(
@@ -156,7 +159,7 @@ def test_a_disk_that_takes_nothing_leaves_it_to_the_next_start(
 def test_files_that_are_no_accounts_are_passed_over(tmp_path: Path, store: Store) -> None:
     confirmed(store)
     leave(tmp_path, ended(1, 1))
-    directory = run_dir.inheritance(tmp_path / "state", RUN)
+    directory = run_dir.inheritance(tmp_path / "state") / RUN
     (directory / "accounts_a.17.new").write_bytes((directory / f"accounts_{NAME}").read_bytes())
     (directory / "accounts_b").write_bytes(b"\xff" * 100)
     (directory / "accounts_c").mkdir()
