@@ -833,10 +833,11 @@ class World(RuleBasedStateMachine):
             old.answers.close_departed()
             assert not old.admission.jobs and old.ledger.pending == 0
             assert not self.waiting(), "law 1: somebody was not told"
+        self._judge_clients(old)  # nobody looks at them again
         old.dead = True
         for client in old.clients:
-            if not client.ended:
-                client.gone = True
+            client.gone = True  # whoever waited has seen the connection break
+            self._check_client(client)
         self.stale.append(self.wire)
         self.wire = Wire()
         self.ingress = IngressProcess(self)
@@ -860,6 +861,10 @@ class World(RuleBasedStateMachine):
         ended = accounts.served + accounts.errored + accounts.cancelled + accounts.rejected
         assert accounts.received == ended + accounts.pending, "law 5 of sessions"
         self.adapter.check()
+        self._judge_clients(ingress)
+
+    def _judge_clients(self, ingress: IngressProcess) -> None:
+        """Of each client so far, and for the last time of those that have ended or left."""
         for client in ingress.clients:
             promise = client.exchange.context
             if client.ended or client.gone:
