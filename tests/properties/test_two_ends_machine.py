@@ -968,9 +968,10 @@ class _Reader:
         self.whole = True
 
 
-TestTwoEnds = pytest.mark.timeout(600)(World.TestCase)
+EXAMPLES = int(os.environ.get("TWO_ENDS_EXAMPLES", "500"))
+TestTwoEnds = pytest.mark.timeout(max(600, EXAMPLES))(World.TestCase)
 TestTwoEnds.settings = settings(
-    max_examples=int(os.environ.get("TWO_ENDS_EXAMPLES", "500")),
+    max_examples=EXAMPLES,
     stateful_step_count=60,
     suppress_health_check=list(HealthCheck),
 )
