@@ -88,7 +88,8 @@ def test_row_01_kill_of_the_adapter(tmp_path: Path) -> None:
     1,
     "the reporter is killed (`kill -9`)",
     seen="nothing: every answer and every stream goes on",
-    does="starts it again; the engine hears of every request once, and of its workload to the unit",
+    does="starts it again; the engine hears of every request once, and of its workload to the unit,"
+    " but for what it took in the reporter's last moment: that it may hear twice",
 )
 def test_row_01_kill_of_the_reporter(tmp_path: Path) -> None:
     with paced(tmp_path) as worker:

@@ -25,8 +25,9 @@ SEED = 7
     seen="one outcome for each request: its own answer, byte for byte, a typed error, or a visibly"
     " broken stream. A connection breaks only where its ingress died.",
     does="runs a request again only where something died under it; accounts every unit of work and"
-    " tells the engine of each request, but for the last 0.1 s of an ingress that was killed;"
-    " keeps no process, port, file or thread.",
+    " tells the engine of each request, but for the last 0.1 s of an ingress that was killed: once,"
+    " or twice where the engine took it in the last moment of a reporter that was killed; keeps no"
+    " process, port, file or thread.",
 )
 def test_row_31_a_soak_loses_duplicates_and_leaks_nothing(tmp_path: Path) -> None:
     line, wrong = soak(tmp_path, requests=400, seed=SEED, every_s=1.5, ingresses=2)
@@ -69,7 +70,8 @@ def written_down(worker: Worker, producer: str) -> int:
 @row(
     1,
     "ingress and the reporter die together",
-    seen="the engine is told of every request that was answered, once, as it ended.",
+    seen="the engine is told of every request that was answered, as it ended: once, or twice where"
+    " it took the report in the reporter's last moment.",
     does="writes its accounts down before it sends them; the next ingress tells those first.",
 )
 def test_row_01_what_was_answered_is_told_though_ingress_and_reporter_died(tmp_path: Path) -> None:
