@@ -6,7 +6,7 @@
 Starts a real worker in front of the demo model server. Every ``--every`` seconds one process of
 ours, or the model server, is killed (SIGKILL) or frozen (SIGSTOP) once it is ready. Prints one line
 of JSON; what was wrong goes to stderr, a line each. Exit status 0: nothing was lost, duplicated,
-swapped or left over, and every unit of workload is accounted.
+swapped or left over, every unit of workload is accounted, and there was no other trouble.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import dataclasses
 import json
 import random
 import signal
-import socket
 import sqlite3
 import sys
 import tempfile
@@ -28,13 +27,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psutil
 
 from tests.chaos.soak_audit import Audit, Told, Verdict
 from tests.chaos.soak_client import Client
-from tests.chaos.soak_harm import SPARED, Holding, Watch, census, harm, names_in, strays
+from tests.chaos.soak_harm import SPARED, Holding, Watch, census, harm, names_in
+from tests.chaos.soak_leaks import Leaked
 from tests.chaos.soak_mix import Mix, Oracle, Visit
 from tests.chaos.soak_worker import Record, make
 from tests.kit.wait import wait_until
@@ -42,8 +41,6 @@ from tests.kit.worker import Worker, end
 
 CLIENTS = 48
 WARM_UP = 40
-#: Files and threads that a process may hold more of after a calm stretch than before it.
-SLACK = 2
 SAMPLE_S = 5.0
 
 
@@ -69,7 +66,8 @@ class Soak:
         self.watch = Watch(worker)
         self.record = Record(worker)
         self.client = Client(worker.url, worker.auth(), self.oracle)
-        self.leaked: list[str] = []
+        self.leaked = Leaked()
+        self.trouble: list[str] = []  #: what else a worker that is well does not say
         self.seconds = 0.0
         self.holdings: dict[str, Holding] = {}
         self.samples: list[dict[str, Holding]] = []
@@ -110,7 +108,9 @@ class Soak:
             await self._calm()
             self.holdings = census(self._worker, self.watch.members)
             before["supervisor"] = first["supervisor"]  # it alone has lived through all of it
-            self._compare(before, files)
+            self.leaked.compare(before, self.holdings, 2 * CLIENTS)
+            pids = [member["pid"] for member in self.watch.members.values()]
+            self.leaked.amid(self._worker, pids, self._directory, files)
             told = await asyncio.to_thread(self._told)
         finally:
             for task in tasks:
@@ -165,7 +165,7 @@ class Soak:
         try:
             await asyncio.to_thread(wait_until, self._settled, 60.0, "the worker to settle")
         except AssertionError:
-            self.leaked.append(f"the worker does not settle: {self._metrics()}")
+            self.trouble.append(f"the worker does not settle: {self._metrics()}")
         await self.watch.look()
 
     def _settled(self) -> bool:
@@ -206,7 +206,7 @@ class Soak:
         figures = self._metrics()
         for name in ("drift_total", "gaps_total", "rows_dropped_total", "store_failures_total"):
             if figures[name]:
-                self.leaked.append(f"{name} is {figures[name]}")
+                self.trouble.append(f"{name} is {figures[name]}")
         prefix = 'workload_total{state="'
         workload = {
             name.removeprefix(prefix)[:-2]: value
@@ -218,46 +218,15 @@ class Soak:
         requests = figures["requests_received_total"]
         return Told(self.record.rows, self.record.statuses, workload, requests, journal)
 
-    # ------------------------------------------------------------------ what is left over
-
-    def _compare(self, before: dict[str, Holding], files: set[str]) -> None:
-        for name, now in self.holdings.items():
-            then = before[name]
-            for what in ("files", "threads"):
-                more = getattr(now, what) - getattr(then, what)
-                if more > SLACK:
-                    self.leaked.append(f"{name} holds {more} more {what}: {then} then, {now} now")
-            if now.connections > (0 if name.startswith("ingress") else 2 * CLIENTS):
-                self.leaked.append(f"{name} holds {now.connections} connections")
-        self.leaked += strays(self._worker, self.watch.members)
-        more_files = names_in(self._directory) - files - {"sessions"}
-        spool = self._worker.state_dir / "spool"
-        more_files |= {str(path) for path in spool.rglob("*") if path.is_file()}
-        self.leaked += [f"file {name}" for name in sorted(more_files)]
-
     def after(self, code: int) -> None:
-        """The worker has stopped, with this exit code: is anything left of it?"""
+        """The worker has stopped, with this exit code: what is left, and what was never told?"""
         if code:
-            self.leaked.append(f"exit code {code}")
-        self.leaked += [f"process {pid}" for pid in self._worker.leftovers()]
-        if self._directory.exists():
-            self.leaked.append(f"directory {self._directory}")
-        state = self._worker.state_dir
-        left = (name for name in names_in(state) if name.endswith((".new", ".tmp")))
-        self.leaked += [f"file {name}" for name in left]
-        if (state / "spool").exists() and names_in(state / "spool"):
-            self.leaked.append(f"spool {names_in(state / 'spool')}")
-        with closing(sqlite3.connect(state / "reports.sqlite")) as store:
+            self.trouble.append(f"exit code {code}")
+        self.leaked.behind(self._worker, self._directory, self.client.url)
+        with closing(sqlite3.connect(self._worker.state_dir / "reports.sqlite")) as store:
             (rows,) = store.execute("select count(*) from rows").fetchone()
         if rows:
-            self.leaked.append(f"{rows} rows that the engine never got")
-        for port in (urlsplit(self.client.url).port, self._worker.model_port):
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind(("127.0.0.1", port or 0))
-                except OSError as error:
-                    self.leaked.append(f"port {port}: {error.strerror}")
+            self.trouble.append(f"{rows} rows that the engine never got")
 
 
 def soak(
@@ -292,7 +261,8 @@ def report(
         *_lines("duplicated", verdict.duplicated),
         *_lines("swapped", verdict.swapped),
         *_lines("unaccounted", verdict.unaccounted),
-        *_lines("leaked", this.leaked),
+        *_lines("leaked", this.leaked.texts()),
+        *_lines("trouble", this.trouble),
     ]
     line = {
         "seed": seed,
@@ -308,8 +278,9 @@ def report(
         "lost": len(verdict.lost),
         "duplicated": len(verdict.duplicated),
         "swapped": len(verdict.swapped),
-        "leaked": len(this.leaked),
+        "leaked": this.leaked.counts(),
         "unaccounted": len(verdict.unaccounted),
+        "trouble": len(this.trouble),
         "work_sent": verdict.sent_work,
         "untold": dict(verdict.untold),
         "untold_work": verdict.untold_work,

@@ -167,10 +167,9 @@ def census(worker: Worker, members: dict[str, dict[str, Any]]) -> dict[str, Hold
     return holdings
 
 
-def strays(worker: Worker, members: dict[str, dict[str, Any]]) -> list[str]:
-    """Processes of the run that no member accounts for, and exits that nobody has taken."""
-    known = {m["pid"] for m in members.values()} | {worker.process.pid}
-    found = set(process_tree.find_run(worker.run_id)) - known
+def strays(worker: Worker, members: set[int]) -> list[str]:
+    """Processes of the run that are no members, and exits that nobody has taken."""
+    found = set(process_tree.find_run(worker.run_id)) - members - {worker.process.pid}
     dead = [p.pid for p in processes() if p.parent == worker.process.pid and not p.alive]
     return [f"process {pid}" for pid in found] + [f"zombie {pid}" for pid in dead]
 

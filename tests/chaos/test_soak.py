@@ -33,6 +33,9 @@ def test_row_31_a_soak_loses_duplicates_and_leaks_nothing(tmp_path: Path) -> Non
     line, wrong = soak(tmp_path, requests=400, seed=SEED, every_s=1.5, ingresses=2)
     print(line)
     assert wrong == []
+    faults = ("lost", "duplicated", "swapped", "unaccounted", "trouble")
+    assert {name: line[name] for name in faults} == dict.fromkeys(faults, 0)
+    assert line["leaked"] == {"processes": 0, "descriptors": 0, "files": 0}
     assert sum(line["kills"].values()) >= 2
     assert line["outcomes"]["ok"] > 200
 

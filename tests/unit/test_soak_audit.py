@@ -1,17 +1,23 @@
-"""The judge of the soak sees each kind of fault, and allows what a death explains."""
+"""The judge of the soak sees each kind of fault and of leak, and allows what a death explains."""
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from tests.chaos.soak import Soak, report
 from tests.chaos.soak_audit import Audit, Told, Verdict, reachable
 from tests.chaos.soak_client import Seen
-from tests.chaos.soak_harm import Death
+from tests.chaos.soak_harm import Death, Holding
+from tests.chaos.soak_leaks import SLACK, Leaked
 from tests.chaos.soak_mix import Ask
+from tests.kit.worker import Worker
 
 
 def ask(idx: int, kind: str = "unary") -> Ask:
@@ -132,3 +138,60 @@ def test_sums_of_uncertain_parts() -> None:
     assert not reachable(6, [{0, 5}, {0, 7}])
     assert not reachable(-1, [{0}])
     assert not reachable(0.5, [{0, 1}])
+
+
+NOTHING = {"processes": 0, "descriptors": 0, "files": 0}
+
+
+@pytest.mark.parametrize(
+    ("name", "now", "sort"),
+    [
+        ("reporter", Holding(10 + SLACK, 5 + SLACK, 9, 99.0), ""),
+        ("reporter", Holding(10 + SLACK + 1, 5, 0, 50.0), "descriptors"),
+        ("reporter", Holding(10, 5 + SLACK + 1, 0, 50.0), "processes"),
+        ("reporter", Holding(10, 5, 10, 50.0), "descriptors"),
+        ("ingress-0", Holding(10, 5, 1, 50.0), "descriptors"),
+    ],
+)
+def test_what_a_process_holds_for_ever_is_leaked(name: str, now: Holding, sort: str) -> None:
+    leaked = Leaked()
+    leaked.compare({name: Holding(10, 5, 0, 50.0)}, {name: now}, connections=9)
+    assert leaked.counts() == (NOTHING | {sort: 1} if sort else NOTHING)
+
+
+def test_what_outlives_the_worker_is_leaked(tmp_path: Path) -> None:
+    state, run = tmp_path / "state", tmp_path / "run"
+    (state / "spool").mkdir(parents=True)
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        left = SimpleNamespace(leftovers=lambda: [4711], state_dir=state, model_port=port)
+        gone = SimpleNamespace(leftovers=list, state_dir=state, model_port=0)
+        sound, leaked = Leaked(), Leaked()
+        sound.behind(cast(Worker, gone), run, "http://127.0.0.1:0")
+        assert sound.counts() == NOTHING
+        run.mkdir()
+        (state / "spool" / "body").touch()
+        (state / "sessions.new").touch()
+        leaked.behind(cast(Worker, left), run, "http://127.0.0.1:0")
+    assert leaked.counts() == {"processes": 1, "descriptors": 1, "files": 3}
+    assert len(leaked.texts()) == 5
+
+
+def test_whatever_is_left_or_wrong_fails_the_soak() -> None:
+    def line(leaked: Leaked, *trouble: str) -> tuple[dict[str, Any], list[str]]:
+        case = Case()
+        soak = SimpleNamespace(
+            watch=SimpleNamespace(deaths=[], unseen=0),
+            client=SimpleNamespace(seen=case.seen, refused_connections=0),
+            leaked=leaked, trouble=list(trouble), seconds=1.0, held=dict,
+        )  # fmt: skip
+        return report(cast(Soak, soak), case.verdict(), seed=1, ingresses=1)
+
+    told, wrong = line(Leaked())
+    assert (told["leaked"], told["trouble"], wrong) == (NOTHING, 0, [])
+    told, wrong = line(Leaked(processes=["process 7"], files=["file a", "file b"]), "exit code 69")
+    assert told["leaked"] == {"processes": 1, "descriptors": 0, "files": 2}
+    assert told["trouble"] == 1
+    assert wrong == [
+        "leaked: process 7", "leaked: file a", "leaked: file b", "trouble: exit code 69",
+    ]  # fmt: skip
