@@ -1,8 +1,8 @@
 """The engine that looks where an input leads (atheris: libFuzzer for Python), for the same targets.
 
-It is optional: ``pip install atheris``, then ``python -m tests.fuzz TARGET --engine atheris``. Our
-own packages are instrumented, so an input that reaches new code is kept and changed further; the
-seeds and words of the target are its first inputs and its dictionary.
+It is optional: ``pip install -e '.[fuzz]'``, ``python -m tests.fuzz TARGET --engine atheris``.
+Our own packages are instrumented, so an input that reaches new code is kept and changed further;
+the seeds and words of the target are its first inputs and its dictionary.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The fuzzers find nothing in a thousand inputs, and would find what is there."""
+"""The fuzzers find nothing in a few inputs, and would find what is there."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from tests.fuzz import NAMES
 from tests.fuzz.__main__ import Finding, fuzz
+from tests.fuzz.drawn import draw
 from tests.fuzz.targets import Target, targets
 from tests.kit.wait import DEADLINE_S
 
@@ -21,7 +22,7 @@ def test_every_target_can_be_named() -> None:
     assert sorted(TARGETS) == sorted(NAMES)
 
 
-@pytest.mark.skipif(not find_spec("atheris"), reason="pip install atheris for the guided engine")
+@pytest.mark.skipif(not find_spec("atheris"), reason="the extra `fuzz` is not installed")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_guided_engine(name: str) -> None:
     argv = [sys.executable, "-m", "tests.fuzz", name, "--engine", "atheris", "--inputs", "300"]
@@ -30,10 +31,11 @@ def test_the_guided_engine(name: str) -> None:
     assert (told["target"], told["inputs"]) == (name, 300)
 
 
+@pytest.mark.parametrize(("engine", "inputs"), [("mutate", 1000), ("hypothesis", 150)])
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_thousand_inputs(name: str) -> None:
-    told = fuzz(name, TARGETS[name], 1000, seed=7)
-    assert told["inputs"] == 1000
+def test_nothing_is_found(name: str, engine: str, inputs: int) -> None:
+    told = fuzz(name, TARGETS[name], inputs, seed=7, engine=engine)
+    assert (told["inputs"], told["engine"]) == (inputs, engine)
     assert told["taken"] and told["refused"], (
         "seeds that are all refused, or all taken, test little"
     )
@@ -45,3 +47,23 @@ def test_what_is_neither_taken_nor_refused_is_found() -> None:
 
     with pytest.raises(Finding, match="IndexError"):
         fuzz("fragile", Target([b"a"], [b"b"], fragile), 5000, seed=1)
+
+
+def test_what_hypothesis_finds_is_told_with_the_fewest_changes() -> None:
+    def fragile(data: bytes) -> bool:
+        if b"<!" in data:
+            raise ValueError("a mark")
+        return True
+
+    target = Target([b"[1, 2, 3, 4]", b"[]"], [b"<!", b"]"], fragile)
+    with pytest.raises(Finding, match=r"ValueError: a mark\nb'<!'"):
+        fuzz("fragile", target, 5000, seed=1, engine="hypothesis")
+
+
+def test_the_same_seed_draws_the_same_inputs() -> None:
+    def drawn(start: int) -> list[bytes]:
+        seen: list[bytes] = []
+        draw(TARGETS["envelope"], 50, start, seen.append)
+        return seen
+
+    assert drawn(3) == drawn(3) != drawn(4)
