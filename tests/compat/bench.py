@@ -24,7 +24,6 @@ ROOT = Path(__file__).parents[2]
 class Bench(RunningWorker):
     """One running worker.py, and the model server beside it."""
 
-    SECRETS = ("MASTER_TOKEN", *RunningWorker.SECRETS)
     #: what ``PORT`` in its text stood for
     model_port = 0
     #: the last answer and where it came from, for the report of a failure

@@ -17,6 +17,7 @@ from typing import Any
 from supervisor import control_client, process_tree
 from supervisor.plan import free_port
 from tests.kit.planted import Planted
+from tests.kit.running_worker import environment
 from tests.kit.wait import DEADLINE_S, wait_until
 
 ROUTES = """
@@ -84,11 +85,6 @@ class Worker:
 
     def start(self) -> Worker:
         """Start it; does not wait."""
-        environ = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("LIGHTERMAN_", "REPORT_ADDR", "MASTER_TOKEN", "WORKER_PORT"))
-        }
         settings = (
             "worker.port=0", "worker.admin_port=0", "engine.local_port=0",
             "worker.host=127.0.0.1", *self.settings,
@@ -100,7 +96,7 @@ class Worker:
                     *self._before, sys.executable, "-m", "supervisor", str(self.file),
                     "--state-dir", str(self.state_dir), *flags,
                 ],
-                stdout=output, stderr=subprocess.STDOUT, env=environ | self._environ,
+                stdout=output, stderr=subprocess.STDOUT, env=environment(**self._environ),
             )  # fmt: skip
         return self
 
