@@ -251,15 +251,15 @@ class Supervisor:
         restart = self.plan.settings.restart
         self._timers["watch"] = self.loop.call_later(restart.beat_s, self._watch)
         now = self.loop.time()
-        late_s = now - self._last_look - restart.beat_s
+        late_s = max(0.0, now - self._last_look - restart.beat_s)
         self._last_look = now
         for member in self.members.values():
             member.heed_log()
             if member.beaten_at is None or member.process is None:
                 continue
-            if late_s > restart.beat_s:
-                member.beaten_at = now  # we slept ourselves; their beats lie in our socket
-            elif now - member.beaten_at > script.patience_s(self, member):
+            # while we slept ourselves, their beats lay in our socket
+            member.beaten_at = min(now, member.beaten_at + late_s)
+            if now - member.beaten_at > script.patience_s(self, member):
                 mute_s = now - member.beaten_at
                 member.beaten_at = None
                 member.feed(lifecycle.Hung(f"no heartbeat for {mute_s:.1f} s"))

@@ -23,8 +23,9 @@ from supervisor.settings_sources import Field, fields, sections
 
 _MEMORY = """
 The bodies, the unread answers and the spool are shared evenly by several ingress processes. Not
-counted are the model server, a worker.py (below), and the kernel's own socket buffers and page
-cache, which it takes back when memory is short.
+counted are the model server, a worker.py (below), the local engine (which runs where no engine is
+named, to try the worker with), and the kernel's own socket buffers and page cache, which it takes
+back when memory is short.
 
 ## Where a body is
 
