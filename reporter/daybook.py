@@ -123,8 +123,13 @@ class Daybook:
 
 
 def read(path: Path) -> list[Events]:
-    """What such a file holds, oldest first. Raises OSError."""
-    return _batches(path.read_bytes())
+    """What such a file holds, oldest first; of one that is too large, the beginning.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return _batches(file.read(4 * MAX_BYTES))
 
 
 def _frame(events: Events) -> bytes:
@@ -140,7 +145,7 @@ def _batches(data: bytes) -> list[Events]:
         at += _SIZE.size
         if at + size > len(data):
             break
-        with suppress(msgspec.MsgspecError):
+        with suppress(msgspec.MsgspecError, ValueError):  # the latter: text that is not UTF-8
             batches.append(_decode(data[at : at + size]))
         at += size
     return batches

@@ -235,7 +235,7 @@ def end_run(handoff: Handoff) -> None:
     with suppress(OSError):  # no directory: somebody has done it all
         fcntl.flock(os.open(handoff.runtime_dir, os.O_RDONLY), fcntl.LOCK_EX)
     process_tree.sweep(handoff.run_id, exclude=(os.getpid(),))
-    run_dir.remove(handoff.runtime_dir, handoff.settings, handoff.run_id)
+    run_dir.remove(handoff.runtime_dir, handoff.settings, handoff.run_id, last=False)
 
 
 def enter(name: str) -> Handoff:

@@ -43,19 +43,40 @@ def inheritance(state_dir: Path) -> Path:
     return state_dir / "inheritance"
 
 
-def remove(runtime_dir: str, settings: Settings, run_id: str) -> None:
-    """Remove what a run that is over has left, here and in its spool, but for what outlives it."""
-    directory = inheritance(Path(settings.worker.state_dir)) / os.path.basename(run_id)
-    for path in Path(runtime_dir).glob(f"{ACCOUNTS_PREFIX}*"):
+def remove(runtime_dir: str, settings: Settings, run_id: str, *, last: bool = True) -> None:
+    """Remove what a run that is over has left, here and in its spool, but for what outlives it.
+
+    Args:
+        runtime_dir: the run's directory.
+        settings: the run's.
+        run_id: the run's; names no other directory.
+        last: nobody will try again: what the state directory does not take is lost.
+    """
+    here, refused = Path(runtime_dir), ""
+    for path in _accounts(here):
         try:
-            if path.suffix != ".new" and path.stat().st_size:
-                _keep(path, directory)
-        except FileNotFoundError:
-            pass  # somebody else does the same
+            _keep(path, inheritance(Path(settings.worker.state_dir)) / os.path.basename(run_id))
         except OSError as error:
-            _log.warning("accounts of the last moments are lost: %s", error.strerror)
-    shutil.rmtree(runtime_dir, ignore_errors=True)
+            if path.exists():  # else somebody else does the same
+                refused = error.strerror or "an error of the disk"
+    if refused and not last:
+        _leave_accounts(here)
+    else:
+        if refused:
+            _log.warning("accounts of the last moments are lost: %s", refused)
+        shutil.rmtree(here, ignore_errors=True)
     spool_dir.remove(settings, runtime_dir)
+
+
+def _accounts(directory: Path) -> list[Path]:
+    """Those that hold something, and are whole."""
+    with suppress(OSError):
+        return [
+            path
+            for path in directory.glob(f"{ACCOUNTS_PREFIX}*")
+            if path.suffix != ".new" and path.stat().st_size
+        ]
+    return []
 
 
 def _keep(path: Path, directory: Path) -> None:
@@ -63,9 +84,22 @@ def _keep(path: Path, directory: Path) -> None:
     private_dir.make(str(directory))
     new = directory / f"{path.name}.{os.getpid()}.new"
     try:
-        shutil.copy2(path, new)
+        shutil.copyfile(path, new)
+        written_ns = path.stat().st_mtime_ns
+        with suppress(OSError):
+            os.utime(new, ns=(written_ns, written_ns))
         new.replace(directory / path.name)
     except OSError:
         with suppress(OSError):
             new.unlink()
         raise
+
+
+def _leave_accounts(directory: Path) -> None:
+    """The rest holds the engine's token, and may not stay."""
+    with suppress(OSError):
+        for path in directory.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif not path.name.startswith(ACCOUNTS_PREFIX):
+                path.unlink(missing_ok=True)

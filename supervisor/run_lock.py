@@ -54,7 +54,7 @@ class RunLock:
         self._size_bytes = 0
         self._published = False
         self._lost_said = False
-        #: what the run before this one had published, when it was not released
+        #: ``run_id`` and ``runtime_dir`` of the run before this one, when it was not released
         self.left_behind: dict[str, Any] = {}
 
     def acquire(self) -> None:
@@ -74,11 +74,16 @@ class RunLock:
                 raise AlreadyRunning(facts.get("pid", 0), self.state_dir)
             time.sleep(_PAUSE_S)
         self._fd = fd
-        self.left_behind = _glance(fd)
+        self.left_behind = _left(_glance(fd))
         with contextlib.suppress(OSError):  # an odd file: the facts will cover what it holds
             os.ftruncate(fd, 0)  # nobody shall take the facts of an earlier run for ours
         self._size_bytes = os.fstat(fd).st_size
-        self.publish(pid=os.getpid(), started_at=time.time())
+        self.publish(pid=os.getpid(), started_at=time.time(), left=self.left_behind)
+
+    def swept(self) -> None:
+        """Nothing of what was ``left_behind`` is left; until now the next start knew of it, too."""
+        if self.left_behind:
+            self.publish(left={})
 
     def publish(self, **facts: Any) -> bool:
         """Add facts for others to read; the lock must be held.
@@ -184,6 +189,14 @@ def _read(fd: int) -> dict[str, Any]:
     while not (facts := _glance(fd)) and time.monotonic() < end:
         time.sleep(_PAUSE_S)
     return facts
+
+
+def _left(facts: dict[str, Any]) -> dict[str, Any]:
+    """What the last holder says of its own run, else of the one that it was about to sweep."""
+    names = ("run_id", "runtime_dir")
+    own: dict[str, Any] = {name: facts[name] for name in names if name in facts}
+    left = facts.get("left")
+    return own or (left if isinstance(left, dict) else {})
 
 
 def _glance(fd: int) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 from supervisor.settings import Settings
 
 
 def of_run(settings: Settings, runtime_dir: str) -> str:
     """The directory of the run that has this runtime directory. It may not exist."""
-    return os.path.join(_base(settings), os.path.basename(runtime_dir))
+    return os.path.join(_base(settings), Path(runtime_dir).name)
 
 
 def remove(settings: Settings, runtime_dir: str) -> None:

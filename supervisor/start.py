@@ -67,6 +67,7 @@ def start(source: Source, color: bool) -> int:
         return _refuse([Fault("worker.state_dir", str(error))], ExitCode.SETTINGS, source)
     try:
         _sweep(lock.left_behind, plan)
+        lock.swept()
         try:
             port = _take_ports(plan)
         except _NoPort as error:
@@ -79,7 +80,7 @@ def start(source: Source, color: bool) -> int:
 def _sweep(left: dict[str, Any], plan: Plan) -> None:
     """Of a run that died whole, with everyone who could have swept it, nothing may stay."""
     run_id, runtime_dir = left.get("run_id"), left.get("runtime_dir")
-    if not isinstance(run_id, str) or not run_id:
+    if not isinstance(run_id, str) or not run_id.replace("-", "").isalnum():
         return spool_dir.remove_own(plan.settings)
     process_tree.sweep(run_id)
     if isinstance(runtime_dir, str) and Path(runtime_dir).name.startswith(run_dir.PREFIX):

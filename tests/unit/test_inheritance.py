@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -14,7 +16,7 @@ from reporter import inheritance
 from reporter.daybook import Daybook
 from reporter.load import Load
 from reporter.messages import Closed, Events, Opened, Outcome, Totals
-from reporter.records import Row, State
+from reporter.records import Change, Row, State
 from reporter.store import Store
 from supervisor import run_dir
 from supervisor.settings import Settings, WorkerSettings
@@ -50,7 +52,7 @@ def ended(seq: int, key: int, epoch: int = 1) -> Events:
     return Events(NAME, epoch, seq, opened, closed, totals, {})
 
 
-def leave(tmp_path: Path, *batches: Events, written_at: float = WALL_S) -> None:
+def leave(tmp_path: Path, *batches: Events, written_at: float = WALL_S, run_id: str = RUN) -> None:
     """A run that is over had written these, the last of them at this time."""
     directory = runtime_dir(tmp_path)
     book = Daybook(f"ipc://{directory}/events", NAME)
@@ -59,7 +61,7 @@ def leave(tmp_path: Path, *batches: Events, written_at: float = WALL_S) -> None:
         book.append(batch)
     book.close()
     os.utime(directory / f"accounts_{NAME}", (written_at, written_at))
-    run_dir.remove(str(directory), settings(tmp_path), RUN)
+    run_dir.remove(str(directory), settings(tmp_path), run_id)
     assert not directory.exists()
 
 
@@ -69,6 +71,12 @@ def confirmed(store: Store, *batches: Events, run_id: str = RUN) -> None:
     assert store.commit(load.adopt(store.load()).changes).result(10)
     for batch in batches:
         assert store.commit(load.apply(batch, 0.0, WALL_S - 12.0).changes).result(10)
+
+
+def settle(store: Store) -> State:
+    """As the store would read it: without producers that have nothing open."""
+    state = inheritance.settle(store)
+    return msgspec.structs.replace(state, open={k: v for k, v in state.open.items() if v})
 
 
 def told(state: State) -> list[int]:
@@ -86,12 +94,12 @@ def test_what_was_not_confirmed_is_accounted_and_what_was_is_not_again(
     confirmed(store, *batches[:2])
     leave(tmp_path, *batches[1:])
     assert kept(tmp_path) == [f"accounts_{NAME}"]
-    state = inheritance.settle(store)
+    state = settle(store)
     assert told(state) == [1, 2, 3]
     assert state.rows[-1] == Row(3, 3, "Success", WALL_S - 0.5, WALL_S - 0.25, WALL_S)
     assert state.ledgers[0].totals == batches[-1].totals
     assert not (tmp_path / "state" / "inheritance").exists()
-    assert inheritance.settle(store) == state
+    assert settle(store) == state
     adopted = Load("run-2")
     adopted.adopt(state)
     assert adopted.totals == msgspec.structs.replace(batches[-1].totals, requests=0)
@@ -104,9 +112,10 @@ def test_it_is_settled_once_where_the_reporter_dies_before_it_is_removed(
     leave(tmp_path, ended(1, 1), ended(2, 2))
     with monkeypatch.context() as dying:
         dying.setattr("shutil.rmtree", lambda *args, **options: None)
-        state = inheritance.settle(store)
+        dying.setattr("pathlib.Path.unlink", lambda self: None)
+        state = settle(store)
     assert kept(tmp_path) and told(state) == [1, 2]
-    assert inheritance.settle(store) == state
+    assert settle(store) == state
     assert not kept(tmp_path)
 
 
@@ -114,46 +123,139 @@ def test_gaps_and_later_lives_keep_nothing_back(tmp_path: Path, store: Store) ->
     """A batch that is missing was confirmed while the disk took nothing."""
     confirmed(store)
     leave(tmp_path, ended(2, 2), ended(4, 4), ended(1, 5, epoch=2), ended(3, 6, epoch=2))
-    state = inheritance.settle(store)
+    state = settle(store)
     assert told(state) == [2, 4, 5, 6]
 
 
 def test_totals_alone_are_accounted_too(tmp_path: Path, store: Store) -> None:
     confirmed(store)
     leave(tmp_path, Events(NAME, 1, 1, [], [], Totals(received=2.0, rejected=2.0), {}))
-    assert inheritance.settle(store).ledgers[0].totals.rejected == 2.0
+    assert settle(store).ledgers[0].totals.rejected == 2.0
 
 
-@pytest.mark.parametrize("run_id", ["", "run-0"])
-def test_accounts_of_a_run_that_the_store_does_not_know_are_left_out(
-    tmp_path: Path, store: Store, run_id: str
+def test_a_run_whose_reporter_never_began_is_accounted_after_the_one_before_it(
+    tmp_path: Path, store: Store
 ) -> None:
-    if run_id:
-        confirmed(store, run_id=run_id)
+    confirmed(store, ended(1, 1))
+    leave(tmp_path, ended(1, 7, epoch=2), run_id="run-2")
+    leave(tmp_path, ended(2, 2))
+    state = settle(store)
+    assert told(state) == [1, 2, 7]
+    assert state.run_id == "run-2"
+    assert settle(store) == state
+
+
+def test_a_new_store_tells_nothing_of_earlier_runs(tmp_path: Path, store: Store) -> None:
     leave(tmp_path, ended(1, 1))
     own = tmp_path / "state" / "own"
     own.write_text("somebody's")
-    assert told(inheritance.settle(store)) == []
+    assert told(settle(store)) == []
     assert not (tmp_path / "state" / "inheritance").exists()
     assert own.exists()
 
 
-def test_a_disk_that_takes_nothing_leaves_it_to_the_next_start(
+def refuse(changes: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_disk_that_takes_nothing_has_it_accounted_in_memory(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confirmed(store, ended(1, 1))
+    leave(tmp_path, ended(2, 2))
+    monkeypatch.setattr(store._file, "write", refuse)
+    state = settle(store)
+    assert told(state) == [1, 2] and state.next_row_id == 3
+    assert not kept(tmp_path)
+
+
+def test_a_disk_that_hangs_is_not_waited_for(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     confirmed(store)
     leave(tmp_path, ended(1, 1))
-    with monkeypatch.context() as full:
-        full.setattr(
-            store._file, "write", lambda changes: (_ for _ in ()).throw(OSError(28, "full"))
-        )
-        assert told(inheritance.settle(store)) == []
+    going_on = threading.Event()
+    write = store._file.write
+
+    def hang(changes: Iterable[Change]) -> None:
+        going_on.wait(30)
+        write(changes)
+
+    monkeypatch.setattr(store._file, "write", hang)
+    monkeypatch.setattr(inheritance, "PATIENCE_S", 0.1)
+    try:
+        state = settle(store)
+    finally:
+        going_on.set()
+    assert told(state) == [1]
+    assert store.load() == state  # it came there after all, once
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_more_rows_than_memory_holds_stay_in_order(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, takes: bool
+) -> None:
+    for module in ("reporter.inheritance", "reporter.accounts_file"):
+        monkeypatch.setattr(f"{module}.MEMORY_ROWS", 2)
+    confirmed(store, ended(1, 1), ended(2, 2))
+    leave(tmp_path, ended(3, 3))
+    if not takes:
+        monkeypatch.setattr(store._file, "write", refuse)
+    state = settle(store)
+    assert (told(state), state.more_rows) == ([1, 2], 1 if takes else 0)
+    assert bool(kept(tmp_path)) is not takes  # there is no place for it: the next start has it
+
+
+def test_a_store_that_cannot_be_read_keeps_it_for_the_next_start(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confirmed(store)
+    leave(tmp_path, ended(1, 1))
+    with monkeypatch.context() as broken:
+        for name in ("read", "read_without_writing"):
+            broken.setattr(store._file, name, lambda: refuse(None))
+        assert settle(store) == State()
     assert kept(tmp_path)
     later = Store(tmp_path / "state")
     try:
-        assert told(inheritance.settle(later)) == [1]
+        assert told(settle(later)) == [1]
     finally:
         later.close()
+
+
+def test_damage_costs_the_batch_that_it_is_in(tmp_path: Path, store: Store) -> None:
+    confirmed(store)
+    leave(tmp_path, ended(1, 1), ended(2, 2))
+    path = run_dir.inheritance(tmp_path / "state") / RUN / f"accounts_{NAME}"
+    path.write_bytes(path.read_bytes().replace(b"Success", b"Succe\xf5s", 1))
+    assert told(settle(store)) == [2]
+
+
+def test_a_file_that_cannot_be_accounted_keeps_nobody_from_starting(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(path: Path) -> list[Events]:
+        raise ArithmeticError("a bug")
+
+    confirmed(store)
+    leave(tmp_path, ended(1, 1))
+    monkeypatch.setattr("reporter.daybook.read", fail)
+    assert told(settle(store)) == []
+    assert "cannot be read" in caplog.text and not kept(tmp_path)
+
+
+def test_times_are_those_of_the_clock_that_the_events_were_told_by(
+    tmp_path: Path, store: Store
+) -> None:
+    """Exact within one start of the machine; before it, as late as the file was written."""
+    confirmed(store)
+    now, offset_s = time.monotonic(), time.time() - time.monotonic()
+    recent = msgspec.structs.replace(
+        ended(1, 1), closed=[Closed(1, 1, 1.0, "Success", now - 2.0, now - 1.5, now - 1.0)]
+    )
+    leave(tmp_path, recent, written_at=time.time() + 3600.0)
+    (row,) = settle(store).rows
+    assert row.completed_at == pytest.approx(now - 1.0 + offset_s, abs=0.1)
 
 
 def test_files_that_are_no_accounts_are_passed_over(tmp_path: Path, store: Store) -> None:
@@ -163,7 +265,7 @@ def test_files_that_are_no_accounts_are_passed_over(tmp_path: Path, store: Store
     (directory / "accounts_a.17.new").write_bytes((directory / f"accounts_{NAME}").read_bytes())
     (directory / "accounts_b").write_bytes(b"\xff" * 100)
     (directory / "accounts_c").mkdir()
-    assert told(inheritance.settle(store)) == [1]
+    assert told(settle(store)) == [1]
 
 
 def test_only_accounts_that_hold_something_outlive_a_run(tmp_path: Path) -> None:
@@ -199,6 +301,13 @@ def test_a_copy_that_did_not_come_whole_is_not_there(
 
     directory = runtime_dir(tmp_path)
     (directory / "accounts_a").write_bytes(b"xyz")
-    monkeypatch.setattr("shutil.copy2", full)
+    (directory / "token").write_bytes(b"x")
+    (directory / "sessions").mkdir()
+    with monkeypatch.context() as disk:
+        disk.setattr("shutil.copyfile", full)
+        run_dir.remove(str(directory), settings(tmp_path), RUN, last=False)
+        assert kept(tmp_path) == []
+        assert os.listdir(directory) == ["accounts_a"]  # for the next start, and no token with it
     run_dir.remove(str(directory), settings(tmp_path), RUN)
-    assert kept(tmp_path) == []
+    assert kept(tmp_path) == ["accounts_a"]
+    assert not directory.exists()

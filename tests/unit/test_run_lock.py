@@ -66,6 +66,29 @@ def test_what_a_run_left_behind_is_known_to_the_next(tmp_path: Path) -> None:
     third.release()
 
 
+def test_what_was_left_behind_is_known_until_it_is_swept(tmp_path: Path) -> None:
+    """A start that is killed before it has swept must not be the last one to know."""
+    first = RunLock(str(tmp_path))
+    first.acquire()
+    first.publish(run_id="12-ab", runtime_dir="/tmp/lighterman-x", worker_url="http://h")
+    left = {"run_id": "12-ab", "runtime_dir": "/tmp/lighterman-x"}
+    os.close(first._fd)
+    for _ in range(2):
+        killed = RunLock(str(tmp_path))
+        killed.acquire()
+        assert killed.left_behind == left
+        os.close(killed._fd)
+    swept = RunLock(str(tmp_path))
+    swept.acquire()
+    swept.swept()
+    os.close(swept._fd)
+    last = RunLock(str(tmp_path))
+    last.acquire()
+    assert last.left_behind == {}
+    last.swept()
+    last.release()
+
+
 def test_a_file_left_by_a_crash_is_harmless(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys\n"
