@@ -34,11 +34,16 @@ PATIENCE_S = 10.0
 _log = logging.getLogger("reporter")
 
 
-def settle(store: Store) -> State:
-    """What the store holds, and what earlier runs have left as well."""
+def settle(store: Store, run_id: str) -> State:
+    """What the store holds, and what earlier runs have left as well.
+
+    Args:
+        store: not loaded yet.
+        run_id: of this run; once it has begun in the store, no earlier one is accounted any more.
+    """
     state = store.load()
-    if store.behind:
-        return state  # it cannot be read now: the next start may know what had been told
+    if store.behind or state.run_id == run_id:
+        return state  # behind: it cannot be read now; the next start may know what had been told
     inheritance = run_dir.inheritance(store.directory)
     end = time.monotonic() + PATIENCE_S
     for path in _files(inheritance, state.run_id):

@@ -33,7 +33,7 @@ from reporter.messages import (
 )
 from reporter.metrics import Gauges, Metrics
 from reporter.outbox import Outbox
-from reporter.records import DropRows, State
+from reporter.records import DropRows
 from reporter.store import Store
 from supervisor import wire
 from supervisor.child import Runtime
@@ -92,7 +92,7 @@ class Reporter:
     async def start(self) -> None:
         """Take up the accounts where they were left, then listen."""
         runtime = self._runtime
-        state: State = await runtime.loop.run_in_executor(None, inheritance.settle, self._store)
+        state = await asyncio.to_thread(inheritance.settle, self._store, self._load.run_id)
         adopted = self._load.adopt(state)
         self._outbox = Outbox(runtime.settings.engine, state.rows, state.more_rows)
         self._applied(adopted)

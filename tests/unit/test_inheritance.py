@@ -75,7 +75,7 @@ def confirmed(store: Store, *batches: Events, run_id: str = RUN) -> None:
 
 def settle(store: Store) -> State:
     """As the store would read it: without producers that have nothing open."""
-    state = inheritance.settle(store)
+    state = inheritance.settle(store, "run-9")
     return msgspec.structs.replace(state, open={k: v for k, v in state.open.items() if v})
 
 
@@ -143,6 +143,17 @@ def test_a_run_whose_reporter_never_began_is_accounted_after_the_one_before_it(
     assert told(state) == [1, 2, 7]
     assert state.run_id == "run-2"
     assert settle(store) == state
+
+
+def test_a_reporter_that_starts_again_in_a_run_ends_nothing_of_it(
+    tmp_path: Path, store: Store
+) -> None:
+    """Earlier runs come before this one, or wait for the next start."""
+    confirmed(store, ended(1, 1), run_id="run-9")
+    leave(tmp_path, ended(1, 7, epoch=2))
+    state = settle(store)
+    assert (state.run_id, told(state)) == ("run-9", [1]) and state.ledgers
+    assert kept(tmp_path)
 
 
 def test_a_new_store_tells_nothing_of_earlier_runs(tmp_path: Path, store: Store) -> None:
