@@ -112,7 +112,7 @@ def test_row_12_a_worker_that_died_whole_is_swept_by_its_successor(tmp_path: Pat
         model, old_run = worker.pid("model"), worker.run_id
         for pid in ours:
             os.kill(pid, signal.SIGSTOP)  # so that they die together
-        for pid in ours:
+        for pid in reversed(ours):  # its death would let the others go on
             os.kill(pid, signal.SIGKILL)
         worker.process.wait()
         assert model in process_tree.find_run(old_run)

@@ -50,7 +50,7 @@ def test_row_12_what_had_ended_is_told_by_the_next_worker(tmp_path: Path, everyo
             ours = [worker.process.pid, *(worker.pid(name) for name in names)]
             for pid in ours:
                 os.kill(pid, signal.SIGSTOP)  # so that they die together
-            for pid in ours:
+            for pid in reversed(ours):  # its death would let the others go on
                 os.kill(pid, signal.SIGKILL)
             worker.process.wait()
             worker.start()
