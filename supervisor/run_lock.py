@@ -184,11 +184,29 @@ def _try_lock(fd: int, kind: int) -> bool:
 
 
 def _read(fd: int) -> dict[str, Any]:
-    """The facts; {} while the holder has not published any. A half-written text is read again."""
+    """The facts; {} while the holder has not published any.
+
+    A half-written text is read again, and so is that of an earlier holder who was killed: it stands
+    there until the new one writes.
+    """
     end = time.monotonic() + _PATIENCE_S
-    while not (facts := _glance(fd)) and time.monotonic() < end:
+    while not _lives((facts := _glance(fd)).get("pid")):
+        if time.monotonic() >= end:
+            return {}
         time.sleep(_PAUSE_S)
     return facts
+
+
+def _lives(pid: object) -> bool:
+    if not isinstance(pid, int) or not 0 < pid < 2**31:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
 
 
 def _left(facts: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import shutil
@@ -87,6 +88,33 @@ def test_what_was_left_behind_is_known_until_it_is_swept(tmp_path: Path) -> None
     assert last.left_behind == {}
     last.swept()
     last.release()
+
+
+def test_what_a_killed_holder_has_left_is_not_taken_for_the_next_ones(tmp_path: Path) -> None:
+    """Between taking the lock and writing: whoever believed it would wait for a dead socket."""
+    script = (
+        "import os, signal, sys\n"
+        "from supervisor.run_lock import RunLock\n"
+        "lock = RunLock(sys.argv[1])\n"
+        "lock.acquire()\n"
+        "lock.publish(runtime_dir='/tmp/lighterman-dead')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, check=False)
+    with (tmp_path / "run.lock").open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as the next holder begins
+        assert read_running(str(tmp_path)) == {}
+        for odd in (b'{"pid": "x"}', b'{"pid": 99999999999}', b'{"pid": -1}', b"[]"):
+            file.seek(0)
+            file.truncate()
+            file.write(odd)
+            file.flush()
+            assert read_running(str(tmp_path)) == {}
+        file.seek(0)
+        file.truncate()
+        file.write(b'{"pid": 1}')
+        file.flush()
+        assert read_running(str(tmp_path)) == {"pid": 1}
 
 
 def test_a_file_left_by_a_crash_is_harmless(tmp_path: Path) -> None:
