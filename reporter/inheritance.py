@@ -46,7 +46,12 @@ def settle(store: Store, run_id: str) -> State:
         return state  # behind: it cannot be read now; the next start may know what had been told
     inheritance = run_dir.inheritance(store.directory)
     end = time.monotonic() + PATIENCE_S
-    for path in _files(inheritance, state.run_id):
+    try:
+        files = _files(inheritance, state.run_id)
+    except OSError as error:
+        _log.warning("%s cannot be read: %s", inheritance, error.strerror)
+        return state
+    for path in files:
         try:
             accounted = _account(store, state, path, end)
         except Exception:  # whatever it is, it would be the same at every start

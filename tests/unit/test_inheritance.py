@@ -234,6 +234,21 @@ def test_a_store_that_cannot_be_read_keeps_it_for_the_next_start(
         later.close()
 
 
+def test_a_directory_that_cannot_be_read_keeps_nobody_from_starting(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(directory: Path) -> list[Path]:
+        raise OSError(5, "Input/output error")
+
+    confirmed(store)
+    leave(tmp_path, ended(1, 1))
+    with monkeypatch.context() as broken:
+        broken.setattr("pathlib.Path.iterdir", fail)
+        assert told(settle(store)) == []
+    assert kept(tmp_path)
+    assert told(settle(store)) == [1]
+
+
 def test_damage_costs_the_batch_that_it_is_in(tmp_path: Path, store: Store) -> None:
     confirmed(store)
     leave(tmp_path, ended(1, 1), ended(2, 2))
