@@ -72,6 +72,10 @@ class GpuJudge:
             if words
         )
 
+    def hinders(self, index: int) -> bool:
+        """The device of this index cannot be used."""
+        return any(gpu.broken or gpu.fault for gpu in self._gpus.values() if gpu.index == index)
+
     def seen(self, readings: Sequence[Reading], now: float) -> list[Hit | Note]:
         """Every device was looked at."""
         commands: list[Hit | Note] = []

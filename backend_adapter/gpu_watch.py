@@ -85,10 +85,11 @@ class GpuWatch:
     @property
     def gpus(self) -> list[Gpu]:
         """The devices as they were read last, for metrics."""
+        silent, hinders = bool(self._life.silent), self._judge.hinders
         return [
             Gpu(
                 reading.index, reading.name, reading.used_bytes, reading.total_bytes,
-                reading.utilization, not reading.error,
+                reading.utilization, not (silent or hinders(reading.index)),
             )
             for reading in self._readings
         ]  # fmt: skip

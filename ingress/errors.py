@@ -32,7 +32,7 @@ class ErrorKind(enum.StrEnum):
         return kind
 
     INVALID_REQUEST = "invalid_request", 400, "The bytes received are not a valid HTTP request."
-    UNKNOWN_SESSION = "unknown_session", 400, "No session of this id is open here."
+    UNKNOWN_SESSION = "unknown_session", 400, "The call names a session that is not open here."
     SIGNATURE_MISSING = "signature_missing", 401, "auth_data carries no signature."
     BAD_SIGNATURE = "bad_signature", 401, "The signature in auth_data was not made by the engine."
     FOREIGN_URL = "foreign_url", 401, "The signature was made for another worker's URL."
@@ -64,7 +64,7 @@ class ErrorKind(enum.StrEnum):
     UNKNOWN_ROUTE = "unknown_route", 404, "No route is configured for this path."
     METHOD_NOT_ALLOWED = "method_not_allowed", 405, "The path exists, but not for this method."
     TIMEOUT_READING = "timeout_reading", 408, "The request did not arrive in time."
-    INVALID_SESSION = "invalid_session", 410, "The session is unknown or has ended."
+    INVALID_SESSION = "invalid_session", 410, "The request belongs to a session that is not open."
     LENGTH_REQUIRED = "length_required", 411, "The request needs a Content-Length or chunks."
     BODY_TOO_LARGE = "body_too_large", 413, "The request body is over the limit."
     URI_TOO_LONG = "uri_too_long", 414, "The request line is over the limit."
@@ -85,11 +85,11 @@ class ErrorKind(enum.StrEnum):
     INTERNAL = "internal", 500, "A fault of the worker itself."
     HOOK_FAILED = "hook_failed", 500, "The function of worker.py that handles this request failed."
     MODEL_FAILED = "model_failed", 502, "The model server broke off or answered nonsense."
-    NOT_READY = "not_ready", 503, "The model server is still loading."
+    NOT_READY = "not_ready", 503, "The model server is not ready, yet or again."
     MODEL_DOWN = "model_down", 503, "The model server is not running."
     DRAINING = "draining", 503, "The worker is stopping and takes no new requests."
     OVERLOADED = "overloaded", 503, "The worker holds as many connections, or requests, as it may."
-    MEMORY = "memory", 503, "The worker holds as many bytes of request bodies as it may."
+    MEMORY = "memory", 503, "No room for the request's body: memory, or the disk."
     ADAPTER_DOWN = "adapter_down", 503, "The worker's queue process is being restarted."
     HOOKS_DOWN = "hooks_down", 503, "The process that runs worker.py is not running."
     NO_PUBLIC_KEY = (

@@ -67,7 +67,9 @@ class Ingress:
         if not port:
             self._last.set()
         settings = runtime.settings
-        self._admission = Admission(settings.queue.max_jobs, secrets.randbits(48))
+        # those that wait, and those that run: which is which, the adapter knows
+        unanswered = settings.queue.max_jobs + settings.model.max_connections
+        self._admission = Admission(unanswered, secrets.randbits(48))
         self._accounts = Producer(
             runtime.address(EVENTS_SOCKET), runtime.name, on_word=self._on_reporter
         )

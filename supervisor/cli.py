@@ -81,7 +81,7 @@ def _run(argv: Sequence[str]) -> int:
     add("--port", metavar="N", help="port that clients connect to (worker.port; 0: a free one)")
     add("--log-format", metavar="text|json", help="log lines for people, or JSON")
     add("--log-level", metavar="LEVEL", help="debug, info, warning or error; on a terminal, info"
-        " lines are kept in the files and not shown")  # fmt: skip
+        " lines are kept (logs NAME) and not shown")  # fmt: skip
     add("--version", action="version", version=f"lighterman {supervisor.__version__}")
     args = parser.parse_args(argv)
     if args.file is not None and not args.file.endswith((".toml", ".py")):
@@ -122,9 +122,9 @@ def _restart(argv: Sequence[str]) -> int:
     parser = _parser(
         "restart",
         "Restarts one member of the running worker.",
-        "ingress and backend_adapter finish what runs first (worker.drain_s). Meanwhile new\n"
-        "requests wait, or find the port closed where it is the only ingress. The model server is\n"
-        "stopped at once: what runs on it is sent again, or fails where its answer had begun.",
+        "ingress and backend_adapter finish what runs first (worker.drain_s); meanwhile new\n"
+        "requests wait. The model server is stopped at once: what runs on it is sent again, or\n"
+        "fails where its answer had begun.",
     )
     parser.add_argument("name", help="as status lists it: model, ingress-0, backend_adapter …")
     args = parser.parse_args(argv)
@@ -151,7 +151,7 @@ def _reload(argv: Sequence[str]) -> int:
 def _logs(argv: Sequence[str]) -> int:
     parser = _parser("logs", "Shows the latest log lines of one member of the running worker.")
     add = parser.add_argument
-    add("name", help="as status lists it: model, ingress-0, backend_adapter …")
+    add("name", help="as status lists it: model, ingress-0, backend_adapter …; or supervisor")
     add("-f", "--follow", action="store_true", help="go on until Ctrl-C")
     add("-n", "--lines", type=int, default=50, metavar="N", help="lines to begin with (50)")
     args = parser.parse_args(argv)
@@ -161,7 +161,7 @@ def _logs(argv: Sequence[str]) -> int:
 
 
 def _ask(argv: Sequence[str]) -> int:
-    parser = _parser("ask", "Sends one request the way a client does: route, sign, post, stream.")
+    parser = _parser("ask", "Sends one request the way a client does: route, post, stream.")
     add = parser.add_argument
     add("text", nargs="?", default="", metavar="TEXT", help="what to ask")
     add("--route", help="path on the worker; default: the first known one that takes text")

@@ -71,6 +71,6 @@ def _member(supervisor: Supervisor, name: str) -> Member:
 
 def _logs(supervisor: Supervisor, name: str, cursor: str) -> dict[str, Any]:
     """Lines from ``cursor`` on, and where to go on reading."""
-    ring = _member(supervisor, name).ring
+    ring = supervisor.lines if name == "supervisor" else _member(supervisor, name).ring
     lines, after = ring.since(int(cursor) if cursor.isdecimal() else 0)
     return {"lines": [supervisor.mask(line) for line in lines], "cursor": after}

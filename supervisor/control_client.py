@@ -15,7 +15,7 @@ import msgspec
 from supervisor import wire
 from supervisor.child import CONTROL_SOCKET
 from supervisor.messages import CommandReply, CommandRequest, FromSupervisor
-from supervisor.run_lock import read_running
+from supervisor.run_lock import RunLockError, read_running
 
 #: Seconds from connecting to the reply.
 DEADLINE_S = 5.0
@@ -42,8 +42,13 @@ def running(state_dir: str) -> dict[str, Any]:
 
     Raises:
         NotRunning: there is none.
+        ControlError: its lock may not be looked at.
     """
-    facts = read_running(state_dir)
+    try:
+        facts = read_running(state_dir)
+    except RunLockError as error:
+        hint = "ask as the user who runs it, or name another directory: --state-dir"
+        raise ControlError(f"{error} ({hint})") from None
     if facts is None:
         raise NotRunning(
             f"no worker runs with the state directory {state_dir}"

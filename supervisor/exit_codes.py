@@ -14,13 +14,13 @@ class ExitCode(enum.IntEnum):
     doc: str
 
     CLEAN = 0, "stopped as asked"
-    NOT_READY = 1, "status: the worker runs but is not ready; ask: the request failed"
+    NOT_READY = 1, "status: it runs but is not ready; other commands: refused, failed, unanswered"
     NOT_RUNNING = 2, "status, ask, restart …: no worker runs with this state directory"
-    USAGE = 64, "the command line is wrong"
+    USAGE = 64, "the command line is wrong, or init: the worker.py is"
     CHILD_FAILED = 69, "one of our own processes died more often than its restart budget allows"
-    BUG = 70, "an error of ours; the log holds the traceback"
+    BUG = 70, "an error of ours; supervisor.log of the state directory's logs holds the traceback"
     ORPHANED = 71, "a child: the supervisor is gone, everything of the run was swept"
-    MIXED_INSTALL = 72, "another distribution's package `supervisor` lies where ours should"
+    MIXED_INSTALL = 72, "another distribution's `supervisor` is in place of ours; a library is gone"
     ALREADY_RUNNING = 75, "another worker holds the run lock; its pid is named"
     PORT_TAKEN = 76, "a port that we were told to bind belongs to another program"
     SETTINGS = 78, "the settings are wrong; every fault is named"

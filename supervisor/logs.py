@@ -25,7 +25,7 @@ from typing import TypedDict, Unpack
 from supervisor.console import Console
 from supervisor.log_file import RotatingFile
 
-__all__ = ["Capture", "Console", "LineSplitter", "Ring", "RotatingFile", "Tail"]
+__all__ = ["Capture", "Console", "Kept", "LineSplitter", "Ring", "RotatingFile", "Tail"]
 
 MAX_LINE_BYTES = 16 * 1024
 #: What is looked at beyond that, for a secret that begins before it.
@@ -204,6 +204,27 @@ class LineSink:
             other = self._mask(line[:-MAX_SECRET_BYTES].decode("utf-8", "replace"))
             masked = os.path.commonprefix((masked, other))  # noqa: RUF071 - they are no paths
         return masked.encode()[:MAX_LINE_BYTES]
+
+
+class Kept:
+    """A stream for ``logging``: our own lines, masked and bounded already, into file and ring."""
+
+    def __init__(self, path: str) -> None:
+        self.ring = Ring()
+        self._file = RotatingFile(path)
+
+    def write(self, text: str) -> int:
+        """Take a record's lines. Never raises OSError."""
+        self._file.write(text.encode("utf-8", "replace"))
+        self.ring.extend(text.rstrip("\n").split("\n"))
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing: each line is written at once."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 class Capture(LineSink):

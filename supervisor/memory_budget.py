@@ -25,6 +25,7 @@ PATIENCE_BYTES = 2**16  #: unsent, above which uvloop asks for patience
 KNOWN_REQUESTS_BYTES = 4 * MIB  #: heads, by ``ingress/known_requests.py``
 KNOWN_HEADS_BYTES = 2 * MIB  #: ``backend_adapter/known_heads.py``, and the heads that are sent
 LEAVING = 128  #: ``MAX_LEAVING`` of ``backend_adapter/run.py``
+SESSIONS_BYTES = 64 * MIB  #: ``MAX_BYTES`` of ``backend_adapter/sessions.py``
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -101,8 +102,14 @@ def items(settings: Settings) -> Iterator[Item]:
     yield Item(
         "backend_adapter",
         "the jobs themselves",
-        "`queue.max_jobs` × 2 KiB",
-        settings.queue.max_jobs * JOB_BYTES,
+        "(`queue.max_jobs` + `model.max_connections`) × 2 KiB",
+        (settings.queue.max_jobs + running) * JOB_BYTES,
+    )
+    yield Item(
+        "backend_adapter",
+        "sessions, open or about to be told to the model server as closed",
+        "64 MiB",
+        SESSIONS_BYTES,
     )
     yield Item(
         "backend_adapter", "heads of responses that came before, and of requests", "",

@@ -24,8 +24,8 @@ from supervisor.settings_sources import Field, fields, sections
 _MEMORY = """
 The bodies, the unread answers and the spool are shared evenly by several ingress processes. Not
 counted are the model server, a worker.py (below), the local engine (which runs where no engine is
-named, to try the worker with), and the kernel's own socket buffers and page cache, which it takes
-back when memory is short.
+named, to try the worker with), the reader of the GPUs (20 MB, where there are any), and the
+kernel's own socket buffers and page cache, which it takes back when memory is short.
 
 ## Where a body is
 
@@ -46,11 +46,11 @@ MiB take up to a second.
 
 | what is full | the client gets |
 |---|---|
-| one body over `limits.body_bytes` | 413 `body_too_large` when the head has come; nothing is read |
+| one body over `limits.body_bytes` | 413 `body_too_large` when the head has come; it is not kept |
 | memory, the spool, or the disk | 503 `memory` with Retry-After, before the body is read |
 | pipelined requests | the answer to the first, then the connection closes |
 | answers that nobody reads | who has not read for longest is cut off |
-| the queue | 429 `queue_full` with Retry-After |
+| the queue | 429 `queue_full` with Retry-After; 503 `overloaded` when nothing more can run, too |
 
 A body in chunks, whose length nobody has announced, is refused where the room ends.
 
@@ -89,7 +89,9 @@ def settings_page() -> str:
         "- In the file: `[section]` and `name = value`; one `[[route]]` for each path.",
         "- In the environment: `LIGHTERMAN_<SECTION>_<NAME>`, for example"
         " `LIGHTERMAN_WORKER_PORT=3000`; some settings also have the platform's own variable,"
-        " named below. Lists are separated by commas, tables are written as in TOML.",
+        " named below. Lists are separated by commas, or written as in TOML where an item holds a"
+        """ comma or a blank (`LIGHTERMAN_MODEL_COMMAND='["vllm", "serve", "my-model"]'`); tables"""
+        " are written as in TOML.",
         "- On the command line: `--set section.name=value`, repeatable.\n",
         'Routes are set in the file only. `UNSECURED=true` means `auth.mode = "none"`. The public'
         " URL is built from `PUBLIC_IPADDR` and `VAST_TCP_PORT_<port>` where those are set.\n",
@@ -109,7 +111,7 @@ def memory_page() -> str:
     settings = Settings()
     out = [
         f"# Memory\n\n{_MADE}",
-        "What clients send and do not read is bounded in bytes, and every bound is a setting. Under"
+        "What clients send and do not read is bounded in bytes, most of it by settings. Under"
         " any flood, with the default settings and without TLS, the processes of the worker"
         f" together stay under **{math.ceil(total_bytes(settings) / MIB / 128) * 128} MiB**; at"
         " rest they take about 100. With TLS an open connection takes 20 KiB more, and up to half a"
@@ -238,7 +240,7 @@ def lifecycle_page() -> str:
         "\nA state is what others are told. Inside, a life has finer phases, so that every rule"
         " is a row of one table; events that change nothing are left out here. `[budget spent]`"
         " is taken instead when the restart budget (`restart.budget` within `restart.window_s`)"
-        " is used up.\n",
+        " is used up, or at once where another try cannot help (there is no such program).\n",
         f"```mermaid\n{lifecycle.diagram()}```",
     ]
     return "\n".join(out) + "\n"

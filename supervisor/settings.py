@@ -120,12 +120,13 @@ class EngineSettings(Section, frozen=True):
     addresses: Annotated[
         list[str],
         doc(
-            "Base URLs, tried in order until one accepts. REPORT_ADDR separates them by commas.",
+            "Base URLs, tried in order until one accepts. REPORT_ADDR separates them by commas."
+            " None, but CONTAINER_ID and MASTER_TOKEN: https://run.vast.ai.",
             "REPORT_ADDR",
         ),
     ] = []
     local_port: Annotated[
-        Port, doc("Port of the local engine that runs when no address is given; 0: a free one.")
+        Port, doc("Port of the local engine that runs when there is no address; 0: a free one.")
     ] = 3100
     token: Annotated[
         str, doc("The secret mtoken of every report. Never logged.", "MASTER_TOKEN", secret=True)
@@ -311,7 +312,9 @@ class Workload(Section, frozen=True):
 class RouteSettings(Section, frozen=True):
     """One path that clients may POST to."""
 
-    path: Annotated[str, doc("Path on the worker.", pattern="^/")]
+    path: Annotated[
+        str, doc("Path on the worker; may end in /*, or hold {name} for a segment.", pattern="^/")
+    ]
     upstream: Annotated[str, doc("Path on the model server. Empty: the same.")] = ""
     workload: Annotated[Workload, doc("How much work a request is.")] = Workload()
     max_queue_time_s: Annotated[
@@ -334,7 +337,8 @@ class RouteSettings(Section, frozen=True):
         bool, doc("worker.py forms its response, or is the model; set by that file.")
     ] = False
     redeliver: Annotated[
-        bool, doc("May be sent again when the model server died before it began to answer.")
+        bool,
+        doc("May be sent again when the model server, or our queue, died before its answer began."),
     ] = True
 
     @property

@@ -13,7 +13,7 @@ from supervisor.settings_section import Bytes, Count, Section, doc
 class QueueSettings(Section, frozen=True):
     """Bounds of the queue."""
 
-    max_jobs: Annotated[int, doc("Requests that may wait.", ge=1)] = 20_000
+    max_jobs: Annotated[int, doc("Requests that may wait, besides those that run.", ge=1)] = 20_000
     max_bytes: Annotated[
         Bytes,
         doc("Bytes of request bodies in memory that may wait or run; those in files do not count."),
@@ -24,7 +24,7 @@ class QueueSettings(Section, frozen=True):
 
 
 class LimitSettings(Section, frozen=True):
-    """What one client may ask of the worker."""
+    """What clients may ask of the worker."""
 
     connections: Annotated[int, doc("Open client connections per ingress process.", ge=1)] = 8192
     request_line_bytes: Annotated[int, doc("Method, target and version.", ge=64)] = 8192

@@ -265,8 +265,14 @@ class _Reader:
             program = os.path.join(cwd, program)
         if shutil.which(program, path=where) is None:
             place = self.places.get("model.command", "model.command")
-            what = f"model.command: there is no program {model.command[0]!r}"
-            self.fault("model", place, what, "install it, or give its whole path")
+            what, hint = "there is no program", "install it, or give its whole path"
+            if "=" in model.command[0] or len(model.command[0].split()) > 1:
+                # a whole command line, which may hold a secret
+                what += " of the name that its first item gives"
+                hint = 'every word is an item of its own: ["vllm", "serve", "--port", "18000"]'
+            else:
+                what += f" {model.command[0]!r}"
+            self.fault("model", place, f"model.command: {what}", hint)
 
     def _certificate(self, tls: TlsSettings) -> None:
         from supervisor.tls import TlsError, make_context  # OpenSSL, only where it is wanted

@@ -93,7 +93,7 @@ class Source(msgspec.Struct, frozen=True):
             return make(settings, embedded=False)
         if _configures_model(settings):
             return make(settings, embedded=False)
-        _refuse_on_an_instance(settings)
+        _refuse_to_play(settings)
         from supervisor.embedded import embedded
 
         return make(embedded(*self._quiet()), embedded=True)
@@ -191,8 +191,13 @@ def _configures_model(settings: Settings) -> bool:
     return bool(settings.model.command or settings.model.url or settings.route)
 
 
-def _refuse_on_an_instance(settings: Settings) -> None:
+def _refuse_to_play(settings: Settings) -> None:
+    """Raises SettingsError where somebody means a worker of his own, not the demo."""
     model, engine = settings.model, settings.engine
+    if script := settings.hooks.file:
+        what = f"hooks.file gives {script} to the routes of these settings, and there is none"
+        hint = f"add a [[route]], or have the worker.py say it all: python -m supervisor {script}"
+        raise SettingsError([Fault("hooks.file", what, hint)])
     if engine.addresses or engine.token or model.health or model.log_file or model.ready_log:
         hint = "give model.url and a [[route]] in worker.toml (python -m supervisor init)"
         raise SettingsError([Fault("model.url", "no model is configured", hint)])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -25,6 +26,7 @@ from supervisor.beacon import Beacon
 from supervisor.client_port import ClientPort, unbindable
 from supervisor.console import Console
 from supervisor.exit_codes import ExitCode
+from supervisor.logs import Kept
 from supervisor.plan import Plan
 from supervisor.ports import is_free
 from supervisor.process import Supervisor
@@ -143,7 +145,7 @@ def _run(plan: Plan, lock: RunLock, port: ClientPort | None, source: Source, col
     if terminal:
         width = shutil.get_terminal_size().columns
         screen = stream = Terminal(console.write, width, color)
-    # On a terminal the timeline says it all; the files hold every line (`logs NAME`).
+    # On a terminal the timeline says it all; the files hold every line, our own, too.
     quiet = terminal and worker.log_level == "info"
     mask = log_lines.masker(settings_sources.secrets(plan.settings))
     log_lines.configure("supervisor", worker.log_format, worker.log_level, mask)
@@ -152,6 +154,10 @@ def _run(plan: Plan, lock: RunLock, port: ClientPort | None, source: Source, col
     handler.setStream(stream)
     if quiet:
         handler.addFilter(_matters)
+    kept = Kept(os.path.join(worker.state_dir, "logs", "supervisor.log"))
+    into_file = logging.StreamHandler(kept)
+    into_file.setFormatter(handler.formatter)
+    logging.getLogger().addHandler(into_file)
 
     def echo(line: str) -> None:
         if not (quiet and line[_LEVEL] in _UNSEEN):
@@ -161,7 +167,7 @@ def _run(plan: Plan, lock: RunLock, port: ClientPort | None, source: Source, col
 
     async def main() -> int:
         reread = partial(source.plan_again, plan)
-        supervisor = Supervisor(plan, lock, port, echo, timeline, reread)
+        supervisor = Supervisor(plan, lock, port, echo, timeline, reread, kept.ring)
         try:
             return await supervisor.run()
         finally:  # it has ended: no late signal may make the exit code another one
@@ -177,6 +183,7 @@ def _run(plan: Plan, lock: RunLock, port: ClientPort | None, source: Source, col
     finally:
         timeline.close()
         console.close()
+        kept.close()
     return code
 
 

@@ -439,7 +439,7 @@ def _model_ready(at: Scene) -> bool:
 
 @row(
     32,
-    "somebody signs nothing and asks for the worker's own calls",
+    "somebody whose signature is forged asks for the worker's own calls",
     seen="401 `bad_token` at /pyworker/update, 401 `bad_signature` at /session/create, 400"
     " `unknown_session` for a session that is guessed, 401 `bad_token` for one that is another's",
     does="asks for the engine's token, a signature, or the session's own auth_data",

@@ -188,6 +188,8 @@ def test_row_27_a_hanging_driver_hangs_nothing_of_ours(tmp_path: Path) -> None:
         def hang() -> None:
             nvml.set(hang=1)
             until_unready(worker, f"NVML did not answer in {2 * EVERY_S:g} s")
+            unusable = 'lighterman_gpu_usable{gpu="0",name="Fake H100"} 0.0'
+            wait_until(lambda: unusable in page(worker, "/metrics")[1], what="the metrics, too")
 
         assert during_a_stream(worker, hang) == "ok"
         nvml.set(hang=0)

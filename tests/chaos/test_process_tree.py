@@ -83,7 +83,7 @@ def test_row_10_what_the_model_server_leaves_behind(tmp_path: Path) -> None:
     seen="`not started: its port 18000 is held by python3 (pid 4711)` in `status` and in the "
     "report to the engine",
     does="does not start it; looks again with growing pauses, and starts it once the port is free. "
-    "Each look counts as a restart: when `restart.budget` is spent (after about two minutes), it "
+    "Each look counts as a restart: when `restart.budget` is spent (after a minute and a half), it "
     "is given up, as in row 6",
 )
 def test_row_10_a_foreign_holder_of_the_port_is_named(tmp_path: Path) -> None:

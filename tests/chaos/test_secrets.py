@@ -298,7 +298,12 @@ def test_row_33_no_secret_comes_out(tmp_path: Path) -> None:
             for name, old in olds.items():
                 worker.wait_replaced(name, old)
                 look(worker, out)
-            for words in (("status",), ("status", "--json"), ("logs", "model")):
+            for words in (
+                ("status",),
+                ("status", "--json"),
+                ("logs", "model"),
+                ("logs", "supervisor"),
+            ):
                 said = say(tmp_path, *words, "--state-dir", str(worker.state_dir))
                 out.add(" ".join(words), said)
             _bad_settings(worker, known, environ, out)

@@ -54,6 +54,10 @@ def test_the_first_minute(tmp_path: Path) -> None:
         assert shown.returncode == 0 and "backend_adapter" in shown.stdout
         lines = worker.say("logs", "model", "-n", "1")
         assert lines.returncode == 0 and lines.stdout.count("\n") == 1
+        own = worker.say("logs", "supervisor").stdout
+        assert "● ready in" in own
+        log = Path(worker.state_dir, "logs", "supervisor.log").read_text()
+        assert "● ready in" in log
 
         before = worker.member("ingress-0")["pid"]
         assert worker.say("restart", "ingress-0").returncode == 0

@@ -26,7 +26,7 @@ from supervisor.plan import free_port
 from tests.kit.certificates import make_pair
 from tests.kit.load import Load
 from tests.kit.wait import wait_until
-from tests.kit.worker import Worker, end, running
+from tests.kit.worker import Worker, end, post_json, running
 
 #: A program of the kind that people run: a few lines on uvicorn, JSON and a stream.
 APP = """
@@ -255,3 +255,34 @@ def test_bodies_are_let_go_when_their_requests_end(tmp_path: Path) -> None:
         for _ in range(70):
             assert post(worker, "/generate", large)[0] == 200
         assert rss(pid) - before < 25 * 2**20  # of 63 MB that passed
+
+
+def test_what_runs_takes_no_place_of_what_waits(tmp_path: Path) -> None:
+    """Four run, and one may wait."""
+    port, settings = free_port("127.0.0.1"), ("queue.max_jobs=1", "model.max_connections=4")
+    command = json.dumps([sys.executable, "-m", "tests.kit.hoarding_model", str(port)])
+    model = f'[model]\ncommand = {command}\nurl = "http://127.0.0.1:{port}"\n'
+    route = '[[route]]\npath = "/generate"\nmax_queue_time_s = inf\n'
+    with running(tmp_path, toml=model, routes=route, settings=settings) as worker:
+
+        async def flood() -> Counter[str]:
+            async with Load(worker.url, worker.auth()) as load:
+                for many, gauge in (
+                    (1, "running"),
+                    (2, "running"),
+                    (3, "running"),
+                    (4, "running"),
+                    (1, "waiting"),
+                ):
+                    load.start("/generate", {"inputs": "x"})
+                    await asyncio.to_thread(
+                        wait_until,
+                        lambda: worker.status()["queue"].get(gauge) == many,  # noqa: B023
+                        what=f"{many} {gauge}",
+                    )
+                refused = await load.start("/generate", {"inputs": "x"})
+                assert (refused.kind, refused.status) == ("overloaded", 503)
+                await asyncio.to_thread(post_json, f"http://127.0.0.1:{port}/release", {})
+                return await load.outcomes()
+
+        assert asyncio.run(flood()) == {"ok": 5, "overloaded": 1}

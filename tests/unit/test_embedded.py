@@ -113,6 +113,13 @@ def test_worker_py_is_found_where_there_is_no_worker_toml(tmp_path: Path) -> Non
     assert Source().plan().configured
 
 
+def test_functions_without_a_route_are_a_fault_and_no_demo(tmp_path: Path) -> None:
+    (tmp_path / "worker.toml").write_text('[hooks]\nfile = "worker.py"\n')
+    (tmp_path / "worker.py").write_text("raise SystemExit")
+    with pytest.raises(SettingsError, match=r"python -m supervisor worker\.py"):
+        Source().plan()
+
+
 def test_worker_py_that_is_not_there_is_a_fault() -> None:
     with pytest.raises(SettingsError, match="there is no such file"):
         Source("worker.py").plan()

@@ -114,6 +114,7 @@ def test_an_xid_that_breaks_a_device_lasts_until_the_driver_says_otherwise() -> 
     words = "GPU 0 (H100): Xid 95: uncontained ECC error"
     assert judge.fault == words
     assert judge.seen([device(recovery=0, ecc=1)], 2.0 + SETTLE_S / 2) == []
+    assert judge.hinders(0) and not judge.hinders(1)
     judge.seen([device()], 100.0)
     assert judge.fault == words, "it does not say, so nothing has changed"
     judge.seen([device(recovery=1)], 110.0)
@@ -121,7 +122,7 @@ def test_an_xid_that_breaks_a_device_lasts_until_the_driver_says_otherwise() -> 
     assert judge.seen([device(recovery=0)], 120.0) == [
         Hit("GPU 0 (H100): it is back, and what ran on it is dead")
     ]
-    assert judge.fault == ""
+    assert judge.fault == "" and not judge.hinders(0)
 
 
 def test_other_xids_and_unknown_devices_are_notes() -> None:

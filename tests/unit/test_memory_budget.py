@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backend_adapter import file_body, known_heads, model_client, run
+from backend_adapter import file_body, known_heads, model_client, run, sessions
 from ingress import known_requests, shared
 from supervisor import memory_budget
 from supervisor.memory_budget import MIB, items, total_bytes
@@ -13,6 +13,7 @@ def test_the_sizes_are_those_of_the_rooms() -> None:
     assert memory_budget.UNSENT_BYTES == shared.WRITE_HIGH_BYTES
     assert memory_budget.PIECE_BYTES == file_body.PIECE_BYTES
     assert memory_budget.LEAVING == run.MAX_LEAVING
+    assert memory_budget.SESSIONS_BYTES == sessions.MAX_BYTES
 
 
 def test_the_heads_that_are_known_fit_their_share() -> None:
@@ -26,7 +27,7 @@ def test_the_heads_that_are_known_fit_their_share() -> None:
 
 
 def test_with_the_default_settings_it_fits_beside_a_model() -> None:
-    assert total_bytes(Settings()) <= 1536 * MIB
+    assert total_bytes(Settings()) <= 1664 * MIB
     assert {item.process for item in items(Settings())} == {
         "supervisor", "ingress", "backend_adapter", "reporter",
     }  # fmt: skip

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.control_client import ControlError, running
 from supervisor.run_lock import AlreadyRunning, RunLock, RunLockError, read_running
 
 ROOT = str(Path(__file__).parents[2])
@@ -249,3 +250,11 @@ def test_a_place_that_another_run_has_taken_is_said_once(
     first.keep()
     assert "cannot be made again" in caplog.messages[-1]
     first.release()
+
+
+def test_a_lock_that_may_not_be_looked_at_is_told_to_who_asks(tmp_path: Path) -> None:
+    (tmp_path / "run.lock").symlink_to("run.lock")  # not even root can open it
+    with pytest.raises(RunLockError, match="cannot look at"):
+        read_running(str(tmp_path))
+    with pytest.raises(ControlError, match="--state-dir"):
+        running(str(tmp_path))

@@ -617,6 +617,21 @@ def test_secrets_are_known_by_their_names(tmp_path: Path) -> None:
     assert set(secrets_of(load(path, {}), environ)) == {
         "hf_abcdefgh", "sk-12345678", "tk-12345678", "sk-abcdefgh",
     }  # fmt: skip
+    within = """["sh", "-c", "HF_TOKEN='hf_12345678' serve --api-key sk-12345678; echo =done"]"""
+    text = f'[model]\nurl = "http://127.0.0.1:9"\ncommand = {within}\n[[route]]\npath = "/a"\n'
+    assert set(secrets_of(load(toml(tmp_path, text), {}), {})) >= {"hf_12345678", "sk-12345678"}
+
+
+@pytest.mark.parametrize(
+    "command", ["vllm serve X --api-key s3kret-value", "API_KEY=s3kret-value vllm", "K=s3kret-v"]
+)
+def test_a_command_line_in_one_item_is_not_shown(command: str) -> None:
+    """It is no program's name, and may hold what nobody may read."""
+    fault = faults(None, {"LIGHTERMAN_MODEL_COMMAND": command}, files=True)[
+        "$LIGHTERMAN_MODEL_COMMAND"
+    ]
+    assert "there is no program" in fault.message and "item of its own" in fault.hint
+    assert "s3kret" not in str(fault)
 
 
 def test_what_the_environment_says_of_signatures_beats_the_file(tmp_path: Path) -> None:
