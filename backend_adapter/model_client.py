@@ -76,7 +76,7 @@ class ModelClient:
     """Sends requests to one model server. Lives on one event loop; not for other threads.
 
     ``base_url``: ``http://host[:port][/prefix]``. Timeouts are in seconds; 0: none (not for
-    connecting). ``max_idle`` connections are kept open for the next requests.
+    connecting). A connection is kept for the next request while fewer than ``max_kept`` are open.
     """
 
     def __init__(
@@ -87,14 +87,14 @@ class ModelClient:
         connect_timeout_s: float,
         first_byte_timeout_s: float = 0.0,
         idle_timeout_s: float = 0.0,
-        max_idle: int = 256,
+        max_kept: int = 256,
     ) -> None:
         self._endpoint = parse_url(base_url)
         self._loop = loop
         self._connect_timeout_s = connect_timeout_s
         self._first_byte_timeout_s = first_byte_timeout_s
         self._idle_timeout_s = idle_timeout_s
-        self._max_idle = max_idle
+        self._max_kept = max_kept
         self._idle: list[Connection] = []
         self._active: set[Connection] = set()
         self._connecting: dict[Request, asyncio.Task[None]] = {}
@@ -158,6 +158,8 @@ class ModelClient:
                 self._active.add(connection)
                 connection.start(request)
                 return
+        if self._idle and len(self._idle) + self.in_flight >= self._max_kept:
+            self._idle.pop(0).abandon()  # the oldest makes room
         self._open(request, self._endpoint, counted=True)
 
     def cancel(self, request: Request) -> None:
@@ -270,7 +272,7 @@ class ModelClient:
         self._active.discard(connection)
         if not reusable:
             return
-        if connection.counted and len(self._idle) < self._max_idle:
+        if connection.counted and len(self._idle) + len(self._active) < self._max_kept:
             self._idle.append(connection)
         else:
             connection.abort()

@@ -49,13 +49,13 @@ class Adapter:
         self._runtime = runtime
         settings = runtime.settings
         model = settings.model
+        # a connection, for a large body a second hold on it, and the file that it lies in
+        each = 3 if settings.limits.spool_bytes > 0 else 2
+        self._max_running = file_limit.connections(model.max_connections, each)
         self._queue = Queue(
             max_jobs=settings.queue.max_jobs,
             max_bytes=settings.queue.max_bytes,
-            # a connection, for a large body a second hold on it, and the file that it lies in
-            max_running=file_limit.connections(
-                model.max_connections, 3 if settings.limits.spool_bytes > 0 else 2
-            ),
+            max_running=self._max_running,
             max_attempts=settings.queue.max_attempts,
         )
         self._client = self._client_of(model.url)
@@ -91,6 +91,7 @@ class Adapter:
             connect_timeout_s=model.connect_timeout_s,
             first_byte_timeout_s=model.first_byte_timeout_s,
             idle_timeout_s=model.idle_timeout_s,
+            max_kept=self._max_running,
         )
 
     # ------------------------------------------------------------------ the runtime's side

@@ -3,8 +3,9 @@
     python -m tests.bench [--only unary,streams,…] [--rounds N] [--seconds S] [--json FILE]
                           [--plot DIRECTORY]
 
-Needs `nginx` and `wrk` (the distribution's packages); the public PyWorker takes part where `vastai`
-is installed. Everything takes turns, and medians are compared; the ratios are what counts.
+Needs `nginx` and `wrk` (the distribution's packages: `apt install nginx-light wrk`); the public
+PyWorker is installed from PyPI into an environment of its own, in the directory for temporary
+files. Everything takes turns, and medians are compared; the ratios are what counts.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import importlib.util
 import json
 import os
 import platform
+import re
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from tests.bench import bodies, footprint, growth, plot, restarts, scale, streams, unary
+from tests.bench import bodies, footprint, growth, plot, restarts, scale, stand, streams, unary
 from tests.bench.table import Row, show
 
 SECTIONS: dict[str, Callable[[int, float], Iterator[Row]]] = {
@@ -57,15 +61,34 @@ def main() -> None:
     finally:  # whatever breaks: what was measured before is not lost
         show(rows)
         if args.json:
-            machine = {
-                "cores": os.cpu_count(),
-                "python": platform.python_version(),
-                "load_average_before": before,
-            }
+            machine = _machine() | {"load_average_before": before}
             document = {"machine": machine, "rows": [row.as_json() for row in rows]}
             args.json.write_text(json.dumps(document, indent=1))
     if args.plot:
         plot.draw(rows, args.plot)
+
+
+def _machine() -> dict[str, Any]:
+    """What the figures were taken on, and of."""
+
+    def first_line(*command: str) -> str:
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except OSError:
+            return ""
+        return next(iter((done.stdout + done.stderr).splitlines()), "")
+
+    models = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    return {
+        "cores": os.cpu_count(),
+        "cpu": next(iter(models), platform.machine()),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "nginx": first_line("nginx", "-v"),
+        "wrk": first_line("wrk", "-v"),
+        "pyworker": stand.PEER,
+        "commit": first_line("git", "rev-parse", "HEAD"),
+    }
 
 
 if __name__ == "__main__":

@@ -19,7 +19,10 @@ PER_ROUND = 8
 
 def measure(rounds: int, seconds: float) -> Iterator[Row]:
     """In turn; medians of all requests."""
-    with tempfile.TemporaryDirectory() as name, stand.static(Path(name), SIZES) as bench:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        stand.static(Path(name), SIZES, others="tuned") as bench,
+    ):
         kept = {
             each: http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
             for each, url in bench.urls.items()
@@ -34,8 +37,8 @@ def measure(rounds: int, seconds: float) -> Iterator[Row]:
             ):
                 took: dict[str, list[float]] = {each: [] for each in kept}
                 for turn in range(rounds * PER_ROUND + 1):
-                    for each, connection in kept.items():
-                        ms = _ask(connection, route, bodies[each])
+                    for each in stand.turns(kept, turn):
+                        ms = _ask(kept[each], route, bodies[each])
                         if turn:  # the first is to get warm
                             took[each].append(ms)
                 figures = {each: statistics.median(some) for each, some in took.items()}

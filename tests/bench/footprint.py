@@ -32,7 +32,7 @@ def pss_kb(pid: int) -> float:
 
 
 def measure(rounds: int, seconds: float) -> Iterator[Row]:
-    """All of it."""
+    """All of it. Memory is one figure: it hardly differs from round to round."""
     file_limit.raise_limit()
     yield from _start(rounds)
     yield from _memory()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import statistics
 import tempfile
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
@@ -26,8 +27,10 @@ AT_ONCE = 200
 def measure(rounds: int, seconds: float) -> Iterator[Row]:
     """Both."""
     file_limit.raise_limit()
-    yield from _rows("waiting", {many: _beside_waiting(many, seconds) for many in WAITING})
-    yield from _rows("open streams", {many: _beside_streams(many, seconds) for many in OPEN})
+    waiting = {many: _beside_waiting(many, rounds, seconds) for many in WAITING}
+    yield from _rows("waiting", waiting)
+    streams = {many: _beside_streams(many, rounds, seconds) for many in OPEN}
+    yield from _rows("open streams", streams)
 
 
 def _rows(what: str, costs: dict[int, float]) -> Iterator[Row]:
@@ -39,7 +42,7 @@ def _rows(what: str, costs: dict[int, float]) -> Iterator[Row]:
             yield Row(f"… beside {least} {what}", "×", figure, [Goal(1.2, False)])
 
 
-def _beside_waiting(many: int, seconds: float) -> float:
+def _beside_waiting(many: int, rounds: int, seconds: float) -> float:
     # without files for bodies a client costs one descriptor, not two
     settings = (f"limits.connections={2 * WAITING[-1]}", "limits.spool_bytes=0")
     with tempfile.TemporaryDirectory() as name, stand.streaming(Path(name), 0.0, settings) as bench:
@@ -47,17 +50,19 @@ def _beside_waiting(many: int, seconds: float) -> float:
         # the others wait for it, because their lane takes one at a time.
         large = bench.body("worker", {"prompt": "x", "max_tokens": 60_000, "stream": True})
         request = _request("/held", large)
-        return uvloop.run(_cost(bench, Path(name), _hold(bench, request, many + 1), many, seconds))
+        holding = _hold(bench, request, many + 1)
+        return uvloop.run(_cost(bench, Path(name), holding, many, rounds, seconds))
 
 
-def _beside_streams(many: int, seconds: float) -> float:
+def _beside_streams(many: int, rounds: int, seconds: float) -> float:
     settings = (
         f"limits.connections={2 * OPEN[-1]}", "limits.spool_bytes=0",
         f"model.max_connections={2 * OPEN[-1]}",
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as name, stand.static(Path(name), (), settings) as bench:
         request = _request(stand.ENDLESS, bench.body("worker", stand.PAYLOAD))
-        return uvloop.run(_cost(bench, Path(name), _hold(bench, request, many), many, seconds))
+        holding = _hold(bench, request, many)
+        return uvloop.run(_cost(bench, Path(name), holding, many, rounds, seconds))
 
 
 def _request(path: str, body: bytes) -> bytes:
@@ -97,9 +102,10 @@ async def _cost(
     directory: Path,
     holding: Coroutine[None, None, list[asyncio.StreamWriter]],
     many: int,
+    rounds: int,
     seconds: float,
 ) -> float:
-    """CPU microseconds of ingress and adapter for one request of a free lane."""
+    """CPU microseconds of ingress and adapter for one request of a free lane: the median."""
     script = scripts(directory, bench)["worker"]
     writers = await holding
 
@@ -116,8 +122,12 @@ async def _cost(
         used = sum(after[name] - before[name] for name in ("ingress", "backend_adapter"))
         return used * 1e6 / found["requests"]
 
+    def costs() -> list[float]:
+        wrk(bench.urls["worker"] + stand.ROUTE, script, 4, 1)  # to get warm
+        return [cost() for _ in range(rounds)]
+
     try:
-        return await asyncio.to_thread(cost)
+        return statistics.median(await asyncio.to_thread(costs))
     finally:
         for writer in writers:
             writer.close()

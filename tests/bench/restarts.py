@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import statistics
 import tempfile
 import time
@@ -126,6 +127,21 @@ def measure(rounds: int, seconds: float) -> Iterator[Row]:
         yield Row(f"kill → respawn, {name}", "s", {"worker": found["respawn"]["median"]}, goals)
         what = "beyond_load" if "beyond_load" in found else "served"
         yield Row(f"kill → next answer, {name}", "s", {"worker": found[what]["median"]})
+    yield from _frozen(rounds)
+
+
+def _frozen(rounds: int) -> Iterator[Row]:
+    """From SIGSTOP to the end of the process that stands still."""
+    with tempfile.TemporaryDirectory() as directory, running(Path(directory)) as worker:
+        for name in VICTIMS[1:]:
+            took = []
+            for _ in range(rounds):
+                began, pid = time.monotonic(), worker.kill(name, signal.SIGSTOP)
+                wait_until(lambda: pid not in children(worker.process.pid))  # noqa: B023
+                took.append(time.monotonic() - began)
+                worker.wait_replaced(name, pid)
+            what = f"frozen → killed, {name}"
+            yield Row(what, "s", {"worker": statistics.median(took)}, [Goal(4.0, False)])
 
 
 def _spread(values: list[float]) -> dict[str, float]:

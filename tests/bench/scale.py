@@ -21,8 +21,8 @@ CONNECTIONS = 128
 def measure(rounds: int, seconds: float) -> Iterator[Row]:
     """In turn, ``rounds`` times; medians."""
     runs: dict[int, list[dict[str, float]]] = {processes: [] for processes in PROCESSES}
-    for _ in range(rounds):
-        for processes in PROCESSES:
+    for round_ in range(rounds):
+        for processes in map(int, stand.turns(map(str, PROCESSES), round_)):
             runs[processes].append(_one(processes, seconds))
     for processes, some in runs.items():
         found = {what: statistics.median(one[what] for one in some) for what in some[0]}

@@ -1,21 +1,22 @@
 """What is measured side by side, started and stopped together: nginx as a model server that answers
 at once, the demo model, which streams; nginx as a proxy, the worker, and the public PyWorker in
-front of either.
+front of either. PyWorker comes from PyPI, into an environment of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import shutil
 import subprocess
+import sys
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
@@ -26,6 +27,8 @@ from tests.kit.wait import wait_until
 from tests.kit.worker import Worker, get_json, running
 
 ROUTE = "/v1/completions"
+#: answers of a thousand lengths
+VARIED = "/varied"
 #: begins an event stream that says nothing more
 ENDLESS = "/endless"
 PAYLOAD = {"prompt": "hello world, how are you", "max_tokens": 64}
@@ -43,6 +46,9 @@ http {
 }
 """
 _MODEL = """
+  split_clients "a$request_id" $units { %(units)s }
+  split_clients "b$request_id" $tens { %(tens)s }
+  split_clients "c$request_id" $hundreds { %(hundreds)s }
   server {
     listen 127.0.0.1:%(port)d backlog=8192; root %(dir)s;
     location /health { return 200 ok; }
@@ -51,14 +57,20 @@ _MODEL = """
       proxy_pass http://127.0.0.1:%(streams)d; proxy_http_version 1.1; proxy_buffering off;
       proxy_read_timeout 1h;
     }
+    location %(varied)s { return 200 '{"more":"$hundreds$tens$units","answer":%(answer)s}'; }
     location / { return 200 '%(answer)s'; }
   }
 """
+#: Ten texts, one more letter each, or ten, or a hundred; as nginx draws one of them.
+_LENGTHS = {
+    name: " ".join(f"10% '{'x' * (step * n)}';" for n in range(9)) + f" * '{'x' * (step * 9)}';"
+    for name, step in (("units", 1), ("tens", 10), ("hundreds", 100))
+}
 _PROXY = """
   upstream model { server 127.0.0.1:%(model)d; keepalive 1024; }
   server {
     listen 127.0.0.1:%(port)d backlog=8192;
-    location / { proxy_pass http://model; proxy_http_version 1.1; proxy_buffering off;
+    location / { proxy_pass http://model; proxy_http_version 1.1; proxy_buffering %(buffering)s;
       proxy_set_header Connection ""; }
   }
   server {
@@ -67,6 +79,8 @@ _PROXY = """
   }
 """
 _PEER = """
+import logging
+
 from vastai import Worker, WorkerConfig, HandlerConfig, BenchmarkConfig, LogActionConfig
 
 def handler(route, **more):
@@ -74,22 +88,42 @@ def handler(route, **more):
         route, allow_parallel_requests=True, max_queue_time=None,
         workload_calculator=lambda payload: payload.get("max_tokens", 10), **more)
 
-Worker(WorkerConfig(
+worker = Worker(WorkerConfig(
     model_server_url="http://127.0.0.1", model_server_port=%(model)d, model_log_file="%(log)s",
     model_healthcheck_url="/health",
     handlers=[
         handler("/v1/completions",
                 benchmark_config=BenchmarkConfig(dataset=[{"max_tokens": 2}], runs=1)),
+        handler("/varied"),
         *(handler(f"/files/{size}") for size in (1_000, 1_000_000, 10_000_000)),
     ],
     log_action_config=LogActionConfig(on_load=["READY"]),
-)).run()
+))
+
+
+class Ready(logging.Handler):
+    def emit(self, record):
+        text = record.getMessage()
+        if "Model marked as loaded" in text or "model is ready" in text:
+            logging.getLogger().setLevel(%(level)s)
+
+
+logging.getLogger().addHandler(Ready())
+worker.run()
 """
 _ROUTES = "".join(
     f'[[route]]\npath = "{path}"\nworkload = {{ field = "max_tokens", default = 10 }}\n'
     "max_queue_time_s = inf\n"
-    for path in (ROUTE, ENDLESS, *(f"/files/{size}" for size in (1_000, 1_000_000, 10_000_000)))
+    for path in (
+        ROUTE,
+        VARIED,
+        ENDLESS,
+        *(f"/files/{size}" for size in (1_000, 1_000_000, 10_000_000)),
+    )
 )
+PEER = "vastai==1.9.1"
+#: Who runs beside the worker.
+Others = Literal["none", "tuned", "as they come, too"]
 #: takes one request at a time, and lets the others wait
 _HELD = """
 [[route]]
@@ -105,10 +139,11 @@ class Stand:
     """Those that run."""
 
     worker: Worker
-    #: nginx where nobody has said anything but ``proxy_pass``: a connection for each request
-    plain_nginx: str
     #: where each is asked, and what it asks for besides the payload
     urls: dict[str, str] = field(default_factory=dict)
+    #: those as they come: nginx where nobody has said anything but ``proxy_pass``, which makes a
+    #: connection for each request, and PyWorker at its log level, which is DEBUG
+    plain: dict[str, str] = field(default_factory=dict)
     auths: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def body(self, name: str, payload: dict[str, Any]) -> bytes:
@@ -132,14 +167,37 @@ def cpu_s(stand: Stand) -> dict[str, float]:
     return found
 
 
-def have_peer() -> bool:
-    """The public PyWorker is installed."""
-    return importlib.util.find_spec("vastai") is not None
+def turns(names: Iterable[str], round_: int) -> list[str]:
+    """The order of this round: each begins once, so that none always follows the same one."""
+    order = list(names)
+    first = round_ % len(order)
+    return order[first:] + order[:first]
+
+
+def peer_python() -> str:
+    """The interpreter of PyWorker's environment, which is made where it is missing; "": it cannot
+    be had.
+    """
+    directory = Path(tempfile.gettempdir(), f"lighterman-bench-{PEER}")
+    python = directory / "bin" / "python"
+    if not (directory / "complete").exists():
+        print(f"installing {PEER} into {directory}", file=sys.stderr)
+        shutil.rmtree(directory, ignore_errors=True)
+        made = subprocess.run([sys.executable, "-m", "venv", str(directory)])
+        install = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", PEER]
+        if made.returncode or subprocess.run(install, stderr=subprocess.DEVNULL).returncode:
+            print(f"{PEER} cannot be installed: measured without PyWorker", file=sys.stderr)
+            return ""
+        (directory / "complete").touch()
+    return str(python)
 
 
 @contextmanager
 def static(
-    directory: Path, files: tuple[int, ...] = (), settings: tuple[str, ...] = ()
+    directory: Path,
+    files: tuple[int, ...] = (),
+    settings: tuple[str, ...] = (),
+    others: Others = "none",
 ) -> Iterator[Stand]:
     """In front of nginx, which answers at once."""
     directory.chmod(0o711)  # nginx writes its own spool as another user
@@ -150,26 +208,30 @@ def static(
     toml = f'[model]\nurl = "http://127.0.0.1:{port}"\nhealth = "/health"\n'
     with _endless() as streams:
         model = {
-            "port": port, "dir": directory, "answer": ANSWER, "endless": ENDLESS, "streams": streams
+            "port": port, "dir": directory, "answer": ANSWER, "endless": ENDLESS,
+            "streams": streams, "varied": VARIED, **_LENGTHS,
         }  # fmt: skip
         with (
             _nginx(directory / "model", _MODEL % model),
             running(directory, toml=toml, routes=_ROUTES + _HELD, settings=settings) as worker,
-            _beside(worker, port) as stand,
+            _beside(worker, port, others, "on") as stand,
         ):
             yield stand
 
 
 @contextmanager
 def streaming(
-    directory: Path, tokens_per_s: float = 0.0, settings: tuple[str, ...] = ()
+    directory: Path,
+    tokens_per_s: float = 0.0,
+    settings: tuple[str, ...] = (),
+    others: Others = "none",
 ) -> Iterator[Stand]:
     """In front of the demo model, which streams as fast as it can, or at this pace."""
     pace = ("--tokens-per-second", str(tokens_per_s)) if tokens_per_s else ()
     flags = ("--slots", "20000", *pace)
     with (
         running(directory, model_flags=flags, routes=_ROUTES + _HELD, settings=settings) as worker,
-        _beside(worker, worker.model_port) as stand,
+        _beside(worker, worker.model_port, others, "off") as stand,
     ):
         yield stand
 
@@ -181,28 +243,44 @@ def settle(stand: Stand) -> None:
 
 
 @contextmanager
-def _beside(worker: Worker, model: int) -> Iterator[Stand]:
+def _beside(worker: Worker, model: int, others: Others, buffering: str) -> Iterator[Stand]:
     """The others, in front of the same model server."""
     directory, proxy, plain = worker.directory, free_port("127.0.0.1"), free_port("127.0.0.1")
-    stand = Stand(worker, f"http://127.0.0.1:{plain}")
+    stand = Stand(worker, {"straight": f"http://127.0.0.1:{model}", "worker": worker.url})
+    stand.auths = dict.fromkeys(stand.urls, worker.auth())
     with ExitStack() as stack:
-        ports = {"port": proxy, "plain": plain, "model": model}
+        if others == "none":
+            yield stand
+            return
+        ports = {"port": proxy, "plain": plain, "model": model, "buffering": buffering}
         stack.enter_context(_nginx(directory / "proxy", _PROXY % ports))
-        stand.urls = {
-            "straight": f"http://127.0.0.1:{model}",
-            "nginx": f"http://127.0.0.1:{proxy}",
-            "worker": worker.url,
-        }
-        stand.auths = dict.fromkeys(stand.urls, worker.auth())
-        if have_peer():
-            log, script = directory / "model.log", directory / "peer.py"
-            log.write_text("READY\n")
-            script.write_text(_PEER % {"model": model, "log": log})
+        stand.urls["nginx"] = f"http://127.0.0.1:{proxy}"
+        if others == "as they come, too":
+            stand.plain["nginx"] = f"http://127.0.0.1:{plain}"
+        for name in ("nginx", *stand.plain.values()):
+            stand.auths[name] = stand.auths["worker"]
+        if python := peer_python():
             engine = stack.enter_context(RecordingEngine())
-            port = stack.enter_context(the_peer(directory / "peer", script, engine.url))
-            stand.urls["pyworker"] = f"http://127.0.0.1:{port}"
-            stand.auths["pyworker"] = engine.auth(stand.urls["pyworker"], 1)
+            levels = {"peer": "logging.WARNING", "plain": "logging.DEBUG"}
+            for name in ["peer", "plain"] if stand.plain else ["peer"]:
+                level = levels[name]
+                url = stack.enter_context(_peer(directory, name, python, engine, model, level))
+                known = stand.urls if name == "peer" else stand.plain
+                known["pyworker"] = url
+                stand.auths["pyworker" if name == "peer" else url] = engine.auth(url, 1)
         yield stand
+
+
+@contextmanager
+def _peer(
+    directory: Path, name: str, python: str, engine: RecordingEngine, model: int, level: str
+) -> Iterator[str]:
+    """The URL of a PyWorker; ``level``: of its log, once it is ready."""
+    log, script = directory / "model.log", directory / f"{name}.py"
+    log.write_text("READY\n")
+    script.write_text(_PEER % {"model": model, "log": log, "level": level})
+    with the_peer(directory / name, script, engine.url, python) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @contextmanager

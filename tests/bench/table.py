@@ -57,11 +57,18 @@ class Row:
         return {"what": self.what, "unit": self.unit, **figures, "goals": self.judged()}
 
 
+def beyond_straight(figures: dict[str, float]) -> dict[str, float]:
+    """What each adds to the model server's own figure."""
+    alone = figures["straight"]
+    return {name: value - alone for name, value in figures.items() if name != "straight"}
+
+
 def show(rows: Iterable[Row]) -> None:
     """Print them."""
     table = Table(box=None, pad_edge=False)
     table.add_column("what", min_width=30)
-    for name in (*COLUMNS, "unit", "beside the goal"):
+    ratios = [f"÷ {name}" for name in ("nginx", "pyworker")]
+    for name in (*COLUMNS, "unit", *ratios, "beside the goal"):
         table.add_column(name, justify="left" if name in ("unit", "beside the goal") else "right")
     for row in rows:
         marks = [
@@ -69,8 +76,11 @@ def show(rows: Iterable[Row]) -> None:
             for each in row.judged()
         ]
         figures = [f"{_short(row.figures[n]):,}" if n in row.figures else "" for n in COLUMNS]
-        table.add_row(row.what, *figures, row.unit, "\n".join(marks))
-    Console(width=150).print(table)
+        ours = row.figures.get("worker", 0.0)
+        besides = [row.figures.get(name, 0.0) for name in ("nginx", "pyworker")]
+        shares = [f"{_short(ours / other):g}" if ours and other else "" for other in besides]
+        table.add_row(row.what, *figures, row.unit, *shares, "\n".join(marks))
+    Console(width=170).print(table)
 
 
 def _short(value: float) -> float:

@@ -12,13 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.bench import stand
-from tests.bench.table import Goal, Row
+from tests.bench.table import Goal, Row, beyond_straight
 
 CONNECTIONS = (1, 32, 128, 512)
 #: What is full load, in connections.
 FULL = 128
-#: nginx as it comes, measured at full load only, and its row.
-PLAIN = "plain"
+#: Before the names of those that are measured as they come, at full load only.
+PLAIN = "plain "
+#: Bodies of so many lengths.
+LENGTHS = 1_000
 #: At half load each connection pauses, on average so many milliseconds, drawn anew each time …
 PAUSE_MS = 10
 #: … and there are as many as it takes, found in so many tries of a second.
@@ -57,9 +59,11 @@ def wrk(url: str, script: Path, connections: int, seconds: float) -> dict[str, f
 
 def scripts(directory: Path, bench: stand.Stand, more: str = "") -> dict[str, Path]:
     """What wrk is to send to each; ``more`` of its script."""
+    names = {name: name for name in bench.urls}
+    names |= {PLAIN + name: url for name, url in bench.plain.items()}
     found = {}
-    for name in bench.urls:
-        body = bench.body(name, stand.PAYLOAD).decode()
+    for name, auth in names.items():
+        body = bench.body(auth, stand.PAYLOAD).decode()
         found[name] = directory / f"{name}{len(more)}.lua"
         found[name].write_text(
             'wrk.method="POST"\nwrk.headers["Content-Type"]="application/json"\n'
@@ -68,35 +72,57 @@ def scripts(directory: Path, bench: stand.Stand, more: str = "") -> dict[str, Pa
     return found
 
 
+#: The same request with a prompt of another length each time.
+_VARIED = f"""
+local requests, at = {{}}, 0
+function init()
+  for n = 1, {LENGTHS} do
+    local body = wrk.body:gsub("hello world", string.rep("hello ", n % 100) .. "world")
+    requests[n] = wrk.format(nil, nil, nil, body)
+  end
+end
+function request()
+  at = at % {LENGTHS} + 1
+  return requests[at]
+end
+"""
+
+
 def measure(rounds: int, seconds: float) -> Iterator[Row]:
     """In turn, ``rounds`` times; medians."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        with stand.static(directory) as bench:
+        with stand.static(directory, others="as they come, too") as bench:
             sent = scripts(directory, bench)
-            sent[PLAIN], urls = sent["nginx"], bench.urls | {PLAIN: bench.plain_nginx}
+            urls = bench.urls | {PLAIN + each: url for each, url in bench.plain.items()}
             for each, url in urls.items():
                 wrk(url + stand.ROUTE, sent[each], 32, 1)
 
-            def runs(sent: dict[str, Path], connections: dict[str, int]) -> Runs:
+            def runs(
+                sent: dict[str, Path], connections: dict[str, int], route: str = stand.ROUTE
+            ) -> Runs:
                 found: Runs = {each: [] for each in connections}
-                for _ in range(rounds):
-                    for each, many in connections.items():
-                        url = urls[each] + stand.ROUTE
-                        found[each].append(wrk(url, sent[each], many, seconds))
+                for round_ in range(rounds):
+                    for each in stand.turns(connections, round_):
+                        many = connections[each]
+                        found[each].append(wrk(urls[each] + route, sent[each], many, seconds))
                 return found
 
             rates: dict[str, float] = {}
             for connections in CONNECTIONS:
                 whom = urls if connections == FULL else bench.urls
                 found = runs(sent, dict.fromkeys(whom, connections))
-                plain = found.pop(PLAIN, None)
+                plain = {each: found.pop(PLAIN + each) for each in bench.plain if whom is urls}
                 yield from _rows(connections, found)
-                if plain is not None:
+                if whom is urls:
                     rates = _medians(found, "rps")
-                    beside = _medians({"nginx": plain, "worker": found["worker"]}, "rps")
-                    title = f"unary, {FULL} connections; nginx as it comes"
+                    beside = _medians({**plain, "worker": found["worker"]}, "rps")
+                    title = f"unary, {FULL} connections; the others as they come"
                     yield Row(title, "requests/s", beside)
+            varied = scripts(directory, bench, _VARIED)
+            found = runs(varied, dict.fromkeys(bench.urls, FULL), stand.VARIED)
+            title = f"unary, {FULL} connections; bodies and answers of {LENGTHS:,} lengths"
+            yield Row(title, "requests/s", _medians(found, "rps"))
             # the same rate for all, half of what the worker can; the public one at half of its own
             pausing = scripts(
                 directory, bench, f"function delay() return math.random(0, {2 * PAUSE_MS}) end\n"
@@ -122,11 +148,7 @@ def _latency(when: str, runs: Runs) -> Iterator[Row]:
     for title in ("p50", "p99"):
         figures = _medians(runs, title)
         yield Row(f"latency {title}, {when}", "ms", figures)
-        added = {
-            name: max(value - figures["straight"], 1e-3)
-            for name, value in figures.items()
-            if name != "straight"
-        }
+        added = {name: max(value, 1e-3) for name, value in beyond_straight(figures).items()}
         goal = title == "p50" and when == "1 connection"
         goals = [Goal(1 / 6, False, beside="pyworker")] if goal else []
         yield Row(f"added latency {title}, {when}", "ms", added, goals)

@@ -18,8 +18,10 @@ PEER = 77  #: its CONTAINER_ID
 
 
 @contextmanager
-def the_peer(directory: Path, worker: Path, engine: str, **env: str) -> Iterator[int]:
-    """The public PyWorker with this file; yields its port once it is ready."""
+def the_peer(
+    directory: Path, worker: Path, engine: str, python: str = sys.executable, **env: str
+) -> Iterator[int]:
+    """The public PyWorker with this file, run by ``python``; yields its port once it is ready."""
     port = free_port("127.0.0.1")
     environ = environment(
         CONTAINER_ID=str(PEER), REPORT_ADDR=engine, MASTER_TOKEN=TOKEN,
@@ -30,7 +32,7 @@ def the_peer(directory: Path, worker: Path, engine: str, **env: str) -> Iterator
     log = directory / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, str(worker)], cwd=directory, env=environ, stdout=output,
+            [python, str(worker)], cwd=directory, env=environ, stdout=output,
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     try:

@@ -112,7 +112,7 @@ def test_next_request_from_inside_the_end_reuses_the_connection() -> None:
     exchange(serve_all, check)
 
 
-def test_parallel_requests_get_their_own_connections_and_max_idle_holds() -> None:
+def test_parallel_requests_get_their_own_connections_and_so_many_are_kept() -> None:
     async def check(client: ModelClient, server: RawServer) -> None:
         sinks = [Recorder() for _ in range(20)]
         for number, sink in enumerate(sinks):
@@ -123,7 +123,21 @@ def test_parallel_requests_get_their_own_connections_and_max_idle_holds() -> Non
         assert client.idle == 3
         await until(lambda: server.open == 3)
 
-    exchange(serve_all, check, max_idle=3)
+    exchange(serve_all, check, max_kept=3)
+
+
+def test_a_request_that_wants_a_new_connection_closes_one_that_is_kept() -> None:
+    async def check(client: ModelClient, server: RawServer) -> None:
+        for redeliver in (True, True, True, False):
+            sinks = [Recorder() for _ in range(3 if redeliver else 1)]
+            for sink in sinks:
+                client.send(request(sink, redeliver=redeliver))
+            assert client.in_flight + client.idle <= 3
+            await until(lambda sinks=sinks: all(sink.end for sink in sinks))
+        assert server.accepted == 4 and client.idle == 3
+        await until(lambda: server.open == 3)
+
+    exchange(serve_all, check, max_kept=3)
 
 
 @pytest.mark.parametrize("wrap", [bytes, memoryview])
