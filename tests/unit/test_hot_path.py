@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from collections import Counter
+from collections.abc import Callable
+from types import FrameType
 
 import pytest
 import uvloop
@@ -12,13 +16,13 @@ from tests.bench.hot_path import Rig, opcodes
 #: (least, most) bytecodes for a request in a batch of 32, by step; one interpreter's, as each
 #: version has other bytecodes. Whether the capacity is just being counted makes some 220.
 BANDS = {
-    "ingress takes": (700, 1060),
-    "ingress sends": (2, 8),
-    "adapter takes": (400, 740),
-    "adapter hears the model": (400, 900),
-    "adapter sends": (2, 8),
-    "ingress answers": (250, 430),
-    "ingress accounts": (2, 12),
+    "ingress takes": (950, 1060),
+    "ingress sends": (3, 6),
+    "adapter takes": (660, 740),
+    "adapter hears the model": (600, 930),
+    "adapter sends": (3, 6),
+    "ingress answers": (370, 425),
+    "ingress accounts": (3, 9),
 }
 
 
@@ -54,3 +58,54 @@ def test_what_waits_costs_a_request_nothing() -> None:
 
     few, many = uvloop.run(count(10)), uvloop.run(count(10_000))
     assert many <= few * 1.1  # one of them may have counted the capacity meanwhile
+
+
+#: What no small request may call: methods of the loop, methods of patterns, and modules.
+TASKS = {"create_task", "call_later", "call_at", "run_in_executor"}
+FORBIDDEN = {
+    "match",
+    "fullmatch",
+    "search",
+    "finditer",
+    "findall",
+    "sub",
+    "logging",
+    "asyncio.tasks",
+}
+
+
+def test_a_small_request_makes_no_task_timer_log_call_or_match(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: Counter[str] = Counter()
+
+    def watch(frame: FrameType, event: str, arg: object) -> None:
+        if event == "c_call":
+            seen[str(getattr(arg, "__name__", ""))] += 1
+        elif event == "call":
+            seen[str(frame.f_globals.get("__name__"))] += 1
+
+    def noted(name: str) -> Callable[..., None]:
+        return lambda *args, **more: seen.update([name])
+
+    async def count() -> None:
+        rig = Rig(32)
+        try:
+            for _ in range(3):
+                rig.once()
+            with monkeypatch.context() as patched:
+                for name in TASKS:
+                    patched.setattr(asyncio.BaseEventLoop, name, noted(name))
+                before = sys.getprofile()
+                sys.setprofile(watch)
+                try:
+                    rig.once()
+                finally:
+                    sys.setprofile(before)
+            rig.check()
+        finally:
+            rig.close()
+
+    asyncio.run(count())
+    assert seen["ingress.connection"] >= 32, "it was watched"
+    assert not seen.keys() & (FORBIDDEN | TASKS), seen
