@@ -72,9 +72,17 @@ class GpuJudge:
             if words
         )
 
-    def hinders(self, index: int) -> bool:
-        """The device of this index cannot be used."""
-        return any(gpu.broken or gpu.fault for gpu in self._gpus.values() if gpu.index == index)
+    def unwell(self, readings: Sequence[Reading]) -> list[tuple[int, str]]:
+        """Index and name of each device that cannot be used; one that is not among ``readings`` any
+        more has the index that it had, unless another has it now.
+        """
+        uuids = {reading.uuid for reading in readings}
+        indexes = {reading.index: self._key(reading, uuids) for reading in readings}
+        return [
+            (gpu.index, gpu.name)
+            for key, gpu in self._gpus.items()
+            if (gpu.broken or gpu.fault) and indexes.get(gpu.index, key) == key
+        ]
 
     def seen(self, readings: Sequence[Reading], now: float) -> list[Hit | Note]:
         """Every device was looked at."""

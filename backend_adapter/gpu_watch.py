@@ -85,14 +85,18 @@ class GpuWatch:
     @property
     def gpus(self) -> list[Gpu]:
         """The devices as they were read last, for metrics."""
-        silent, hinders = bool(self._life.silent), self._judge.hinders
-        return [
+        unwell = dict(self._judge.unwell(self._readings))
+        silent = bool(self._life.silent)
+        shown = [
             Gpu(
                 reading.index, reading.name, reading.used_bytes, reading.total_bytes,
-                reading.utilization, not (silent or hinders(reading.index)),
+                reading.utilization, not (silent or reading.index in unwell),
             )
             for reading in self._readings
         ]  # fmt: skip
+        there = {gpu.index for gpu in shown}
+        gone = [Gpu(i, name, 0, 0, -1.0, False) for i, name in unwell.items() if i not in there]
+        return (shown + gone)[:MAX_GPUS]
 
     @property
     def gauges(self) -> dict[str, str]:

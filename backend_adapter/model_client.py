@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import islice
 from urllib.parse import urlsplit
 
 import msgspec
@@ -26,6 +27,7 @@ from backend_adapter.model_request import Request, Sink
 from backend_adapter.response_headers import ResponseHead
 
 SWEEP_S = 0.25
+LONG_KEPT = 256  #: idle connections that are kept for longer than a moment
 CACHED_HEADS = 1024  #: request heads that are remembered …
 CACHED_BYTES = 256  #: … of those whose path and headers together are this short
 
@@ -95,7 +97,8 @@ class ModelClient:
         self._first_byte_timeout_s = first_byte_timeout_s
         self._idle_timeout_s = idle_timeout_s
         self._max_kept = max_kept
-        self._idle: list[Connection] = []
+        self._idle: dict[Connection, None] = {}  #: the one that was used last stands last
+        self._idle_before = 0  #: how many there were at the last look
         self._active: set[Connection] = set()
         self._connecting: dict[Request, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -116,7 +119,7 @@ class ModelClient:
             return False
         self._endpoint = endpoint
         self._heads.clear()
-        for connection in self._idle[:]:
+        for connection in list(self._idle):
             connection.abandon()
         self._idle.clear()
         for connection in self._active:
@@ -151,7 +154,7 @@ class ModelClient:
                 self._heads[key] = head
         request.head = b"%b%d%b" % (head[0], len(request.body), head[1])
         while request.redeliver and self._idle:
-            connection = self._idle.pop()
+            connection = self._idle.popitem()[0]
             if connection.usable:
                 self.reused += 1
                 connection.reused = True
@@ -159,7 +162,7 @@ class ModelClient:
                 connection.start(request)
                 return
         if self._idle and len(self._idle) + self.in_flight >= self._max_kept:
-            self._idle.pop(0).abandon()  # the oldest makes room
+            self._let_go(1)
         self._open(request, self._endpoint, counted=True)
 
     def cancel(self, request: Request) -> None:
@@ -240,7 +243,7 @@ class ModelClient:
 
     def close_all(self, reason: str) -> None:
         """The model server is gone: end every request, and keep no connection to it."""
-        for connection in self._idle[:]:
+        for connection in list(self._idle):
             connection.abandon()
         self._idle.clear()
         active = list(self._active)
@@ -273,14 +276,13 @@ class ModelClient:
         if not reusable:
             return
         if connection.counted and len(self._idle) + len(self._active) < self._max_kept:
-            self._idle.append(connection)
+            self._idle[connection] = None
         else:
             connection.abort()
 
     def closed(self, connection: Connection) -> None:
         self._active.discard(connection)
-        if connection in self._idle:
-            self._idle.remove(connection)
+        self._idle.pop(connection, None)
 
     def resend(self, request: Request) -> None:
         request.resent = True
@@ -318,8 +320,17 @@ class ModelClient:
             )
         return transport
 
+    def _let_go(self, many: int) -> None:
+        """Close the idle connections that have not been used for longest."""
+        for connection in list(islice(self._idle, many)):
+            del self._idle[connection]
+            connection.abandon()
+
     def _sweep(self) -> None:
         self._timer = self._loop.call_later(SWEEP_S, self._sweep)
+        # what a burst has left goes soon, before the server closes all of it in one moment
+        self._let_go(max(0, min(self._idle_before, len(self._idle)) - LONG_KEPT))
+        self._idle_before = len(self._idle)
         now = self._loop.time()
         for request, task in list(self._connecting.items()):
             late = now - request.sent_at > self._connect_timeout_s

@@ -39,6 +39,8 @@ SESSIONS = "sessions"
 #: Deadlines of jobs are looked at this often.
 EXPIRE_EVERY_S = 0.1
 GAUGES_EVERY_S = 1.0
+#: Connections that probes, and what is said of sessions' ends, may have besides the jobs'.
+OWN_CONNECTIONS = 40
 _log = logging.getLogger("backend_adapter")
 
 
@@ -49,8 +51,10 @@ class Adapter:
         self._runtime = runtime
         settings = runtime.settings
         model = settings.model
-        # a connection, for a large body a second hold on it, and the file that it lies in
+        # a connection, for a large body a second hold on it, and the file that it lies in; where
+        # there are two model servers, one that the other keeps meanwhile
         each = 3 if settings.limits.spool_bytes > 0 else 2
+        each += bool(settings.hooks.file)
         self._max_running = file_limit.connections(model.max_connections, each)
         self._queue = Queue(
             max_jobs=settings.queue.max_jobs,
@@ -91,7 +95,7 @@ class Adapter:
             connect_timeout_s=model.connect_timeout_s,
             first_byte_timeout_s=model.first_byte_timeout_s,
             idle_timeout_s=model.idle_timeout_s,
-            max_kept=self._max_running,
+            max_kept=self._max_running + OWN_CONNECTIONS,
         )
 
     # ------------------------------------------------------------------ the runtime's side

@@ -60,17 +60,21 @@ def _reply(body: Any, *, ok: bool = True) -> CommandReply:
     return CommandReply(ok, msgspec.json.encode(body).decode())
 
 
-def _member(supervisor: Supervisor, name: str) -> Member:
+def _member(supervisor: Supervisor, name: str, *more: str) -> Member:
     members = supervisor.members
     if name not in members:
         foreign = name == "model" and supervisor.plan.configured
         said = "something else starts and keeps the logs of" if foreign else "there is no"
-        raise LookupError(f"{said} {name!r}; there are: {', '.join(members)}")
+        raise LookupError(f"{said} {name!r}; there are: {', '.join((*members, *more))}")
     return members[name]
 
 
 def _logs(supervisor: Supervisor, name: str, cursor: str) -> dict[str, Any]:
     """Lines from ``cursor`` on, and where to go on reading."""
-    ring = supervisor.lines if name == "supervisor" else _member(supervisor, name).ring
+    ring = (
+        supervisor.log.ring
+        if name == "supervisor"
+        else _member(supervisor, name, "supervisor").ring
+    )
     lines, after = ring.since(int(cursor) if cursor.isdecimal() else 0)
     return {"lines": [supervisor.mask(line) for line in lines], "cursor": after}

@@ -14,11 +14,14 @@ class ExitCode(enum.IntEnum):
     doc: str
 
     CLEAN = 0, "stopped as asked"
-    NOT_READY = 1, "status: it runs but is not ready; other commands: refused, failed, unanswered"
+    NOT_READY = (
+        1,
+        "status: not ready, or cannot be asked; other commands: refused, failed, unanswered",
+    )
     NOT_RUNNING = 2, "status, ask, restart …: no worker runs with this state directory"
     USAGE = 64, "the command line is wrong, or init: the worker.py is"
     CHILD_FAILED = 69, "one of our own processes died more often than its restart budget allows"
-    BUG = 70, "an error of ours; supervisor.log of the state directory's logs holds the traceback"
+    BUG = 70, "an error of ours; its traceback is in the log of the process that ended so"
     ORPHANED = 71, "a child: the supervisor is gone, everything of the run was swept"
     MIXED_INSTALL = 72, "another distribution's `supervisor` is in place of ours; a library is gone"
     ALREADY_RUNNING = 75, "another worker holds the run lock; its pid is named"

@@ -213,6 +213,16 @@ class Kept:
         self.ring = Ring()
         self._file = RotatingFile(path)
 
+    @property
+    def dropped_bytes(self) -> int:
+        """What the disk refused."""
+        return self._file.dropped_bytes
+
+    @property
+    def error(self) -> str:
+        """Why; "" when the latest write went well."""
+        return self._file.error
+
     def write(self, text: str) -> int:
         """Take a record's lines. Never raises OSError."""
         self._file.write(text.encode("utf-8", "replace"))

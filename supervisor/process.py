@@ -23,7 +23,7 @@ from supervisor.commands import obey
 from supervisor.exit_codes import ExitCode
 from supervisor.handoff_file import HandoffFile
 from supervisor.log_lines import masker
-from supervisor.logs import Ring, Tail
+from supervisor.logs import Kept, Tail
 from supervisor.member import Member
 from supervisor.messages import (
     Beat,
@@ -63,7 +63,7 @@ class Supervisor:
         echo: takes our children's log lines; never blocks.
         on_change: told each change of each member, for the person who watches.
         reread: reads the settings again, with what a worker.py amounts to; raises SettingsError.
-        lines: the latest log lines of this process.
+        log: what becomes of this process's own lines.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class Supervisor:
         echo: Callable[[str], object],
         on_change: Callable[[Supervisor, Member], None],
         reread: Callable[[dict[str, Any] | None], Plan],
-        lines: Ring,
+        log: Kept,
     ) -> None:
-        self.lines = lines
+        self.log = log
         self.run_id = f"{os.getpid():x}-{wire.draw_epoch():016x}"
         self.members: dict[str, Member] = {}
         self.model_verdict: ModelVerdict | None = None  #: of the adapter that lives now

@@ -161,6 +161,8 @@ def read_running(state_dir: str) -> dict[str, Any] | None:
         raise RunLockError(f"cannot look at {_path(state_dir)}: {error.strerror}") from error
     try:
         return None if _try_lock(fd, fcntl.LOCK_SH) else _read(fd)
+    except OSError as error:
+        raise RunLockError(f"cannot look at {_path(state_dir)}: {error.strerror}") from error
     finally:
         os.close(fd)
 

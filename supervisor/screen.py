@@ -104,10 +104,13 @@ class Terminal:
 class Plain:
     """No terminal: the same words as log lines."""
 
+    def __init__(self, log: logging.Logger = _log) -> None:
+        self._log = log
+
     def say(self, text: str, tone: Tone = Tone.PLAIN) -> None:
         """One log line; an empty one is none."""
         if text.strip():
-            _log.log(logging.WARNING if tone is Tone.BAD else logging.INFO, "%s", text.strip())
+            self._log.log(logging.WARNING if tone is Tone.BAD else logging.INFO, "%s", text.strip())
 
     def show(self, parts: list[Part]) -> None:
         """The newest part; the others were said."""
@@ -115,3 +118,25 @@ class Plain:
 
     def finish(self) -> None:
         """Nothing is live."""
+
+
+class Both:
+    """A terminal, and the log that keeps what it has shown."""
+
+    def __init__(self, terminal: Terminal, log: Plain) -> None:
+        self._screens: tuple[Screen, ...] = (terminal, log)
+
+    def say(self, text: str, tone: Tone = Tone.PLAIN) -> None:
+        """On both."""
+        for screen in self._screens:
+            screen.say(text, tone)
+
+    def show(self, parts: list[Part]) -> None:
+        """On both."""
+        for screen in self._screens:
+            screen.show(parts)
+
+    def finish(self) -> None:
+        """On both."""
+        for screen in self._screens:
+            screen.finish()

@@ -24,12 +24,6 @@ MAX_DEPTH = 32
 _WEB = ("http", "https")
 #: The engine of an instance where REPORT_ADDR does not name one.
 PLATFORM_ENGINE = "https://run.vast.ai"
-#: Last words of the names of what is secret (HF_TOKEN, OPENAI_API_KEY, --api-key) …
-_SECRET_WORDS = frozenset(("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIALS"))
-#: … whose value has at least this many characters; shorter ones are words like "true".
-MIN_SECRET = 8
-#: What a shell's command line has around its words.
-_QUOTES = "\"';&|()"
 #: Letters of a client's name.
 _NAME = frozenset(string.ascii_letters + string.digits + "-_")
 #: How the URL of a model server on a socket file begins.
@@ -327,37 +321,6 @@ def _url_fault(text: str, schemes: tuple[str, ...], query: bool = False) -> str:
     if "@" in url.netloc:
         return "must not hold a user name"
     return "must end with the path" if url.fragment or (url.query and not query) else ""
-
-
-def secrets_of(settings: Settings, environ: Mapping[str, str]) -> list[str]:
-    """Texts that must never appear in a log, an error, a metric or a page.
-
-    The engine's token; and, because a model server prints what it was given, every value whose
-    name says that it is one: of a variable, or of a flag or a variable in ``model.command``, also
-    where several words of it are one item (``sh -c``).
-    """
-    found = [settings.engine.token]
-    for name, value in (*environ.items(), *settings.model.env.items()):
-        if _names_secret(name) and len(value) >= MIN_SECRET:
-            found.append(value)
-    words = settings.model.command
-    parts = [part.strip(_QUOTES) for word in words for part in word.split()]
-    found += [*_secret_words(words), *_secret_words(parts)]
-    return list(dict.fromkeys(text for text in found if text))
-
-
-def _secret_words(words: list[str]) -> Iterator[str]:
-    """Of a command: ``--api-key VALUE``, ``--api-key=VALUE``, ``API_KEY=VALUE``."""
-    for word, following in zip(words, [*words[1:], ""]):
-        name, separator, value = word.partition("=")
-        value = value.strip(_QUOTES) if separator else following
-        given = separator or name.startswith("-")
-        if given and _names_secret(name) and len(value) >= MIN_SECRET:
-            yield value
-
-
-def _names_secret(name: str) -> bool:
-    return name.upper().replace("-", "_").rpartition("_")[2] in _SECRET_WORDS
 
 
 def _public_url(settings: Settings, environ: Mapping[str, str]) -> str:

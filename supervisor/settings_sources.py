@@ -21,9 +21,10 @@ from typing import Any
 import msgspec
 
 from supervisor.log_lines import masker
+from supervisor.secret_texts import secrets_of
 from supervisor.settings import ModelSettings, Settings, TlsSettings
 from supervisor.settings_fields import PREFIX, Field, fields, fields_of, from_text, sections
-from supervisor.settings_rules import Fault, across, derive, near, nearest, secrets_of, unfit
+from supervisor.settings_rules import Fault, across, derive, near, nearest, unfit
 from supervisor.toml_lines import Lines
 
 __all__ = [

@@ -4,7 +4,8 @@ or the demo.
 What a worker.py amounts to is not known here: it is run in a process of its own, once, when the
 worker starts, which then plans again.
 
-Law: the embedded demo runs only where neither a model, nor a route, nor an engine is configured. An
+Law: the embedded demo runs only where neither a model, nor a route, nor a worker.py, nor an engine
+is configured. An
 instance that an engine counts on must never answer with the demo's words, so there the missing
 model is a fault like any other.
 """
@@ -141,6 +142,7 @@ class Source(msgspec.Struct, frozen=True):
         if _configures_model(self._load()):
             hint = "start the worker anew: until then the demo answers"
             raise SettingsError([Fault("model.url", "a model is configured now", hint)])
+        _refuse_to_play(self._load())
         settings = embedded_again(*self._quiet(), running.settings)
         plan = make(settings, embedded=True)
         return replace(plan, named_state_dir=running.named_state_dir)

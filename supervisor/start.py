@@ -31,7 +31,7 @@ from supervisor.plan import Plan
 from supervisor.ports import is_free
 from supervisor.process import Supervisor
 from supervisor.run_lock import AlreadyRunning, RunLock, RunLockError
-from supervisor.screen import Plain, Screen, Terminal
+from supervisor.screen import Both, Plain, Screen, Terminal
 from supervisor.settings_sources import Fault, SettingsError
 from supervisor.source import Source
 from supervisor.timeline import Timeline
@@ -139,25 +139,28 @@ def _wait_for(port: int, name: str, end: float) -> None:
 def _run(plan: Plan, lock: RunLock, port: ClientPort | None, source: Source, color: bool) -> int:
     worker = plan.settings.worker
     console = Console()
+    mask = log_lines.masker(settings_sources.secrets(plan.settings))
+    log_lines.configure("supervisor", worker.log_format, worker.log_level, mask)
+    handler = logging.getLogger().handlers[0]
+    assert isinstance(handler, logging.StreamHandler)
+    kept = Kept(os.path.join(worker.state_dir, "logs", "supervisor.log"))
+    into_file = logging.StreamHandler(kept)
+    into_file.setFormatter(handler.formatter)
+    logging.getLogger().addHandler(into_file)
     terminal = sys.stderr.isatty() and worker.log_format == "text"
     screen: Screen = Plain()
     stream: Console | Terminal = console
     if terminal:
         width = shutil.get_terminal_size().columns
-        screen = stream = Terminal(console.write, width, color)
+        stream = Terminal(console.write, width, color)
+        shown = logging.getLogger("supervisor.shown")  # once there, and not as a log line again
+        shown.propagate, shown.handlers = False, [into_file]
+        screen = Both(stream, Plain(shown))
     # On a terminal the timeline says it all; the files hold every line, our own, too.
     quiet = terminal and worker.log_level == "info"
-    mask = log_lines.masker(settings_sources.secrets(plan.settings))
-    log_lines.configure("supervisor", worker.log_format, worker.log_level, mask)
-    handler = logging.getLogger().handlers[0]
-    assert isinstance(handler, logging.StreamHandler)
     handler.setStream(stream)
     if quiet:
         handler.addFilter(_matters)
-    kept = Kept(os.path.join(worker.state_dir, "logs", "supervisor.log"))
-    into_file = logging.StreamHandler(kept)
-    into_file.setFormatter(handler.formatter)
-    logging.getLogger().addHandler(into_file)
 
     def echo(line: str) -> None:
         if not (quiet and line[_LEVEL] in _UNSEEN):
@@ -167,7 +170,7 @@ def _run(plan: Plan, lock: RunLock, port: ClientPort | None, source: Source, col
 
     async def main() -> int:
         reread = partial(source.plan_again, plan)
-        supervisor = Supervisor(plan, lock, port, echo, timeline, reread, kept.ring)
+        supervisor = Supervisor(plan, lock, port, echo, timeline, reread, kept)
         try:
             return await supervisor.run()
         finally:  # it has ended: no late signal may make the exit code another one

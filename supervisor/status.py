@@ -12,6 +12,7 @@ and everything is bounded: members by the plan, gauges by the heartbeat.
                                log_dropped_bytes, log_cut_bytes, log_error
     model                      ready, healthy, state, reason, generation, url
     queue, load                gauges of backend_adapter and reporter, {} until their first beat
+    own_log                    dropped_bytes and error of the supervisor's own log file
     malformed                  messages that were no words of ours and were dropped, by who got them
 
 It reads the supervisor and changes nothing.
@@ -56,6 +57,10 @@ def status_of(supervisor: Supervisor) -> dict[str, Any]:
         "model": _model(supervisor),
         "queue": _gauges(supervisor, "backend_adapter"),
         "load": _gauges(supervisor, "reporter"),
+        "own_log": {
+            "dropped_bytes": supervisor.log.dropped_bytes,
+            "error": supervisor.mask(supervisor.log.error),
+        },
         "malformed": _malformed(supervisor),
     }
 

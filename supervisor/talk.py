@@ -178,15 +178,16 @@ def _facts(told: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("last report", "none yet" if ago_s < 0 else f"{ago_s:g} s ago"))
         error = load.get("error") or load.get("last_post_error")
         facts.append(("last error", str(error or "none")))
-    for member in told["members"]:
-        lost = [
-            (member["log_dropped_bytes"], "dropped"),
-            (member["log_cut_bytes"], "cut off lines"),
-        ]
+    own = told["own_log"]
+    logs = [("supervisor", own["dropped_bytes"], 0, own["error"])]
+    for each in told["members"]:
+        counts = each["log_dropped_bytes"], each["log_cut_bytes"]
+        logs.append((each["name"], *counts, each["log_error"]))
+    for name, dropped, cut, error in logs:
+        lost = ((dropped, "dropped"), (cut, "cut off lines"))
         said = ", ".join(f"{count:,} bytes {what}" for count, what in lost if count)
         if said:
-            error = member["log_error"]
-            facts.append((f"log of {member['name']}", said + (f"; now: {error}" if error else "")))
+            facts.append((f"log of {name}", said + (f"; now: {error}" if error else "")))
     strange = [f"{name} {count}" for name, count in told["malformed"].items() if count]
     if strange:
         facts.append(("dropped", "messages that are none of ours: " + ", ".join(strange)))

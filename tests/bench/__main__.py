@@ -3,9 +3,8 @@
     python -m tests.bench [--only unary,streams,…] [--rounds N] [--seconds S] [--json FILE]
                           [--plot DIRECTORY]
 
-Needs `nginx` and `wrk` (the distribution's packages: `apt install nginx-light wrk`); the public
-PyWorker is installed from PyPI into an environment of its own, in the directory for temporary
-files. Everything takes turns, and medians are compared; the ratios are what counts.
+Needs `nginx` and `wrk` (the distribution's packages: `apt install nginx wrk`); the public
+PyWorker is installed from PyPI into an environment of its own, under ~/.cache. Everything takes turns, and medians are compared; the ratios are what counts.
 """
 
 from __future__ import annotations
@@ -76,7 +75,8 @@ def _machine() -> dict[str, Any]:
             done = subprocess.run(command, capture_output=True, text=True)
         except OSError:
             return ""
-        return next(iter((done.stdout + done.stderr).splitlines()), "")
+        said = (done.stdout + done.stderr).splitlines()
+        return said[0] if said and done.returncode in (0, 1) else ""  # wrk -v ends with 1
 
     models = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     return {
@@ -87,7 +87,7 @@ def _machine() -> dict[str, Any]:
         "nginx": first_line("nginx", "-v"),
         "wrk": first_line("wrk", "-v"),
         "pyworker": stand.PEER,
-        "commit": first_line("git", "rev-parse", "HEAD"),
+        "commit": first_line("git", "describe", "--always", "--dirty"),
     }
 
 

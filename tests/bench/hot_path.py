@@ -164,7 +164,7 @@ class Rig:
             model = ModelConnection(self.client, loop, None, True)  # type: ignore[arg-type]
             model.connection_made(Transport())  # type: ignore[arg-type]
             self.models.append(model)
-            self.client._idle.append(model)
+            self.client._idle[model] = None
         queue = Queue(max_jobs=20_000, max_bytes=2**28, max_running=10_000, max_attempts=2)
         queue.set_capacity(1e9)
         capacity = Capacity(1e9)

@@ -22,7 +22,7 @@ def draw(rows: Sequence[Row], directory: Path) -> list[Path]:
 
     directory.mkdir(parents=True, exist_ok=True)
     written = []
-    shown = [row for row in rows if len(row.figures) > 1]
+    shown = [row for row in rows if len(row.figures) > 1 and min(row.figures.values()) > 0]
     for unit in dict.fromkeys(row.unit for row in shown):
         some = [row for row in shown if row.unit == unit]
         figure, axes = pyplot.subplots(figsize=(9.5, 0.6 + 0.55 * len(some)), layout="constrained")

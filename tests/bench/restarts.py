@@ -38,6 +38,8 @@ IN_FLIGHT = 50
 LOAD_S = 1.0
 PAYLOAD: dict[str, Any] = {"inputs": "x", "parameters": {"max_new_tokens": 30}}
 SHORT: dict[str, Any] = {"inputs": "x", "parameters": {"max_new_tokens": 1}}
+#: As after a first death: later ones are followed by a growing delay.
+PATIENT = ("restart.budget=1000", "restart.first_delay_s=0")
 VICTIMS = ("model", "ingress-0", "backend_adapter", "reporter")
 
 
@@ -104,8 +106,7 @@ def measured(rounds: int) -> dict[str, Any]:
         running(
             Path(directory),
             model_flags=("--tokens-per-second", "30", "--load-seconds", str(LOAD_S)),
-            # as after a first death: later ones are followed by a growing delay
-            settings=("restart.budget=1000", "restart.first_delay_s=0"),
+            settings=PATIENT,
         ) as worker,
     ):
         auth = worker.auth()
@@ -132,11 +133,14 @@ def measure(rounds: int, seconds: float) -> Iterator[Row]:
 
 def _frozen(rounds: int) -> Iterator[Row]:
     """From SIGSTOP to the end of the process that stands still."""
-    with tempfile.TemporaryDirectory() as directory, running(Path(directory)) as worker:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        running(Path(directory), settings=PATIENT) as worker,
+    ):
         for name in VICTIMS[1:]:
             took = []
             for _ in range(rounds):
-                began, pid = time.monotonic(), worker.kill(name, signal.SIGSTOP)
+                pid, began = worker.kill(name, signal.SIGSTOP), time.monotonic()
                 wait_until(lambda: pid not in children(worker.process.pid))  # noqa: B023
                 took.append(time.monotonic() - began)
                 worker.wait_replaced(name, pid)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -101,14 +101,15 @@ worker = Worker(WorkerConfig(
 ))
 
 
-class Ready(logging.Handler):
+class UntilReady(logging.Handler):
     def emit(self, record):
-        text = record.getMessage()
-        if "Model marked as loaded" in text or "model is ready" in text:
-            logging.getLogger().setLevel(%(level)s)
+        if record.getMessage() == "First healthcheck succeeded - model is ready":
+            logging.getLogger().removeHandler(self)
+            logging.getLogger().setLevel(logging.WARNING)
 
 
-logging.getLogger().addHandler(Ready())
+if %(quiet)s:
+    logging.getLogger().addHandler(UntilReady())
 worker.run()
 """
 _ROUTES = "".join(
@@ -168,21 +169,24 @@ def cpu_s(stand: Stand) -> dict[str, float]:
 
 
 def turns(names: Iterable[str], round_: int) -> list[str]:
-    """The order of this round: each begins once, so that none always follows the same one."""
+    """The order of this round: drawn, so that none always follows the same one, and the same in
+    every run.
+    """
     order = list(names)
-    first = round_ % len(order)
-    return order[first:] + order[:first]
+    random.Random(round_).shuffle(order)
+    return order
 
 
 def peer_python() -> str:
     """The interpreter of PyWorker's environment, which is made where it is missing; "": it cannot
     be had.
     """
-    directory = Path(tempfile.gettempdir(), f"lighterman-bench-{PEER}")
+    directory = Path.home() / ".cache" / "lighterman" / PEER
     python = directory / "bin" / "python"
     if not (directory / "complete").exists():
         print(f"installing {PEER} into {directory}", file=sys.stderr)
         shutil.rmtree(directory, ignore_errors=True)
+        directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         made = subprocess.run([sys.executable, "-m", "venv", str(directory)])
         install = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", PEER]
         if made.returncode or subprocess.run(install, stderr=subprocess.DEVNULL).returncode:
@@ -261,10 +265,8 @@ def _beside(worker: Worker, model: int, others: Others, buffering: str) -> Itera
             stand.auths[name] = stand.auths["worker"]
         if python := peer_python():
             engine = stack.enter_context(RecordingEngine())
-            levels = {"peer": "logging.WARNING", "plain": "logging.DEBUG"}
             for name in ["peer", "plain"] if stand.plain else ["peer"]:
-                level = levels[name]
-                url = stack.enter_context(_peer(directory, name, python, engine, model, level))
+                url = stack.enter_context(_peer(directory, name, python, engine, model))
                 known = stand.urls if name == "peer" else stand.plain
                 known["pyworker"] = url
                 stand.auths["pyworker" if name == "peer" else url] = engine.auth(url, 1)
@@ -273,12 +275,12 @@ def _beside(worker: Worker, model: int, others: Others, buffering: str) -> Itera
 
 @contextmanager
 def _peer(
-    directory: Path, name: str, python: str, engine: RecordingEngine, model: int, level: str
+    directory: Path, name: str, python: str, engine: RecordingEngine, model: int
 ) -> Iterator[str]:
-    """The URL of a PyWorker; ``level``: of its log, once it is ready."""
+    """The URL of a PyWorker, ``peer`` or ``plain``."""
     log, script = directory / "model.log", directory / f"{name}.py"
     log.write_text("READY\n")
-    script.write_text(_PEER % {"model": model, "log": log, "level": level})
+    script.write_text(_PEER % {"model": model, "log": log, "quiet": name == "peer"})
     with the_peer(directory / name, script, engine.url, python) as port:
         yield f"http://127.0.0.1:{port}"
 

@@ -77,7 +77,8 @@ def show(rows: Iterable[Row]) -> None:
         ]
         figures = [f"{_short(row.figures[n]):,}" if n in row.figures else "" for n in COLUMNS]
         ours = row.figures.get("worker", 0.0)
-        besides = [row.figures.get(name, 0.0) for name in ("nginx", "pyworker")]
+        alone = "added" not in row.what  # two small differences have no ratio worth a word
+        besides = [row.figures.get(name, 0.0) if alone else 0.0 for name in ("nginx", "pyworker")]
         shares = [f"{_short(ours / other):g}" if ours and other else "" for other in besides]
         table.add_row(row.what, *figures, row.unit, *shares, "\n".join(marks))
     Console(width=170).print(table)

@@ -39,9 +39,8 @@ def the_peer(
 
         def ready() -> bool:
             assert process.poll() is None, log.read_text()
-            return (
-                "Model marked as loaded" in log.read_text() or "model is ready" in log.read_text()
-            )
+            said = log.read_text()
+            return "Model marked as loaded" in said or "succeeded - model is ready" in said
 
         wait_until(ready, 90, "the peer to be ready")
         yield port

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -86,8 +89,30 @@ def test_sigterm_ends_it_cleanly_and_leaves_no_file_behind(tmp_path: Path) -> No
         assert not runtime_dir.exists()
 
 
-def test_a_killed_member_comes_back(tmp_path: Path) -> None:
-    with RunningWorker(tmp_path) as worker:
+class OnTerminal(RunningWorker):
+    """One whose words go to a terminal."""
+
+    def __enter__(self) -> OnTerminal:
+        ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            command(*self._args), cwd=self.directory, env=self._env, stdin=subprocess.DEVNULL,
+            stdout=theirs, stderr=theirs, start_new_session=True,
+        )  # fmt: skip
+        os.close(theirs)
+        self._reader = threading.Thread(target=self._read, args=(ours,), daemon=True)
+        self._reader.start()
+        return self
+
+    def _read(self, terminal: int) -> None:
+        with open(self.directory / "output", "wb", buffering=0) as output, suppress(OSError):
+            while data := os.read(terminal, 65_536):  # an OSError: nobody writes to it any more
+                output.write(data)
+        os.close(terminal)
+
+
+@pytest.mark.parametrize("kind", [RunningWorker, OnTerminal])
+def test_a_killed_member_comes_back(tmp_path: Path, kind: type[RunningWorker]) -> None:
+    with kind(tmp_path) as worker:
         status = worker.until_ready()
         for name in ("model", "reporter"):
             pid = next(m["pid"] for m in status["members"] if m["name"] == name)
@@ -101,6 +126,10 @@ def test_a_killed_member_comes_back(tmp_path: Path) -> None:
         said = worker.say("logs", "model", "-n", "500").stdout
         before, found, after = said.partition("--- killed by signal 9 (SIGKILL)")
         assert found and before.strip() and "; start 2 ---\n" in after, said
+        said = worker.say("logs", "supervisor").stdout
+        assert said.count("✗ model: killed by signal 9 (SIGKILL)") == 1, said
+        assert said.count("● ready in") == 1 and "\x1b" not in said
+        assert "✗ model: killed by signal 9 (SIGKILL)" in worker.output
 
 
 def test_a_model_server_that_does_not_come_is_said_to_be_waited_for(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from supervisor import settings_sources
 from supervisor.embedded import embedded
+from supervisor.secret_texts import secrets_of
 from supervisor.settings import Settings
-from supervisor.settings_rules import secrets_of
 from supervisor.settings_sources import SettingsError
 from supervisor.source import Source
 

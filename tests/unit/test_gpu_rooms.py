@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from backend_adapter.gpu_gate import GpuGate
 from backend_adapter.gpu_judge import SAME_ERROR_S, SETTLE_S, GpuJudge
 from backend_adapter.gpu_reader_life import FIRST_S, KILL_AFTER_S, MAX_PAUSE_S, ReaderLife
@@ -62,6 +64,19 @@ def test_a_device_that_is_not_shown_any_more() -> None:
     ]
 
 
+def test_a_device_that_is_gone_is_unwell_and_not_the_one_that_has_its_index_now() -> None:
+    judge = GpuJudge()
+    first, second = device(), device(1)
+    judge.seen([first, second], 1.0)
+    judge.seen([first], 6.0)
+    assert judge.unwell([first]) == [(1, "H100")]
+    judge.seen([first, second], 11.0)
+    moved = msgspec.structs.replace(second, index=0)
+    judge.seen([moved], 16.0)
+    assert judge.fault == "GPU 0 (H100): it is not there any more"
+    assert judge.unwell([moved]) == []
+
+
 def test_a_lost_device_without_a_uuid_is_the_one_of_its_index() -> None:
     judge = GpuJudge()
     judge.seen([device(), device(1)], 1.0)
@@ -114,7 +129,7 @@ def test_an_xid_that_breaks_a_device_lasts_until_the_driver_says_otherwise() -> 
     words = "GPU 0 (H100): Xid 95: uncontained ECC error"
     assert judge.fault == words
     assert judge.seen([device(recovery=0, ecc=1)], 2.0 + SETTLE_S / 2) == []
-    assert judge.hinders(0) and not judge.hinders(1)
+    assert judge.unwell([device()]) == [(0, "H100")]
     judge.seen([device()], 100.0)
     assert judge.fault == words, "it does not say, so nothing has changed"
     judge.seen([device(recovery=1)], 110.0)
@@ -122,7 +137,7 @@ def test_an_xid_that_breaks_a_device_lasts_until_the_driver_says_otherwise() -> 
     assert judge.seen([device(recovery=0)], 120.0) == [
         Hit("GPU 0 (H100): it is back, and what ran on it is dead")
     ]
-    assert judge.fault == "" and not judge.hinders(0)
+    assert judge.fault == "" and not judge.unwell([device()])
 
 
 def test_other_xids_and_unknown_devices_are_notes() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from backend_adapter import model_client
 from backend_adapter.model_client import ModelClient
 from tests.kit.model_clients import (
     DEADLINE_S,
@@ -124,6 +125,24 @@ def test_parallel_requests_get_their_own_connections_and_so_many_are_kept() -> N
         await until(lambda: server.open == 3)
 
     exchange(serve_all, check, max_kept=3)
+
+
+def test_what_a_burst_has_left_goes_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_client, "LONG_KEPT", 2)
+
+    async def check(client: ModelClient, server: RawServer) -> None:
+        sinks = [Recorder() for _ in range(6)]
+        for sink in sinks:
+            client.send(request(sink))
+        await until(lambda: all(sink.end for sink in sinks))
+        assert client.idle == 6
+        await until(lambda: client.idle == 2 and server.open == 2)
+        last = Recorder()
+        client.send(request(last))
+        await until(lambda: last.end)
+        assert server.accepted == 6 and client.idle == 2
+
+    exchange(serve_all, check)
 
 
 def test_a_request_that_wants_a_new_connection_closes_one_that_is_kept() -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from supervisor import settings_sources
-from supervisor.settings import BenchmarkSettings, RouteSettings, Settings
-from supervisor.settings_rules import Fault, secrets_of, unreloadable
+from supervisor.secret_texts import secrets_of
+from supervisor.settings import BenchmarkSettings, ModelSettings, RouteSettings, Settings
+from supervisor.settings_rules import Fault, unreloadable
 from supervisor.settings_sources import Handoff, SettingsError, load
 
 MODEL = '[model]\nurl = "http://127.0.0.1:18000"\n[[route]]\npath = "/generate"\n'
@@ -617,9 +621,37 @@ def test_secrets_are_known_by_their_names(tmp_path: Path) -> None:
     assert set(secrets_of(load(path, {}), environ)) == {
         "hf_abcdefgh", "sk-12345678", "tk-12345678", "sk-abcdefgh",
     }  # fmt: skip
-    within = """["sh", "-c", "HF_TOKEN='hf_12345678' serve --api-key sk-12345678; echo =done"]"""
-    text = f'[model]\nurl = "http://127.0.0.1:9"\ncommand = {within}\n[[route]]\npath = "/a"\n'
-    assert set(secrets_of(load(toml(tmp_path, text), {}), {})) >= {"hf_12345678", "sk-12345678"}
+
+
+VALUES = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=8)
+LINES = (
+    "serve --api-key {}", "serve --api-key={};exec x", "HF_TOKEN={} serve", "export API_KEY={}&&x",
+    "(serve --apikey {})>/log", "serve --api-key \\\n {} | tee",
+)  # fmt: skip
+
+
+@given(VALUES, st.sampled_from(LINES), st.booleans())
+def test_secrets_within_an_item_are_known_however_they_are_quoted(
+    value: str, line: str, deeper: bool
+) -> None:
+    """``sh -c`` takes a whole command line, which may hold another one."""
+    line = line.format(shlex.quote(value))
+    if deeper:
+        line = f"exec bash -c {shlex.quote(line)}"
+    settings = Settings(model=ModelSettings(command=["sh", "-c", line]))
+    assert value in secrets_of(settings, {})
+
+
+@given(st.text())
+def test_any_command_line_can_be_taken_apart(line: str) -> None:
+    secrets_of(Settings(model=ModelSettings(command=["sh", "-c", line])), {})
+
+
+def test_what_an_item_holds_is_the_value_as_it_is() -> None:
+    """No shell takes its quotes away."""
+    command = ["vllm", "--api-key=(abcdef)", "--hf-token", "'abc123'"]
+    found = secrets_of(Settings(model=ModelSettings(command=command)), {})
+    assert {"(abcdef)", "'abc123'"} <= set(found)
 
 
 @pytest.mark.parametrize(
