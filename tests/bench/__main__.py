@@ -3,8 +3,9 @@
     python -m tests.bench [--only unary,streams,…] [--rounds N] [--seconds S] [--json FILE]
                           [--plot DIRECTORY]
 
-Needs `nginx` and `wrk` (the distribution's packages: `apt install nginx wrk`); the public
-PyWorker is installed from PyPI into an environment of its own, under ~/.cache. Everything takes turns, and medians are compared; the ratios are what counts.
+Needs `nginx` and `wrk` (the distribution's packages: `apt install nginx wrk`); the public PyWorker
+is installed from PyPI into an environment of its own, under ~/.cache. Everything takes turns, and
+medians are compared; the ratios are what counts.
 """
 
 from __future__ import annotations
