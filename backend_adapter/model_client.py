@@ -27,7 +27,8 @@ from backend_adapter.model_request import Request, Sink
 from backend_adapter.response_headers import ResponseHead
 
 SWEEP_S = 0.25
-LONG_KEPT = 256  #: idle connections that are kept for longer than a moment
+LONG_KEPT = 256  #: idle connections that are kept for longer than a moment …
+LET_GO_AT_ONCE = 256  #: … and how many of the others are closed in one turn
 CACHED_HEADS = 1024  #: request heads that are remembered …
 CACHED_BYTES = 256  #: … of those whose path and headers together are this short
 
@@ -98,7 +99,7 @@ class ModelClient:
         self._idle_timeout_s = idle_timeout_s
         self._max_kept = max_kept
         self._idle: dict[Connection, None] = {}  #: the one that was used last stands last
-        self._idle_before = 0  #: how many there were at the last look
+        self._least_idle = 0  #: since the last look: so many have not been used
         self._active: set[Connection] = set()
         self._connecting: dict[Request, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -155,6 +156,7 @@ class ModelClient:
         request.head = b"%b%d%b" % (head[0], len(request.body), head[1])
         while request.redeliver and self._idle:
             connection = self._idle.popitem()[0]
+            self._least_idle = min(self._least_idle, len(self._idle))
             if connection.usable:
                 self.reused += 1
                 connection.reused = True
@@ -329,8 +331,9 @@ class ModelClient:
     def _sweep(self) -> None:
         self._timer = self._loop.call_later(SWEEP_S, self._sweep)
         # what a burst has left goes soon, before the server closes all of it in one moment
-        self._let_go(max(0, min(self._idle_before, len(self._idle)) - LONG_KEPT))
-        self._idle_before = len(self._idle)
+        unused = min(self._least_idle, len(self._idle)) - LONG_KEPT
+        self._let_go(min(max(unused, 0), LET_GO_AT_ONCE))
+        self._least_idle = len(self._idle)
         now = self._loop.time()
         for request, task in list(self._connecting.items()):
             late = now - request.sent_at > self._connect_timeout_s

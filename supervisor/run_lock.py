@@ -29,7 +29,7 @@ _log = logging.getLogger("supervisor")
 
 
 class RunLockError(Exception):
-    """The state directory cannot be used."""
+    """The state directory cannot be used; one on another disk may (``worker.state_dir``)."""
 
 
 class AlreadyRunning(RunLockError):
@@ -122,7 +122,13 @@ class RunLock:
         except OSError as error:
             self._say_lost(f"cannot be made again: {error.strerror}")
             return
-        if not _try_lock(fd, fcntl.LOCK_EX):
+        try:
+            locked = _try_lock(fd, fcntl.LOCK_EX)
+        except RunLockError as error:
+            os.close(fd)
+            self._say_lost(f"and {error}")
+            return
+        if not locked:
             holder = _glance(fd).get("pid", 0)
             os.close(fd)
             if holder:  # else somebody who only looked: tried again at the next call
@@ -161,8 +167,6 @@ def read_running(state_dir: str) -> dict[str, Any] | None:
         raise RunLockError(f"cannot look at {_path(state_dir)}: {error.strerror}") from error
     try:
         return None if _try_lock(fd, fcntl.LOCK_SH) else _read(fd)
-    except OSError as error:
-        raise RunLockError(f"cannot look at {_path(state_dir)}: {error.strerror}") from error
     finally:
         os.close(fd)
 
@@ -182,6 +186,8 @@ def _try_lock(fd: int, kind: int) -> bool:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise RunLockError(f"{_FILE} cannot be locked: {error.strerror}") from error
     return True
 
 

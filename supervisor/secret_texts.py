@@ -13,8 +13,16 @@ from supervisor.settings import Settings
 
 #: Last words of the names of what is secret (HF_TOKEN, OPENAI_API_KEY, --api-key) …
 _SECRET_WORDS = frozenset(("TOKEN", "KEY", "APIKEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIALS"))
+#: … but for what tokenizers call so (--pad-token) …
+_NO_SECRET = frozenset(("PAD", "EOS", "BOS", "END", "STOP", "MASK", "UNK", "SEP", "CLS"))
 #: … whose value has at least this many characters; shorter ones are words like "true".
 MIN_SECRET = 8
+#: A word that a shell would take apart.
+_TAKEN_APART = re.compile(r"[\s\"'\\;&|()<>]")
+#: ``name VALUE``, ``name=VALUE``, ``"name": "VALUE"`` in any text.
+_GIVEN = re.compile(
+    r"""(?<![\w.-])([\w.-]{1,64})["']?([\s:=]{1,64})["'$]*(?=([^\s"'`;&|<>(){},]{8,}))"""
+)
 
 
 def secrets_of(settings: Settings, environ: Mapping[str, str]) -> list[str]:
@@ -48,24 +56,38 @@ def _command_lines(words: list[str]) -> Iterator[list[str]]:
 
 
 def _parts(word: str) -> list[str]:
-    word = word.replace("\\\n", " ")
-    lexer = shlex.shlex(word, posix=True, punctuation_chars=True)
+    if not _TAKEN_APART.search(word):
+        return [word]
+    lexer = shlex.shlex(word.replace("\\\n", ""), posix=True, punctuation_chars=True)
     lexer.whitespace_split, lexer.commenters = True, ""
     try:
         return list(lexer)
     except ValueError:  # a quote that is never closed
-        return re.split(r"[\s\"';&|()<>]+", word)
+        return word.split()
 
 
 def _secret_words(words: list[str]) -> Iterator[str]:
-    """Of a command: ``--api-key VALUE``, ``--api-key=VALUE``, ``API_KEY=VALUE``."""
+    """Of a command: ``--api-key VALUE``, ``--api-key=VALUE``, ``API_KEY=VALUE``, and in its words,
+    as they stand, whatever looks like it.
+    """
     for word, following in zip(words, [*words[1:], ""]):
         name, separator, value = word.partition("=")
-        value = value if separator else following
-        given = separator or name.startswith("-")
-        if given and _names_secret(name) and len(value) >= MIN_SECRET:
+        if not separator and name.startswith("-") and not following.startswith("--"):
+            value = following
+        if _names_secret(name) and _is_secret(value):
             yield value
+            yield value.removeprefix("$")  # $'…'
+        if _TAKEN_APART.search(word):
+            for name, between, value in _GIVEN.findall(word):
+                given = name.startswith("-") or not between.isspace()
+                if given and _names_secret(name) and _is_secret(value):
+                    yield value
+
+
+def _is_secret(value: str) -> bool:
+    return len(value) >= MIN_SECRET and any(map(str.isalnum, value))
 
 
 def _names_secret(name: str) -> bool:
-    return name.upper().replace("-", "_").rpartition("_")[2] in _SECRET_WORDS
+    before, _, last = name.upper().replace("-", "_").rpartition("_")
+    return last in _SECRET_WORDS and before.rpartition("_")[2] not in _NO_SECRET

@@ -139,10 +139,10 @@ class Source(msgspec.Struct, frozen=True):
     def _demo_again(self, running: Plan) -> Plan:
         from supervisor.embedded import embedded_again
 
-        if _configures_model(self._load()):
+        settings = self._load()
+        if _configures_model(settings) or settings.hooks.file:
             hint = "start the worker anew: until then the demo answers"
             raise SettingsError([Fault("model.url", "a model is configured now", hint)])
-        _refuse_to_play(self._load())
         settings = embedded_again(*self._quiet(), running.settings)
         plan = make(settings, embedded=True)
         return replace(plan, named_state_dir=running.named_state_dir)

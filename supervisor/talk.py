@@ -178,7 +178,7 @@ def _facts(told: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("last report", "none yet" if ago_s < 0 else f"{ago_s:g} s ago"))
         error = load.get("error") or load.get("last_post_error")
         facts.append(("last error", str(error or "none")))
-    own = told["own_log"]
+    own = told.get("own_log") or {"dropped_bytes": 0, "error": ""}  # an older worker's answer
     logs = [("supervisor", own["dropped_bytes"], 0, own["error"])]
     for each in told["members"]:
         counts = each["log_dropped_bytes"], each["log_cut_bytes"]

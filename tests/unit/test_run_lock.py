@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import resource
@@ -258,3 +259,23 @@ def test_a_lock_that_may_not_be_looked_at_is_told_to_who_asks(tmp_path: Path) ->
         read_running(str(tmp_path))
     with pytest.raises(ControlError, match="--state-dir"):
         running(str(tmp_path))
+
+
+def test_a_file_system_that_locks_nothing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = RunLock(str(tmp_path))
+    lock.acquire()
+
+    def refuse(fd: int, kind: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    for ask in (RunLock(str(tmp_path)).acquire, lambda: read_running(str(tmp_path))):
+        with pytest.raises(RunLockError, match="cannot be locked"):
+            ask()
+    (tmp_path / "run.lock").unlink()
+    before = len(os.listdir("/proc/self/fd"))
+    lock.keep()
+    assert len(os.listdir("/proc/self/fd")) == before
+    lock.release()

@@ -647,6 +647,28 @@ def test_any_command_line_can_be_taken_apart(line: str) -> None:
     secrets_of(Settings(model=ModelSettings(command=["sh", "-c", line])), {})
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "# don't\nserve --api-key 'abcd1234'",
+        "cat <<EOF\nAPI_KEY=abcd1234\nEOF",
+        "serve --api-key $'abcd1234'",
+        "serve --api-key abcd\\\n1234",
+        """serve --config '{"api_key": "abcd1234"}'""",
+        "x: it's\napi_key: abcd1234",
+    ],
+)
+def test_secrets_are_known_where_no_shell_would_read_the_line_so(line: str) -> None:
+    settings = Settings(model=ModelSettings(command=["sh", "-c", line]))
+    assert "abcd1234" in secrets_of(settings, {})
+
+
+def test_what_only_looks_like_a_secret_is_none() -> None:
+    command = ["x", "--no-api-key", "--tensor-parallel-size", "2", "--end-token", "</think>",
+               "--key", "========"]  # fmt: skip
+    assert secrets_of(Settings(model=ModelSettings(command=command)), {}) == []
+
+
 def test_what_an_item_holds_is_the_value_as_it_is() -> None:
     """No shell takes its quotes away."""
     command = ["vllm", "--api-key=(abcdef)", "--hf-token", "'abc123'"]
