@@ -85,7 +85,7 @@ def _secret_words(words: list[str]) -> Iterator[str]:
 
 
 def _is_secret(value: str) -> bool:
-    return len(value) >= MIN_SECRET and any(map(str.isalnum, value))
+    return len(value) >= MIN_SECRET and len(set(value)) > 2  # ======== is none
 
 
 def _names_secret(name: str) -> bool:
