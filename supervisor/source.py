@@ -5,8 +5,8 @@ What a worker.py amounts to is not known here: it is run in a process of its own
 worker starts, which then plans again.
 
 Law: the embedded demo runs only where neither a model, nor a route, nor a worker.py, nor an engine
-is configured. An instance that an engine counts on must never answer with the demo's words, so there
-the missing model is a fault like any other.
+is configured. An instance that an engine counts on must never answer with the demo's words,
+so there the missing model is a fault like any other.
 """
 
 from __future__ import annotations
