@@ -18,7 +18,8 @@ It must not know who reads NVML, nor what a fault means for the model server (``
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from backend_adapter.gpu_words import (
     DEADLY_XIDS,
@@ -37,8 +38,7 @@ SAME_ERROR_S = 15.0
 SETTLE_S = 5.0
 
 
-@dataclass(slots=True)
-class _Gpu:
+class _Gpu(msgspec.Struct):
     """What is known of one device."""
 
     index: int
@@ -49,7 +49,7 @@ class _Gpu:
     broken_at: float = 0.0
     ecc: int = -1
     hit_at: float | None = None
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = []
 
     @property
     def title(self) -> str:

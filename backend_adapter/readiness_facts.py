@@ -6,15 +6,15 @@ A leaf: data, times in ``time.monotonic()`` seconds.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+
+import msgspec
 
 from backend_adapter.readiness_words import Verdict
 
 FIRST_RETRY_S = 1.0  #: before a failed benchmark is tried again; doubles each time
 
 
-@dataclass(slots=True)
-class Facts:
+class Facts(msgspec.Struct):
     """What is known of one generation."""
 
     probe_at: float  #: when it is probed next

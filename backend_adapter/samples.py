@@ -11,7 +11,6 @@ import random
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
@@ -64,14 +63,13 @@ class Fixed:
         """Nothing is open."""
 
 
-@dataclass(slots=True)
-class _Draw:
+class _Draw(msgspec.Struct):
     got: Got
     route: str
     count: int
     asked_at: float
     sessions: int = 0  #: that it was asked in
-    payloads: list[Payload] = field(default_factory=list)
+    payloads: list[Payload] = []
 
 
 class Samples:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import http
 import socket
 import struct
-from email.utils import formatdate
+import time
 
 #: Interim answer to ``Expect: 100-continue``.
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -59,7 +59,9 @@ class Prefixes:
 
     def tick(self, wall_s: float) -> None:
         """Take a new second into the Date header. Call once a second."""
-        self._date = f"date: {formatdate(wall_s, usegmt=True)}\r\n".encode()
+        # in English: this process never leaves the C locale
+        date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(wall_s))
+        self._date = f"date: {date}\r\n".encode()
         self.by_status.clear()
 
     def of(self, status: int) -> bytes:

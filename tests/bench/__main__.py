@@ -3,9 +3,9 @@
     python -m tests.bench [--only unary,streams,…] [--rounds N] [--seconds S] [--json FILE]
                           [--plot DIRECTORY]
 
-Needs `nginx` and `wrk` (the distribution's packages: `apt install nginx wrk`); the public PyWorker
-is installed from PyPI into an environment of its own, under ~/.cache. Everything takes turns, and
-medians are compared; the ratios are what counts.
+Needs `nginx` and `wrk` (the distribution's packages: `apt install nginx wrk`). The worker and, from
+PyPI, the public PyWorker are installed into environments of their own, under ~/.cache. Everything
+takes turns, and medians are compared; the ratios are what counts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.bench import bodies, footprint, growth, plot, restarts, scale, stand, streams, unary
+from tests.bench import (
+    bodies,
+    environments,
+    footprint,
+    growth,
+    plot,
+    restarts,
+    scale,
+    streams,
+    unary,
+)
 from tests.bench.table import Row, show
 
 SECTIONS: dict[str, Callable[[int, float], Iterator[Row]]] = {
@@ -87,7 +97,7 @@ def _machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "nginx": first_line("nginx", "-v"),
         "wrk": first_line("wrk", "-v"),
-        "pyworker": stand.PEER,
+        "pyworker": environments.PEER,
         "commit": first_line("git", "describe", "--always", "--dirty"),
     }
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from supervisor import file_limit
 from supervisor.ports import free_port
 from tests.bench import stand
+from tests.bench.environments import worker_python
 from tests.bench.table import Goal, Row
 from tests.kit.wait import wait_until
 from tests.kit.worker import Worker, end
@@ -23,11 +24,11 @@ from tests.kit.worker import Worker, end
 IDLE_STREAMS = 1_000
 
 
-def pss_kb(pid: int) -> float:
-    """Its share of memory (proc(5), smaps_rollup), KiB."""
+def pss_bytes(pid: int) -> float:
+    """Its share of memory (proc(5), smaps_rollup)."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
-            return float(line.split()[1])
+            return float(line.split()[1]) * 1024
     raise AssertionError("no Pss")
 
 
@@ -43,7 +44,7 @@ def _start(rounds: int) -> Iterator[Row]:
     for _ in range(max(rounds, 3)):
         with tempfile.TemporaryDirectory() as name:
             port = free_port("127.0.0.1")
-            worker = Worker(Path(name), settings=(f"worker.port={port}",))
+            worker = Worker(Path(name), settings=(f"worker.port={port}",), python=worker_python())
             began = time.monotonic()
             worker.start()
             try:
@@ -66,10 +67,10 @@ def _accepts(port: int) -> bool:
 def _memory() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name, stand.streaming(Path(name), 0.02) as bench:
         pids = bench.processes()
-        rest = {each: pss_kb(pid) for each, pid in pids.items()}
-        for each, kb in rest.items():
-            yield Row(f"memory at rest (PSS), {each}", "MB", {"worker": kb / 1e3})
-        total = {"worker": sum(rest.values()) / 1e3}
+        rest = {each: pss_bytes(pid) for each, pid in pids.items()}
+        for each, held in rest.items():
+            yield Row(f"memory at rest (PSS), {each}", "MB", {"worker": held / 1e6})
+        total = {"worker": sum(rest.values()) / 1e6}
         yield Row("memory at rest (PSS), all four", "MB", total, [Goal(100, False)])
         payload = {"prompt": "x", "max_tokens": 1000, "stream": True}
         with ExitStack() as stack:
@@ -79,8 +80,8 @@ def _memory() -> Iterator[Row]:
                 lambda: bench.worker.status()["queue"].get("running") == IDLE_STREAMS,
                 what="all streams to run",
             )
-            more = sum(pss_kb(pid) - rest[each] for each, pid in pids.items())
-        each_kb = {"worker": more / IDLE_STREAMS}
+            more = sum(pss_bytes(pid) - rest[each] for each, pid in pids.items())
+        each_kb = {"worker": more / IDLE_STREAMS / 1e3}
         yield Row(f"memory of one of {IDLE_STREAMS} streams", "KB", each_kb, [Goal(20, False)])
 
 

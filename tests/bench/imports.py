@@ -18,7 +18,7 @@ from rich.table import Table
 
 #: Each process, and what it imports once it runs: its room, and what it loads at the first use.
 PROCESSES = {
-    "supervisor": ("supervisor.start",),
+    "supervisor": ("supervisor.start", "tempfile"),
     "ingress": ("ingress.process",),
     "backend_adapter": ("backend_adapter.process",),
     "reporter": ("reporter.process", "aiohttp.web", "cryptography.hazmat.primitives.serialization"),
@@ -50,11 +50,11 @@ def main() -> None:
             kb[_package(name)] += float(held)
         named = [name for name, _ in kb.most_common(SHOWN)]
         for name in named:
-            table.add_row(process, name, f"{ms[name]:.0f}", f"{kb[name] / 1e3:.1f}")
+            table.add_row(process, name, f"{ms[name]:.0f}", f"{kb[name] * 1.024e-3:.1f}")
         rest = set(kb) - set(named)
         other = sum(ms[n] for n in rest), sum(kb[n] for n in rest)
-        table.add_row(process, "others", f"{other[0]:.0f}", f"{other[1] / 1e3:.1f}")
-        table.add_row(process, "all", f"{ms.total():.0f}", f"{kb.total() / 1e3:.1f}")
+        table.add_row(process, "others", f"{other[0]:.0f}", f"{other[1] * 1.024e-3:.1f}")
+        table.add_row(process, "all", f"{ms.total():.0f}", f"{kb.total() * 1.024e-3:.1f}")
     Console().print(table)
 
 

@@ -29,6 +29,7 @@ from typing import Any
 
 import aiohttp
 
+from tests.bench.environments import worker_python
 from tests.bench.table import Goal, Row
 from tests.kit.load import Load
 from tests.kit.wait import wait_until
@@ -107,6 +108,7 @@ def measured(rounds: int) -> dict[str, Any]:
             Path(directory),
             model_flags=("--tokens-per-second", "30", "--load-seconds", str(LOAD_S)),
             settings=PATIENT,
+            python=worker_python(),
         ) as worker,
     ):
         auth = worker.auth()
@@ -135,7 +137,7 @@ def _frozen(rounds: int) -> Iterator[Row]:
     """From SIGSTOP to the end of the process that stands still."""
     with (
         tempfile.TemporaryDirectory() as directory,
-        running(Path(directory), settings=PATIENT) as worker,
+        running(Path(directory), settings=PATIENT, python=worker_python()) as worker,
     ):
         for name in VICTIMS[1:]:
             took = []

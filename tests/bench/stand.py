@@ -1,6 +1,6 @@
 """What is measured side by side, started and stopped together: nginx as a model server that answers
 at once, the demo model, which streams; nginx as a proxy, the worker, and the public PyWorker in
-front of either. PyWorker comes from PyPI, into an environment of its own.
+front of either. The last two run in environments of their own (``environments.py``).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import random
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +20,7 @@ from typing import Any, Literal
 import psutil
 
 from supervisor.ports import free_port
+from tests.bench.environments import peer_python, worker_python
 from tests.interop.peer import the_peer
 from tests.kit.recording_engine import RecordingEngine
 from tests.kit.wait import wait_until
@@ -122,7 +122,6 @@ _ROUTES = "".join(
         *(f"/files/{size}" for size in (1_000, 1_000_000, 10_000_000)),
     )
 )
-PEER = "vastai==1.9.1"
 #: Who runs beside the worker.
 Others = Literal["none", "tuned", "as they come, too"]
 #: takes one request at a time, and lets the others wait
@@ -177,25 +176,6 @@ def turns(names: Iterable[str], round_: int) -> list[str]:
     return order
 
 
-def peer_python() -> str:
-    """The interpreter of PyWorker's environment, which is made where it is missing; "": it cannot
-    be had.
-    """
-    directory = Path.home() / ".cache" / "lighterman" / PEER
-    python = directory / "bin" / "python"
-    if not (directory / "complete").exists():
-        print(f"installing {PEER} into {directory}", file=sys.stderr)
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        made = subprocess.run([sys.executable, "-m", "venv", str(directory)])
-        install = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", PEER]
-        if made.returncode or subprocess.run(install, stderr=subprocess.DEVNULL).returncode:
-            print(f"{PEER} cannot be installed: measured without PyWorker", file=sys.stderr)
-            return ""
-        (directory / "complete").touch()
-    return str(python)
-
-
 @contextmanager
 def static(
     directory: Path,
@@ -217,7 +197,13 @@ def static(
         }  # fmt: skip
         with (
             _nginx(directory / "model", _MODEL % model),
-            running(directory, toml=toml, routes=_ROUTES + _HELD, settings=settings) as worker,
+            running(
+                directory,
+                toml=toml,
+                routes=_ROUTES + _HELD,
+                settings=settings,
+                python=worker_python(),
+            ) as worker,
             _beside(worker, port, others, "on") as stand,
         ):
             yield stand
@@ -234,7 +220,13 @@ def streaming(
     pace = ("--tokens-per-second", str(tokens_per_s)) if tokens_per_s else ()
     flags = ("--slots", "20000", *pace)
     with (
-        running(directory, model_flags=flags, routes=_ROUTES + _HELD, settings=settings) as worker,
+        running(
+            directory,
+            model_flags=flags,
+            routes=_ROUTES + _HELD,
+            settings=settings,
+            python=worker_python(),
+        ) as worker,
         _beside(worker, worker.model_port, others, "off") as stand,
     ):
         yield stand

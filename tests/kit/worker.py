@@ -38,7 +38,8 @@ class Worker:
 
     ``toml`` stands before the routes; ``model_flags`` go to the demo model; ``settings`` are
     ``section.name=value`` flags. ``script``: text of a worker.py that is run instead, ``PORT`` in
-    it is ``model_port``. ``before``: a command that the whole worker is run by.
+    it is ``model_port``. ``before``: a command that the whole worker is run by. ``python``: of an
+    environment that a worker is installed in, which is run then, not this checkout.
 
     It is given secrets in its environment, but for those that ``environ`` names itself; ``end``
     looks for them in all that it has left.
@@ -55,6 +56,7 @@ class Worker:
         environ: dict[str, str] | None = None,
         script: str = "",
         before: tuple[str, ...] = (),
+        python: str = "",
     ) -> None:
         self.directory = directory
         self.state_dir = directory / "state"
@@ -67,7 +69,7 @@ class Worker:
                 "--journal", str(self.journal), *model_flags,
             ]  # fmt: skip
             toml = (
-                f"[model]\ncommand = {json.dumps(command)}\n"
+                f"[model]\ncommand = {json.dumps(command)}\ncwd = {json.dumps(os.getcwd())}\n"
                 f'url = "http://127.0.0.1:{self.model_port}"\nhealth = "/health"\n'
             )
         self.file = directory / "worker.toml"
@@ -76,6 +78,8 @@ class Worker:
             self.file = directory / "worker.py"
             self.file.write_text(script.replace("PORT", str(self.model_port)))
         self._before = before
+        self._python = python or sys.executable
+        self._installed = bool(python)
         self.settings = settings
         self.planted = Planted("MASTER_TOKEN", "HF_TOKEN", "OPENAI_API_KEY")
         self._environ = self.planted.environ | (environ or {})
@@ -90,13 +94,17 @@ class Worker:
             "worker.host=127.0.0.1", *self.settings,
         )  # fmt: skip
         flags = [part for setting in settings for part in ("--set", setting)]
+        environ, cwd = environment(**self._environ), None
+        if self._installed:  # no checkout may be found first
+            environ = {n: v for n, v in environ.items() if not n.startswith(("PYTHON", "COV"))}
+            cwd = self.directory
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
                 [
-                    *self._before, sys.executable, "-m", "supervisor", str(self.file),
+                    *self._before, self._python, "-m", "supervisor", str(self.file),
                     "--state-dir", str(self.state_dir), *flags,
                 ],
-                stdout=output, stderr=subprocess.STDOUT, env=environment(**self._environ),
+                stdout=output, stderr=subprocess.STDOUT, env=environ, cwd=cwd,
             )  # fmt: skip
         return self
 
