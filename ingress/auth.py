@@ -220,7 +220,11 @@ def _decoded(text: str) -> bytes:
     except ValueError:
         signature = b""
     if base64.b64encode(signature).decode() != text:
-        raise Refused("bad_signature", "auth_data.signature is not base64.")
+        raise Refused(
+            "bad_signature",
+            "auth_data.signature is not base64: ask the engine's /route/ for a worker, and send its"
+            " whole answer as auth_data.",
+        )
     return signature
 
 

@@ -1,6 +1,7 @@
-"""The environments that the worker and the public PyWorker run in: each has one of its own, as a
-user makes it, under ~/.cache/lighterman. What a developer installs beside (an editable checkout, a
-coverage hook) is loaded by each process, and would count as its memory. Needs a package index.
+"""The environments that the worker and the public PyWorker run in: each has one of its own,
+under ~/.cache/lighterman. What a developer has there besides (a coverage hook, the finder of a
+checkout that may be edited) is loaded by each process, and would count as its memory. Needs a
+package index.
 """
 
 from __future__ import annotations
