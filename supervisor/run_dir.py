@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,8 +31,6 @@ _log = logging.getLogger("supervisor")
 
 def make() -> str:
     """A run's private directory, mode 0700: in TMPDIR, or in /tmp where that is too long a path."""
-    import tempfile  # each of our processes has this module, the supervisor alone comes here
-
     path = tempfile.mkdtemp(prefix=PREFIX)
     if len(os.fsencode(path)) > MAX_DIR_BYTES:
         os.rmdir(path)

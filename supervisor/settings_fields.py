@@ -6,6 +6,7 @@ row of the reference. It must not know any setting by name.
 
 from __future__ import annotations
 
+import tomllib
 import typing
 from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -109,8 +110,6 @@ def from_text(text: str, kind: Any) -> Any:
         return text
     if get_origin(bare) is list and not text.lstrip().startswith("["):
         return [part.strip() for part in text.split(",") if part.strip()]
-    import tomllib  # every process has this module, few texts come here
-
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except ValueError as error:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,6 @@ class _Reader:
         except (OSError, ValueError) as error:
             self.fault("", str(path), f"cannot be read: {error}")
             return
-        import tomllib  # only the supervisor reads files
-
         try:
             tree = tomllib.loads(text)
         except ValueError as error:

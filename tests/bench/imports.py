@@ -18,7 +18,7 @@ from rich.table import Table
 
 #: Each process, and what it imports once it runs: its room, and what it loads at the first use.
 PROCESSES = {
-    "supervisor": ("supervisor.start", "tempfile"),
+    "supervisor": ("supervisor.start",),
     "ingress": ("ingress.process",),
     "backend_adapter": ("backend_adapter.process",),
     "reporter": ("reporter.process", "aiohttp.web", "cryptography.hazmat.primitives.serialization"),
