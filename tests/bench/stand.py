@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -176,6 +176,14 @@ def turns(names: Iterable[str], round_: int) -> list[str]:
     return order
 
 
+def _worker(
+    directory: Path, settings: tuple[str, ...], **options: Any
+) -> AbstractContextManager[Worker]:
+    return running(
+        directory, routes=_ROUTES + _HELD, settings=settings, python=worker_python(), **options
+    )
+
+
 @contextmanager
 def static(
     directory: Path,
@@ -197,13 +205,7 @@ def static(
         }  # fmt: skip
         with (
             _nginx(directory / "model", _MODEL % model),
-            running(
-                directory,
-                toml=toml,
-                routes=_ROUTES + _HELD,
-                settings=settings,
-                python=worker_python(),
-            ) as worker,
+            _worker(directory, settings, toml=toml) as worker,
             _beside(worker, port, others, "on") as stand,
         ):
             yield stand
@@ -220,13 +222,7 @@ def streaming(
     pace = ("--tokens-per-second", str(tokens_per_s)) if tokens_per_s else ()
     flags = ("--slots", "20000", *pace)
     with (
-        running(
-            directory,
-            model_flags=flags,
-            routes=_ROUTES + _HELD,
-            settings=settings,
-            python=worker_python(),
-        ) as worker,
+        _worker(directory, settings, model_flags=flags) as worker,
         _beside(worker, worker.model_port, others, "off") as stand,
     ):
         yield stand

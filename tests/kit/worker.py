@@ -78,8 +78,7 @@ class Worker:
             self.file = directory / "worker.py"
             self.file.write_text(script.replace("PORT", str(self.model_port)))
         self._before = before
-        self._python = python or sys.executable
-        self._installed = bool(python)
+        self._python = python
         self.settings = settings
         self.planted = Planted("MASTER_TOKEN", "HF_TOKEN", "OPENAI_API_KEY")
         self._environ = self.planted.environ | (environ or {})
@@ -95,14 +94,14 @@ class Worker:
         )  # fmt: skip
         flags = [part for setting in settings for part in ("--set", setting)]
         environ, cwd = environment(**self._environ), None
-        if self._installed:  # no checkout may be found first
+        if self._python:  # no checkout may be found first
             environ = {n: v for n, v in environ.items() if not n.startswith(("PYTHON", "COV"))}
             cwd = self.directory
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
                 [
-                    *self._before, self._python, "-m", "supervisor", str(self.file),
-                    "--state-dir", str(self.state_dir), *flags,
+                    *self._before, self._python or sys.executable, "-m", "supervisor",
+                    str(self.file), "--state-dir", str(self.state_dir), *flags,
                 ],
                 stdout=output, stderr=subprocess.STDOUT, env=environ, cwd=cwd,
             )  # fmt: skip
